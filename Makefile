@@ -1,0 +1,56 @@
+# `make` prints the targets. Everything runs from .venv, which `make setup` builds.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# cpu or gpu: the build of vLLM. By default gpu where nvidia-smi sees one.
+EXTRA ?= $(shell nvidia-smi --list-gpus 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
+CONFIG ?= configs/shapes_cpu.yaml
+ARGS ?=
+
+VENV := .venv
+PYTHON_BIN := $(VENV)/bin/python
+STAMP := $(VENV)/.setup-$(EXTRA)
+
+.PHONY: help setup train test test-unit test-integration check format bench clean
+
+help:  ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@echo
+	@echo '  make train ARGS="--set run.steps=10"     more options for the command behind a target'
+	@echo '  make setup EXTRA=gpu                     cpu or gpu; by default what this machine has'
+
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh
+	@scripts/setup.sh $(EXTRA)
+	@rm -f $(VENV)/.setup-*
+	@touch $@
+
+setup: $(STAMP)  ## build .venv with everything in it (at once when nothing changed)
+
+train: setup  ## train; without more, a tiny Janus on the shapes world, on CPU, in minutes
+	$(PYTHON_BIN) -m cluster.launch --config $(CONFIG) $(ARGS)
+
+test: test-unit test-integration  ## run all tests
+
+test-unit: setup  ## run the tests that need no engine, no Ray, no Redis (seconds)
+	$(PYTHON_BIN) -m pytest tests/unit $(ARGS)
+
+test-integration: setup  ## run the tests with the real vLLM, Ray, DeepSpeed and Redis (minutes)
+	$(PYTHON_BIN) -m pytest tests/integration $(wildcard tests/gpu) $(ARGS)
+
+check: setup  ## lint, format, types, import rule, shipped configs
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(PYTHON_BIN) -m pytest -q tests/unit/test_imports.py tests/unit/test_shipped_configs.py
+
+format: setup  ## let ruff mend what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: setup  ## measure the stages of the pipeline on this machine
+	$(PYTHON_BIN) -m cluster.bench $(ARGS)
+
+clean:  ## remove .venv and caches; never runs/ nor cached models
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
