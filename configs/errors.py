@@ -1,0 +1,63 @@
+"""Every error bicot raises on purpose, in one tree.
+
+    BicotError
+    ├── ConfigError         a config field is wrong: names the field, the value, the remedy
+    ├── DataError           a data set is wrong: names the file and, where there is one, the line
+    ├── ModelError          a model folder or hub id cannot be used
+    ├── RolloutError        a trajectory could not be generated
+    ├── RewardError         a picture could not be scored: names the reward
+    ├── LearnerError        an optimizer step could not be made
+    ├── WeightSyncError     weights could not be published or loaded
+    ├── RegistryError       Redis cannot be reached or refused a command
+    ├── PlacementError      the cluster cannot hold what the config asks for
+    └── RunError            the run as a whole cannot go on
+
+The tree lives in `configs` because it is the only package every other one may import.
+`ValueError` is for a caller's wrong argument, `assert` for our own invariants.
+"""
+
+from __future__ import annotations
+
+
+class BicotError(Exception):
+    """Base of all errors bicot raises on purpose; the message is meant for the user."""
+
+
+class ConfigError(BicotError):
+    """A config field is wrong. The message names the field, the value and the remedy."""
+
+
+class DataError(BicotError):
+    """A data set cannot be used. The message names the file and the line."""
+
+
+class ModelError(BicotError):
+    """A model folder or hub id cannot be used. The message names it."""
+
+
+class RolloutError(BicotError):
+    """A trajectory could not be generated."""
+
+
+class RewardError(BicotError):
+    """A picture could not be scored. The message names the reward."""
+
+
+class LearnerError(BicotError):
+    """An optimizer step could not be made."""
+
+
+class WeightSyncError(BicotError):
+    """Weights could not be published or loaded."""
+
+
+class RegistryError(BicotError):
+    """Redis cannot be reached, or refused a command. The message names the URL without its password."""
+
+
+class PlacementError(BicotError):
+    """The cluster cannot hold what the config asks for."""
+
+
+class RunError(BicotError):
+    """The run as a whole cannot go on."""
