@@ -1,0 +1,1 @@
+"""Rollout: prompts in; semantic CoTs, image tokens and pictures out."""

@@ -1,0 +1,140 @@
+"""Pictures for prompts, outside training: one engine, one group a prompt, until all are drawn.
+
+prompts ─► plan_rollout (context, memory) ─► engine + GroupSampler ─► sink(group, pictures), as each finishes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers.utils import logging
+
+from configs.errors import ConfigError, DataError
+from configs.schema import RolloutConfig
+from rollout.conversation import Conversation
+from rollout.records import GroupRequest, GroupRollout, Prompt, UInt8Array, derive_seed
+from rollout.worker import create_engine, start_sampler
+
+DEFAULT_COT_TOKENS = 128
+MAX_SEQUENCES = 128
+"""Sequences that run at once."""
+_CPU_SEQUENCES = 16
+"""Sequences for which a CPU's key-value cache has room at least; more of them take turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawingOptions:
+    """What to draw with, and how; None lets the checkpoint or the machine decide."""
+
+    model: str
+    revision: str | None = None
+    engine: Literal["vllm", "transformers"] = "vllm"
+    device: Literal["cpu", "cuda"] | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    num_images: int = 4
+    images_per_cot: int = 1
+    no_cot: bool = False
+    guidance_scale: float | None = None
+    temperature: float = 1.0
+    max_cot_tokens: int | None = None
+    seed: int = 0
+
+
+async def draw(
+    options: DrawingOptions, prompts: Sequence[Prompt], sink: Callable[[GroupRollout, UInt8Array], None]
+) -> None:
+    """Draw `options.num_images` pictures of each prompt; `sink` gets each group with its pictures.
+
+    Raises ConfigError, DataError or ModelError when it cannot begin, RolloutError when the engine fails.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    conversation = Conversation.from_pretrained(options.model, revision=options.revision)
+    config = plan_rollout(options, conversation, prompts)
+    dtype = options.dtype or ("bfloat16" if config.gpus_per_worker else "float32")
+    engine = create_engine(options.model, config, dtype, options.revision)
+    try:
+        sampler = await start_sampler(
+            engine, options.model, config, "drawing", options.revision, with_cot=not options.no_cot
+        )
+        # The slow engine gains nothing from company: one group after the other shows its pictures sooner.
+        num_groups_at_once = math.ceil(MAX_SEQUENCES / options.num_images) if options.engine == "vllm" else 1
+        places = asyncio.Semaphore(num_groups_at_once)
+
+        async def draw_group(sequence: int, prompt: Prompt) -> None:
+            async with places:
+                rollout, pictures = await sampler.sample(_request(options, sequence, prompt))
+            sink(rollout, pictures)
+
+        drawing = [asyncio.create_task(draw_group(sequence, prompt)) for sequence, prompt in enumerate(prompts)]
+        try:
+            await asyncio.gather(*drawing)
+        finally:
+            for task in drawing:
+                task.cancel()
+    finally:
+        await engine.close()
+
+
+def plan_rollout(options: DrawingOptions, conversation: Conversation, prompts: Sequence[Prompt]) -> RolloutConfig:
+    """What the engine is told: a context for the longest of these prompts, and memory for some sequences of it.
+
+    Raises PromptTooLong (a DataError) when a prompt leaves no room for plan and picture.
+    """
+    checkpoint = conversation.checkpoint
+    room = checkpoint.max_positions - checkpoint.num_image_tokens
+    least_cot_tokens = 1 if options.no_cot else (options.max_cot_tokens or 1)
+    longest = max(_num_prompt_tokens(options, conversation, prompt, room - least_cot_tokens) for prompt in prompts)
+    max_prompt_tokens = max(4, longest)
+    max_cot_tokens = 1 if options.no_cot else (options.max_cot_tokens or min(DEFAULT_COT_TOKENS, room - longest))
+    on_gpu = _device(options.device) == "cuda"
+    num_sequences = min(MAX_SEQUENCES, len(prompts) * options.num_images)
+    num_tokens = max_prompt_tokens + max_cot_tokens + checkpoint.num_image_tokens
+    text = checkpoint.config.text_config
+    # Keys and values of both streams, 4 bytes a number at most; half as much again for blocks that are not full.
+    token_bytes = 1.5 * 4 * 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    return RolloutConfig(
+        engine=options.engine,
+        gpus_per_worker=1.0 if on_gpu else 0.0,
+        threads_per_worker=None if on_gpu else torch.get_num_threads(),
+        max_prompt_tokens=max_prompt_tokens,
+        max_cot_tokens=max_cot_tokens,
+        guidance_scale=options.guidance_scale or checkpoint.guidance_scale,
+        temperature=options.temperature,
+        max_num_seqs=num_sequences,
+        kv_cache_gib=max(0.1, token_bytes * num_tokens * min(num_sequences, _CPU_SEQUENCES) / 2**30),
+        enforce_eager=not on_gpu,  # on CPUs, compiling takes longer than the pictures do
+    )
+
+
+def _num_prompt_tokens(options: DrawingOptions, conversation: Conversation, prompt: Prompt, limit: int) -> int:
+    if not prompt.text.strip():
+        raise DataError(f"prompt {prompt.prompt_id} is empty")
+    contexts = [conversation.image_prompt(prompt.text, "")]
+    if not options.no_cot:
+        contexts.append(conversation.semantic_prompt(prompt.text))
+    for ids in contexts:
+        conversation.check_length(ids, limit, prompt.text, "shorten it, or lower max_cot_tokens")
+    return max(map(len, contexts))
+
+
+def _request(options: DrawingOptions, sequence: int, prompt: Prompt) -> GroupRequest:
+    return GroupRequest(
+        sequence=sequence,
+        attempt=0,
+        prompt=prompt,
+        group_size=options.num_images,
+        images_per_cot=options.images_per_cot,
+        seed=derive_seed(options.seed, "drawing", sequence),
+    )
+
+
+def _device(wanted: str | None) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: PyTorch finds no CUDA GPU here; use cpu")
+    return wanted or ("cuda" if torch.cuda.is_available() else "cpu")

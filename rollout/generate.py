@@ -1,0 +1,170 @@
+"""Draw pictures with a trained policy, from the command line.
+
+    python -m rollout.generate --model DIR_OR_HUB_ID --prompt "a red star" --num-images 4 --output-dir DIR
+
+The policy is asked in the words it was trained with, and drawn from by the same engine as in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from configs.errors import BicotError, ConfigError, DataError, ModelError
+from rollout.prompts import load_prompts, summarize_skipped
+from rollout.records import GroupRollout, Prompt, UInt8Array
+
+MAX_BAD_LINES = 100
+
+EXAMPLES = """\
+examples:
+  python -m rollout.generate --model runs/shapes_cpu/checkpoints/step_000150/model --prompt "two red stars"
+  python -m rollout.generate --model deepseek-community/Janus-Pro-1B --prompts prompts.txt --output-dir pictures
+
+Every picture has a line in OUTPUT_DIR/images.jsonl: file, prompt, plan, seeds and settings.
+Exit codes: 0 all drawn, 1 the engine failed, 2 wrong input, 130 interrupted."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    arguments = parse_arguments(argv)
+    console = Console()
+    try:
+        _generate(arguments, _read_prompts(arguments, console), console)
+    except (ConfigError, DataError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BicotError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the pictures written so far are complete", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parsed options, named as the fields of `rollout.drawing.DrawingOptions`; exits with 2 for wrong ones."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rollout.generate",
+        description="Draw pictures with a Janus policy: it writes a plan of the picture first, then draws by it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a checkpoint folder, or OWNER/NAME")
+    parser.add_argument("--revision", help="git revision of a hub id")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", action="append", help="what to draw; may be given several times")
+    source.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a .txt, .jsonl, .json, .csv or .parquet file of prompts, or shapes:SPLIT:NUM",
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("generated"), help="default: %(default)s")
+    parser.add_argument("--num-images", type=_whole(1), default=4, help="pictures a prompt; default: %(default)s")
+    parser.add_argument(
+        "--images-per-cot", type=_whole(1), default=1, help="pictures drawn by each plan; divides --num-images"
+    )
+    parser.add_argument("--no-cot", action="store_true", help="draw from the prompt alone, without a plan")
+    parser.add_argument(
+        "--guidance-scale",
+        type=_number(least=1.0),
+        help="how far to follow the prompt; 1 is no guidance; default: the checkpoint's, or 5",
+    )
+    parser.add_argument("--temperature", type=_number(least=0.01), default=1.0, help="default: %(default)s")
+    parser.add_argument("--seed", type=_whole(0), default=0, help="same seed, same pictures; default: %(default)s")
+    parser.add_argument(
+        "--max-cot-tokens", type=_whole(1), help="longest plan; default: 128, or what the context has room for"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("vllm", "transformers"),
+        default="vllm",
+        help="default: %(default)s; transformers is slower, and starts sooner",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on cuda, float32 on cpu")
+    arguments = parser.parse_args(argv)
+    if arguments.num_images % arguments.images_per_cot:
+        parser.error(
+            f"--num-images {arguments.num_images} is no multiple of --images-per-cot {arguments.images_per_cot}"
+        )
+    return arguments
+
+
+def _read_prompts(arguments: argparse.Namespace, console: Console) -> tuple[Prompt, ...]:
+    if arguments.prompt:
+        return tuple(Prompt(prompt_id=f"prompt:{index}", text=text) for index, text in enumerate(arguments.prompt))
+    prompts = load_prompts(arguments.prompts, MAX_BAD_LINES)
+    if prompts.skipped:
+        console.print(f"{len(prompts.skipped)} bad records are skipped:", style="yellow")
+        console.print(summarize_skipped(prompts.skipped), markup=False, highlight=False)
+    return prompts.prompts
+
+
+def _generate(arguments: argparse.Namespace, prompts: Sequence[Prompt], console: Console) -> None:
+    # Here, so that --help and a mistyped option are answered at once.
+    from rollout.drawing import DrawingOptions, draw
+    from rollout.picture_writer import PictureWriter
+
+    options = DrawingOptions(**{field.name: getattr(arguments, field.name) for field in fields(DrawingOptions)})
+    settings = {"model": options.model, "temperature": options.temperature, "seed": options.seed}
+    writer = PictureWriter(arguments.output_dir, settings)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("loading the model", total=len(prompts) * options.num_images)
+
+        def show(rollout: GroupRollout, pictures: UInt8Array) -> None:
+            paths = writer.write(rollout, pictures)
+            console.print(describe(rollout, paths), markup=False, highlight=False, soft_wrap=True)
+            progress.update(task, description="drawing", advance=len(paths))
+
+        asyncio.run(draw(options, prompts, show))
+
+
+def describe(rollout: GroupRollout, paths: Sequence[Path]) -> str:
+    """The prompt, each plan once, and below it the files drawn by it."""
+    lines = [rollout.request.prompt.text]
+    for index, (trajectory, path) in enumerate(zip(rollout.trajectories, paths, strict=True)):
+        if index % rollout.request.images_per_cot == 0 and trajectory.cot_text:
+            lines.append(f"  plan: {trajectory.cot_text}")
+        lines.append(f"    {path}")
+    return "\n".join(lines)
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number, at least `least`."""
+
+    def whole_number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of {least} or more")
+        return int(text)
+
+    return whole_number
+
+
+def _number(least: float) -> Callable[[str], float]:
+    """An argparse type: a finite number, at least `least`."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= least):
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number of {least:g} or more")
+        return value
+
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

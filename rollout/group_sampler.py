@@ -1,0 +1,188 @@
+"""One group: a prompt in, its trajectories and pictures out.
+
+    prompt ─► semantic prompt ─┬─► CoT 0 ─► image prompt ─┬─► image tokens 0 ─► picture 0 ─┐
+                               │                          └─► image tokens 1 ─► picture 1 ─┤
+                               └─► CoT 1 ─► image prompt ─┬─► …                            ├─► GroupRollout,
+                                                          └─► …                            │   pictures
+      every CoT and every picture is a task of its own; a short CoT's pictures begin while ┘
+      longer CoTs are still being written, and share the engine's batch with them
+
+The tokens depend on the weights, the prompt and `request.seed`, and on nothing else: not on the
+attempt, the worker, or who finishes first. So a group rolled again under the same weights is the
+same group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from configs.errors import RolloutError
+from rollout.batched_decoder import BatchedDecoder
+from rollout.conversation import Conversation
+from rollout.engine import Engine, SequenceRequest, SequenceResult
+from rollout.records import GroupRequest, GroupRollout, Int32Array, Trajectory, UInt8Array, derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How sequences are sampled; fields as in `configs.schema.RolloutConfig`."""
+
+    max_prompt_tokens: int
+    max_cot_tokens: int
+    """0 draws from the prompt alone, without a semantic CoT."""
+    num_image_tokens: int
+    guidance_scale: float
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Cot:
+    """A semantic CoT with its prompt; empty when none is asked for."""
+
+    prompt_ids: Int32Array
+    sampled: SequenceResult | None
+    text: str
+
+
+class GroupSampler:
+    """Samples groups on one engine; any number at once, in one event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        conversation: Conversation,
+        decoder: BatchedDecoder,
+        settings: SamplingSettings,
+        worker_id: str,
+    ) -> None:
+        self._engine = engine
+        self._conversation = conversation
+        self._decoder = decoder
+        self._settings = settings
+        self._worker_id = worker_id
+        self._serial = itertools.count()
+
+    async def sample(self, request: GroupRequest) -> tuple[GroupRollout, UInt8Array]:
+        """The group, and its pictures as uint8 [G, height, width, 3], in the order of its trajectories.
+
+        Raises PromptTooLong when the prompt exceeds `max_prompt_tokens`, and RolloutError, ending the
+        group's other sequences, when one of them fails.
+        """
+        num_cots, rest = divmod(request.group_size, request.images_per_cot)
+        if rest:
+            raise ValueError(
+                f"group_size {request.group_size} is no multiple of images_per_cot {request.images_per_cot}"
+            )
+        started_s = time.time()
+        prompt_ids = self._semantic_prompt(request.prompt.text)
+        try:
+            async with asyncio.TaskGroup() as group:
+                branches = [
+                    group.create_task(self._sample_branch(request, index, prompt_ids)) for index in range(num_cots)
+                ]
+        except ExceptionGroup as errors:
+            error = _first_leaf(errors)
+            raise RolloutError(
+                f"group {request.sequence}, attempt {request.attempt}, prompt {request.prompt.prompt_id}: {error}"
+            ) from error
+        drawn = [trajectory for branch in branches for trajectory in branch.result()]
+        rollout = GroupRollout(
+            request=request,
+            trajectories=tuple(trajectory for trajectory, _ in drawn),
+            worker_id=self._worker_id,
+            started_s=started_s,
+            finished_s=time.time(),
+        )
+        return rollout, np.stack([picture for _, picture in drawn])
+
+    def _semantic_prompt(self, prompt: str) -> Int32Array:
+        settings, conversation = self._settings, self._conversation
+        conversation.image_prompt(prompt, "", settings.max_prompt_tokens)  # raises when it does not fit
+        if settings.max_cot_tokens == 0:
+            return np.zeros(0, dtype=np.int32)
+        prompt_ids = conversation.semantic_prompt(prompt)
+        conversation.check_length(prompt_ids, settings.max_prompt_tokens, prompt)
+        return prompt_ids
+
+    async def _sample_branch(
+        self, request: GroupRequest, cot_index: int, prompt_ids: Int32Array
+    ) -> list[tuple[Trajectory, UInt8Array]]:
+        """One CoT and the pictures drawn from it."""
+        cot = await self._sample_cot(request, cot_index, prompt_ids)
+        # A CoT's text may need more tokens than were sampled; it then loses its end, in the picture's prompt only.
+        image_prompt_ids = self._conversation.image_prompt(
+            request.prompt.text, cot.text, self._settings.max_prompt_tokens + self._settings.max_cot_tokens
+        )
+        first = cot_index * request.images_per_cot
+        async with asyncio.TaskGroup() as group:
+            pictures = [
+                group.create_task(self._sample_picture(request, index, cot, image_prompt_ids))
+                for index in range(first, first + request.images_per_cot)
+            ]
+        return [picture.result() for picture in pictures]
+
+    async def _sample_cot(self, request: GroupRequest, cot_index: int, prompt_ids: Int32Array) -> _Cot:
+        settings = self._settings
+        if settings.max_cot_tokens == 0:
+            return _Cot(prompt_ids, None, "")
+        sampled = await self._engine.generate(
+            SequenceRequest(
+                request_id=self._request_id(request, f"cot-{cot_index}"),
+                phase="cot",
+                prompt_ids=prompt_ids,
+                max_new_tokens=settings.max_cot_tokens,
+                temperature=settings.temperature,
+                guidance_scale=1.0,
+                seed=derive_seed(request.seed, "cot", cot_index),
+            )
+        )
+        return _Cot(prompt_ids, sampled, self._conversation.decode_cot(sampled.token_ids))
+
+    async def _sample_picture(
+        self, request: GroupRequest, index: int, cot: _Cot, image_prompt_ids: Int32Array
+    ) -> tuple[Trajectory, UInt8Array]:
+        settings = self._settings
+        seed = derive_seed(request.seed, "image", index)
+        drawn = await self._engine.generate(
+            SequenceRequest(
+                request_id=self._request_id(request, f"image-{index}"),
+                phase="image",
+                prompt_ids=image_prompt_ids,
+                max_new_tokens=settings.num_image_tokens,
+                temperature=settings.temperature,
+                guidance_scale=settings.guidance_scale,
+                seed=seed,
+            )
+        )
+        picture = await self._decoder.decode(drawn.token_ids)
+        parts = [drawn] if cot.sampled is None else [cot.sampled, drawn]
+        trajectory = Trajectory(
+            semantic_prompt_ids=cot.prompt_ids,
+            cot_ids=np.zeros(0, np.int32) if cot.sampled is None else cot.sampled.token_ids,
+            cot_logprobs=np.zeros(0, np.float32) if cot.sampled is None else cot.sampled.logprobs,
+            image_prompt_ids=image_prompt_ids,
+            image_ids=drawn.token_ids,
+            image_logprobs=drawn.logprobs,
+            cot_text=cot.text,
+            guidance_scale=settings.guidance_scale,
+            seed=seed,
+            oldest_weight_version=min(part.oldest_weight_version for part in parts),
+            newest_weight_version=max(part.newest_weight_version for part in parts),
+        )
+        return trajectory, picture
+
+    def _request_id(self, request: GroupRequest, what: str) -> str:
+        # A number of our own: a group given up by its caller and rolled again may overlap with itself.
+        return f"{next(self._serial)}-group-{request.sequence}-{what}"
+
+
+def _first_leaf(errors: BaseException) -> BaseException:
+    """The first error that is no group of errors: task groups nest."""
+    while isinstance(errors, BaseExceptionGroup):
+        errors = errors.exceptions[0]
+    return errors

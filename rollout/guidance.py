@@ -1,0 +1,36 @@
+"""Classifier-free guidance between two streams of one sequence, as Janus has it.
+
+    token ids ──────────────────────────► conditional stream ───► c ─┐
+        └─► unconditional_ids ─────────► unconditional stream ─► u ─┴─► u + w (c - u) ─► next image token
+
+The unconditional stream is as long as the conditional one. Each of its tokens follows from the
+token at the same place alone, so whatever an engine does to a sequence (splitting, caching,
+recomputing) it may do to both streams at once.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def unconditional_ids(
+    token_ids: torch.Tensor, *, text_vocab_size: int, bos_id: int, pad_id: int, begin_of_image_id: int
+) -> torch.Tensor:
+    """What the unconditional stream reads in place of `token_ids`; both int64, of one shape.
+
+    BOS, begin-of-image and image tokens (ids from `text_vocab_size`) stay; every other token
+    becomes padding (transformers' `JanusForConditionalGeneration.generate` does the same).
+    """
+    kept = (token_ids >= text_vocab_size) | (token_ids == bos_id) | (token_ids == begin_of_image_id)
+    return token_ids.masked_fill(~kept, pad_id)
+
+
+def guided_logits(
+    conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: torch.Tensor | float
+) -> torch.Tensor:
+    """`u + w (c - u)`, float32 [num_sequences, num_codes], up to a constant a row.
+
+    Logits and log-probabilities serve alike, since a softmax ignores that constant. A tensor
+    `guidance_scale` is [num_sequences, 1].
+    """
+    return unconditional + guidance_scale * (conditional - unconditional)

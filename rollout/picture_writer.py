@@ -1,0 +1,54 @@
+"""Pictures as files, with what they were drawn from beside them.
+
+GroupRollout + pictures ─► FOLDER/0000-a-red-star-0.png, … and a line each in FOLDER/images.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from configs.errors import DataError
+from rollout.records import GroupRollout, UInt8Array
+
+MANIFEST = "images.jsonl"
+_MAX_WORDS_LENGTH = 40
+
+
+class PictureWriter:
+    """Writes the pictures of a group, and appends a line for each to the manifest."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        """settings: what every line of the manifest repeats. Raises DataError when the folder cannot be made."""
+        self._folder = folder
+        self._settings = settings
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"output folder {folder} cannot be made: {error}") from error
+
+    def write(self, rollout: GroupRollout, pictures: UInt8Array) -> list[Path]:
+        """Paths of the pictures; a name holds the prompt's place, its words, and the picture's number."""
+        request = rollout.request
+        words = "-".join(re.findall(r"\w+", request.prompt.text.lower()))[:_MAX_WORDS_LENGTH].rstrip("-")
+        paths = []
+        with (self._folder / MANIFEST).open("a", encoding="utf-8") as manifest:
+            for number, (trajectory, picture) in enumerate(zip(rollout.trajectories, pictures, strict=True)):
+                path = self._folder / f"{request.sequence:04d}-{words}-{number}.png"
+                Image.fromarray(picture).save(path)
+                line = {
+                    "file": path.name,
+                    "prompt_id": request.prompt.prompt_id,
+                    "prompt": request.prompt.text,
+                    "plan": trajectory.cot_text,
+                    "guidance_scale": trajectory.guidance_scale,
+                    "trajectory_seed": trajectory.seed,
+                    **self._settings,
+                }
+                manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
+                paths.append(path)
+        return paths

@@ -1,0 +1,180 @@
+"""The records that cross a process, in the order in which they are made.
+
+    Prompt ─► GroupRequest ─► GroupRollout + pictures ─► ScoredGroup ─► TrajectoryBatch
+                                                             WeightBucket ◄─ learner
+
+All are frozen, slotted dataclasses of plain values and NumPy arrays: no torch tensor, no vLLM and
+no Ray object. Token ids are in the tokenizer's vocabulary; image ids are VQ codes, from 0.
+Log-probabilities are in nats. N_x is the number of tokens of x.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32Array = NDArray[np.int32]
+Float32Array = NDArray[np.float32]
+UInt8Array = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class SpatialInfo:
+    """Where `obj1` is, relative to `obj2` (T2I-R1's schema: "left of", "on the top of", ...)."""
+
+    obj1: str
+    obj2: str
+    locality: str
+
+
+@dataclass(frozen=True, slots=True)
+class CountInfo:
+    """How many of an object the picture must hold (T2I-R1's schema)."""
+
+    obj_name: str
+    num: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the user wants drawn. Produced by PromptSource; consumed by rollout and rewards.
+
+    All but `prompt_id` and `text` may be missing in the data, and then are empty.
+    """
+
+    prompt_id: str
+    """Unique in its source: `file.jsonl:17`, or `shapes:train:17`."""
+    text: str
+    task_type: str = ""
+    nouns: tuple[str, ...] = ()
+    attr_nouns: tuple[str, ...] = ()
+    spatial_info: SpatialInfo | None = None
+    numeracy_info: tuple[CountInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRequest:
+    """One group to roll. Produced by admission; consumed by a rollout worker."""
+
+    sequence: int
+    """Place of the group in the run, from 0: group `sequence` belongs to optimizer step
+    `sequence // groups_per_step`. Negative for groups that are only evaluated."""
+    attempt: int
+    """0, or how often this group has failed before."""
+    prompt: Prompt
+    group_size: int
+    images_per_cot: int
+    seed: int
+    """Seed of the group; each CoT and each picture derives its own from it and its place in the group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One prompt, one semantic CoT, one picture's tokens. Produced by a rollout worker; consumed by the learner."""
+
+    semantic_prompt_ids: Int32Array
+    """int32 [N_semantic_prompt]: context of the CoT, from BOS."""
+    cot_ids: Int32Array
+    """int32 [N_cot]: the semantic CoT as sampled; ends with EOS unless cut at max_cot_tokens."""
+    cot_logprobs: Float32Array
+    """float32 [N_cot], nats: under the weights that sampled each token."""
+    image_prompt_ids: Int32Array
+    """int32 [N_image_prompt]: context of the picture, from BOS to begin-of-image."""
+    image_ids: Int32Array
+    """int32 [N_image]: VQ codes in raster order."""
+    image_logprobs: Float32Array
+    """float32 [N_image], nats: *conditional* log-probability, though sampling was guided."""
+    cot_text: str
+    """The CoT in words, without special tokens."""
+    guidance_scale: float
+    seed: int
+    oldest_weight_version: int
+    newest_weight_version: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that count in the loss."""
+        return len(self.cot_ids) + len(self.image_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRollout:
+    """The G trajectories of one prompt. Produced by a rollout worker; their pictures travel beside
+    it as one uint8 array [G, height, width, 3], and never reach the learner."""
+
+    request: GroupRequest
+    trajectories: tuple[Trajectory, ...]
+    worker_id: str
+    started_s: float
+    """Unix time at which the first token was asked for."""
+    finished_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one reward says of one picture. Produced by a Reward."""
+
+    value: float
+    """Finite; its range is the reward's own."""
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    """Why: objects found, boxes, answers. Plain values, shown to people."""
+    applicable: bool = True
+    """False: the reward does not apply to this prompt; it is left out of the combination, not scored 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group with its rewards. Produced by the reward pool; consumed by the learner."""
+
+    rollout: GroupRollout
+    rewards: Float32Array
+    """float32 [G]: the combined reward."""
+    reward_columns: Mapping[str, Float32Array]
+    """name -> float32 [G]: each reward as it was given; NaN where it was not applicable."""
+    explanations: tuple[str, ...]
+    """G texts for people."""
+    scored_s: float
+    """Seconds from the end of the rollout to the last score."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryBatch:
+    """All groups of one optimizer step, in order of `sequence`. Produced by the trajectory queue;
+    consumed by every learner rank, which takes its own share."""
+
+    step: int
+    groups: tuple[ScoredGroup, ...]
+
+    @property
+    def num_trajectories(self) -> int:
+        return sum(len(group.rollout.trajectories) for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightBucket:
+    """Some tensors of one weight version as bytes. Produced by learner rank 0; consumed by engines.
+
+    Raw bytes, since NumPy has no bfloat16; the tensors lie one behind the other, C-contiguous.
+    """
+
+    names: tuple[str, ...]
+    """Parameter names of the Hugging Face checkpoint."""
+    dtypes: tuple[str, ...]
+    """`float32` or `bfloat16`, per tensor."""
+    shapes: tuple[tuple[int, ...], ...]
+    data: UInt8Array
+    """uint8 [total bytes]."""
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2**31) that depends on every part, and on nothing else.
+
+    A hash and not `seed + i`: neighbouring runs, groups and trajectories must not share streams.
+    """
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % 2**31

@@ -1,0 +1,207 @@
+"""The slow and obvious engine: transformers' own Janus, one sequence a forward pass.
+
+    generate ─► one step at a time on a single thread ─► SequenceResult
+                     ▲ update_weights waits its turn there, so it falls between two tokens
+
+It is the measure of the fast engine, and good enough for a handful of pictures. A picture is drawn
+by two streams with a key-value cache each: the conditional one sees the prompt, the unconditional
+one sees padding in its place (`Conversation.unconditional_prompt`); both see the same image tokens.
+A token is sampled from `u + w (c - u)`; what is recorded is its log-probability under c alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache, JanusForConditionalGeneration
+
+from configs.errors import ModelError, RolloutError, WeightSyncError
+from rollout.engine import SequenceRequest, SequenceResult
+from rollout.janus_checkpoint import JanusCheckpoint
+from rollout.records import Int32Array, WeightBucket
+from rollout.weight_buckets import unpack_bucket
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One context and its key-value cache."""
+
+    next_embeddings: torch.Tensor
+    """[N, hidden]: of the tokens that the cache does not hold yet."""
+    cache: DynamicCache = field(default_factory=DynamicCache)
+
+
+@dataclass(slots=True)
+class _RunningSequence:
+    request: SequenceRequest
+    streams: list[_Stream]
+    """The conditional stream; for pictures, the unconditional one behind it."""
+    stop_id: int | None
+    """EOS, for text."""
+    generator: torch.Generator
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    weight_versions: list[int] = field(default_factory=list)
+    finished: bool = False
+
+    def result(self) -> SequenceResult:
+        return SequenceResult(
+            token_ids=np.array(self.token_ids, dtype=np.int32),
+            logprobs=np.array(self.logprobs, dtype=np.float32),
+            oldest_weight_version=min(self.weight_versions),
+            newest_weight_version=max(self.weight_versions),
+        )
+
+
+class TransformersEngine:
+    """Implements `rollout.engine.Engine` with `JanusForConditionalGeneration`."""
+
+    def __init__(
+        self, model_path: str, dtype: str = "float32", device: str = "cpu", revision: str | None = None
+    ) -> None:
+        """dtype: `float32` or `bfloat16`; device: a torch device."""
+        self._model_path = model_path
+        self._revision = revision
+        self._dtype = getattr(torch, dtype)
+        self._device = torch.device(device)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers-engine")
+        self._model: Any = None
+        self._checkpoint: JanusCheckpoint | None = None
+        self._weight_version = 0
+
+    async def start(self) -> None:
+        """Load the model. Raises ModelError when it cannot."""
+        await self._on_thread(self._load)
+
+    async def generate(self, request: SequenceRequest) -> SequenceResult:
+        """Sample one continuation. Sequences that run at once take turns, token by token.
+
+        Raises ValueError for a request that cannot be served.
+        """
+        sequence = await self._on_thread(self._begin, request)
+        while not sequence.finished:
+            await self._on_thread(self._advance, sequence)
+        return sequence.result()
+
+    async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
+        """Swap in a weight version between two tokens. Raises WeightSyncError, and then changes nothing."""
+        await self._on_thread(self._load_buckets, version, buckets)
+
+    @property
+    def weight_version(self) -> int:
+        return self._weight_version
+
+    @property
+    def is_usable(self) -> bool:
+        """Always: it has no process of its own that could die."""
+        return True
+
+    async def close(self) -> None:
+        """Free the model; safe to call twice."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._model = None
+
+    async def _on_thread(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def _load(self) -> None:
+        checkpoint = JanusCheckpoint.from_pretrained(self._model_path, self._revision, weights=True)
+        try:
+            model, info = JanusForConditionalGeneration.from_pretrained(
+                str(checkpoint.folder), dtype=self._dtype, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"model {checkpoint.folder}: its weights cannot be loaded: {error}") from error
+        if info["missing_keys"]:
+            raise ModelError(f"model {checkpoint.folder}: weights are missing: {sorted(info['missing_keys'])[:3]}")
+        self._model = model.to(self._device).eval()
+        self._checkpoint = checkpoint
+
+    @torch.inference_mode()
+    def _begin(self, request: SequenceRequest) -> _RunningSequence:
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            raise RolloutError("the engine has not been started")
+        num_tokens = len(request.prompt_ids) + request.max_new_tokens
+        if num_tokens > checkpoint.max_positions:
+            raise ValueError(
+                f"request {request.request_id} takes up to {num_tokens} tokens, "
+                f"the model's context holds {checkpoint.max_positions}"
+            )
+        special = checkpoint.special_ids
+        contexts = [request.prompt_ids]
+        stop_id: int | None = special.eos
+        if request.phase == "image":
+            if request.prompt_ids[-1] != special.begin_of_image:
+                raise ValueError(f"request {request.request_id}: its prompt does not end with begin-of-image")
+            kept = np.isin(request.prompt_ids, (special.bos, special.begin_of_image))
+            contexts.append(np.where(kept, request.prompt_ids, special.pad))
+            stop_id = None
+        return _RunningSequence(
+            request=request,
+            streams=[_Stream(self._embed_text(context)) for context in contexts],
+            stop_id=stop_id,
+            generator=torch.Generator().manual_seed(request.seed),
+        )
+
+    @torch.inference_mode()
+    def _advance(self, sequence: _RunningSequence) -> None:
+        """Sample the next token of a sequence."""
+        request = sequence.request
+        hidden = [self._last_hidden_state(stream) for stream in sequence.streams]
+        if request.phase == "cot":
+            policy_logits = sampling_logits = self._model.lm_head(hidden[0]).float().cpu()
+        else:
+            policy_logits, unconditional = (self._model.model.generation_head(state).float().cpu() for state in hidden)
+            sampling_logits = unconditional + request.guidance_scale * (policy_logits - unconditional)
+        token_id = _sample(sampling_logits, request.temperature, sequence.generator)
+        sequence.token_ids.append(token_id)
+        sequence.logprobs.append(float(policy_logits.log_softmax(-1)[token_id]))
+        sequence.weight_versions.append(self._weight_version)
+        sequence.finished = token_id == sequence.stop_id or len(sequence.token_ids) == request.max_new_tokens
+        embedding = self._embed_code(token_id) if request.phase == "image" else self._embed_text([token_id])
+        for stream in sequence.streams:
+            stream.next_embeddings = embedding
+
+    def _last_hidden_state(self, stream: _Stream) -> torch.Tensor:
+        output = self._model.model.language_model(
+            inputs_embeds=stream.next_embeddings[None], past_key_values=stream.cache, use_cache=True
+        )
+        return output.last_hidden_state[0, -1]
+
+    def _embed_text(self, ids: Int32Array | list[int]) -> torch.Tensor:
+        return self._model.get_input_embeddings()(torch.as_tensor(ids, dtype=torch.long, device=self._device))
+
+    def _embed_code(self, code: int) -> torch.Tensor:
+        return self._model.prepare_embeddings_for_image_generation(torch.tensor([code], device=self._device))
+
+    @torch.inference_mode()
+    def _load_buckets(self, version: int, buckets: Sequence[WeightBucket]) -> None:
+        if self._model is None:
+            raise WeightSyncError("the engine has not been started")
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        weights = [weight for bucket in buckets for weight in unpack_bucket(bucket)]
+        for name, tensor in weights:
+            if name not in parameters:
+                raise WeightSyncError(f"weight '{name}' of version {version} is not in the model")
+            if tensor.shape != parameters[name].shape:
+                raise WeightSyncError(
+                    f"weight '{name}' of version {version} has shape {tuple(tensor.shape)}, "
+                    f"the model's has {tuple(parameters[name].shape)}"
+                )
+        for name, tensor in weights:
+            parameters[name].copy_(tensor)
+        self._weight_version = version
+
+
+def _sample(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> int:
+    """Index of a token drawn from `softmax(logits / temperature)`; the likeliest one at temperature 0."""
+    if temperature == 0:
+        return int(logits.argmax())
+    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
