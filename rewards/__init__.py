@@ -1,0 +1,1 @@
+"""Rewards: pictures in, scores out."""

@@ -1,0 +1,73 @@
+"""Loading of pretrained reward models: never with weights missing, and with errors that say what to do."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from configs.errors import ConfigError, ModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@contextmanager
+def model_errors(reward: str, model: str) -> Iterator[None]:
+    """Turn the errors of a missing or broken model folder or hub id into one ModelError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ModelError(
+            f"reward '{reward}' cannot load its model '{model}' ({type(error).__name__}: {error}); "
+            "set rewards[].options.model to a hub id that this machine can reach, or to a local path"
+        ) from error
+
+
+def parse_dtype(dtype: str) -> torch.dtype:
+    """`float32`, `bfloat16` or `float16`. Raises ConfigError for anything else."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"rewards[].options.dtype: '{dtype}' is not one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def load_model(
+    model_class: type[PreTrainedModel], model: str, dtype: str, device: str, **options: Any
+) -> PreTrainedModel:
+    """`from_pretrained`, frozen, on its device. Raises ValueError when the checkpoint lacks a weight."""
+    loaded, report = model_class.from_pretrained(model, dtype=parse_dtype(dtype), output_loading_info=True, **options)
+    refuse_missing(report["missing_keys"], model)
+    return freeze(loaded, device)
+
+
+def refuse_missing(missing: Any, model: str) -> None:
+    """Raise ValueError when weights are missing: transformers would leave them random, and only warn."""
+    if missing:
+        names = sorted(missing)
+        raise ValueError(f"{model} lacks {len(names)} weights, the first is {names[0]}")
+
+
+def freeze(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """In evaluation mode, without gradients, on its device. Raises ConfigError when there is no such device."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("rewards[].gpus_per_replica is above 0, but this process sees no GPU; set it to 0")
+    model.requires_grad_(False)
+    model.eval()
+    return model.to(torch.device(device))
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or folder."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+    return tokenizer
+
+
+def single_token_id(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
+    """Id of a word that is one token. Raises ValueError when it is none, or several."""
+    token_ids = tokenizer(word, add_special_tokens=False).input_ids
+    if len(token_ids) != 1 or token_ids[0] == tokenizer.unk_token_id:
+        raise ValueError(f"the tokenizer has no single token for '{word}'")
+    return int(token_ids[0])

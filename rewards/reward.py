@@ -1,0 +1,64 @@
+"""The Reward protocol, and the table of the rewards that bicot ships.
+
+A reward is any class with a `score` method (see `Reward`). A config names it by its name in
+`REGISTERED`, or as `module:Class`, so that a user's own needs no change here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from configs.errors import ConfigError
+from rollout.records import Prompt, Score, UInt8Array
+
+REGISTERED: Mapping[str, str] = {
+    "shapes": "rewards.shapes:ShapesReward",
+    "hps": "rewards.hps:HPSReward",
+    "grounding_dino": "rewards.grounding_dino:GroundingDinoReward",
+    "git_vqa": "rewards.git_vqa:GitVqaReward",
+    "orm": "rewards.orm:OrmReward",
+}
+
+
+class Reward(Protocol):
+    """Scores pictures. Made once per replica, with the config's `options` as keyword arguments and
+    `device` ("cpu" or "cuda")."""
+
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+        """One Score a picture, in order.
+
+        pictures: uint8 [B, height, width, 3], RGB; prompts: the B prompts they were drawn for.
+        The score of a picture must not depend on what else is in the batch.
+        """
+
+
+def reward_path(name: str) -> str:
+    """`module:Class` of a reward's name. Imports nothing.
+
+    Raises ConfigError for a name that is neither registered nor of that form.
+    """
+    if name in REGISTERED:
+        return REGISTERED[name]
+    module, _, attribute = name.partition(":")
+    if module and attribute:
+        return name
+    raise ConfigError(
+        f"rewards: '{name}' is not a reward; use one of {', '.join(sorted(REGISTERED))}, or module:Class for your own"
+    )
+
+
+def create_reward(name: str, options: Mapping[str, Any], device: str) -> Reward:
+    """Import and make a reward. Raises ConfigError when it cannot be imported or refuses its options."""
+    path = reward_path(name)
+    module_name, _, attribute = path.partition(":")
+    try:
+        reward_class = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"rewards: cannot import {path} for reward '{name}': {error}") from error
+    try:
+        reward: Reward = reward_class(device=device, **options)
+    except TypeError as error:
+        raise ConfigError(f"rewards: '{name}' does not take options {dict(options)}: {error}") from error
+    return reward
