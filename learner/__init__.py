@@ -1,0 +1,1 @@
+"""Learner: trajectories in, new weights out."""

@@ -1,0 +1,115 @@
+"""The policy's weights, out of DeepSpeed: as buckets for the engines, and as a Hugging Face folder.
+
+    DeepSpeedEngine.gathered ─┬─► export_buckets ─► WeightBucket, WeightBucket, ...
+                              └─► save_pretrained ─► starting model + trained weights ─► folder
+
+At ZeRO-3 gathering is collective: every rank must enter, and run to the end. Only rank 0 gives out anything.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from configs.errors import LearnerError
+from learner.deepspeed_engine import DeepSpeedEngine
+from learner.janus_policy import JanusPolicy, load_janus
+from rollout.janus_checkpoint import resolve_folder
+from rollout.records import WeightBucket
+from rollout.weight_buckets import pack_bucket
+
+_GATHER_BYTES = 64 * 2**20
+_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+"""Tokenizer, templates and configs; not the weights."""
+
+
+def export_buckets(engine: DeepSpeedEngine, policy: JanusPolicy, bucket_mb: int) -> Iterator[WeightBucket]:
+    """All trainable parameters under their checkpoint's names; on ranks other than 0 nothing comes.
+
+    bucket_mb: 2**20 bytes a bucket; a larger parameter has its own. One bucket is gathered at a time.
+    """
+    for tensors in engine.gathered(policy.named_trainable_parameters(), bucket_mb * 2**20):
+        if dist.get_rank() == 0:
+            yield pack_bucket(tensors)
+
+
+def weight_layout(engine: DeepSpeedEngine, policy: JanusPolicy) -> list[tuple[str, str, tuple[int, ...]]]:
+    """(name, dtype, shape) of what `export_tensors` gives, in its order. Not collective."""
+    return [
+        (name, str(parameter.dtype).removeprefix("torch."), engine.whole_shape(parameter))
+        for name, parameter in policy.named_trainable_parameters()
+    ]
+
+
+def export_tensors(engine: DeepSpeedEngine, policy: JanusPolicy) -> Iterator[tuple[str, Tensor]]:
+    """All trainable parameters, one by one, on the device; each is the receiver's own at ZeRO-3, where the
+    gathered one is freed again. Every rank must run to the end."""
+    for tensors in engine.gathered(policy.named_trainable_parameters(), _GATHER_BYTES):
+        for name, tensor in tensors:
+            yield name, tensor.clone() if engine.zero_stage == 3 else tensor
+
+
+def save_pretrained(
+    engine: DeepSpeedEngine,
+    policy: JanusPolicy,
+    starting_model: str,
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    revision: str | None = None,
+) -> None:
+    """Write a folder that `from_pretrained` loads: the starting model with the trained weights in it,
+    and its tokenizer, chat template, generation config and conversation format.
+
+    It appears whole or not at all: it is written beside `directory`, then renamed, replacing an older
+    one. Every rank returns after that. Raises LearnerError when it cannot be written.
+    """
+    trained: dict[str, Tensor] = {}
+    for tensors in engine.gathered(policy.named_trainable_parameters(), _GATHER_BYTES):
+        if dist.get_rank() == 0:
+            trained.update((name, tensor.to("cpu", dtype, copy=True)) for name, tensor in tensors)
+    failure: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            _write_folder(trained, starting_model, directory, dtype, revision)
+        except OSError as error:
+            failure = [f"{type(error).__name__}: {error}"]
+    # Also the barrier that all ranks wait at.
+    dist.broadcast_object_list(failure, src=0)
+    if failure[0] is not None:
+        raise LearnerError(f"cannot write the model to {directory}: {failure[0]}")
+
+
+def _write_folder(
+    trained: dict[str, Tensor], starting_model: str, directory: Path, dtype: torch.dtype, revision: str | None
+) -> None:
+    model = load_janus(starting_model, dtype, revision)
+    unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
+    assert not unexpected, f"the policy has weights its starting model lacks: {unexpected}"
+    new = directory.with_name(f".{directory.name}.new")
+    old = directory.with_name(f".{directory.name}.old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    model.save_pretrained(new)
+    _copy_small_files(resolve_folder(starting_model, revision), new)
+    if directory.exists():
+        directory.rename(old)
+    new.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy_small_files(source: Path, target: Path) -> None:
+    """Copy what stands beside the weights, byte by byte, unless the model has written its own.
+
+    An index names the files of the starting model's weights, which are not copied.
+    """
+    for pattern in _SMALL_FILES:
+        for file in source.glob(pattern):
+            if not (target / file.name).exists() and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, target / file.name)

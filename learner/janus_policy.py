@@ -1,0 +1,162 @@
+"""Janus as a policy: log-probabilities of given CoTs and given pictures.
+
+    context ids ──embed_tokens──┐                             ┌─► lm_head ─────────► CoT log-probabilities
+                                ├─► language model ─► hidden ─┤
+    CoT ids ──embed_tokens──────┤                             └─► generation_head ─► image log-probabilities
+    VQ codes ─embeddings+aligner┘
+
+Each phase is one pass of the language model. Sequences have no gap: the continuation follows its context,
+and padding comes last, where causal attention never looks. So the plain causal pass (no attention
+mask, positions 0, 1, 2, ...) gives every real token what it would get alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import GenerationConfig, JanusForConditionalGeneration
+
+from configs.errors import ModelError
+from learner.logprobs import Head, chunked_logprobs
+from learner.phase_tokens import PhaseTokens
+from rollout.janus_checkpoint import resolve_folder
+
+LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
+GENERATION = ("model.generation_embeddings.", "model.generation_aligner.", "model.generation_head.")
+
+
+def load_janus(path: str, dtype: torch.dtype, revision: str | None = None) -> JanusForConditionalGeneration:
+    """The model of a hub id or folder, in `dtype`, on the CPU.
+
+    Raises ModelError when it cannot be loaded, or lacks weights: transformers would draw them at random.
+    """
+    folder = resolve_folder(path, revision)
+    try:
+        model, loading = JanusForConditionalGeneration.from_pretrained(
+            str(folder), dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"model {folder}: its weights cannot be loaded: {error}") from error
+    wrong = sorted({*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])})
+    if wrong:
+        raise ModelError(
+            f"model {folder}: {len(wrong)} weights are missing or have another shape, {wrong[0]} among them; "
+            "is it a whole Janus checkpoint?"
+        )
+    return model
+
+
+class JanusPolicy(nn.Module):
+    """The parts of Janus that write and draw. Only these are kept; the others never change in training.
+
+    The language model and its head train, and with `train_generation` the generation embeddings,
+    aligner and head, too (a warm start needs that where they are random). All else is frozen.
+
+    Log-probabilities are float32 and unguided, at temperature 1. Under ZeRO-3 all ranks must pass
+    batches of the same padded shape, since every call of a module gathers its parameters from all.
+    """
+
+    def __init__(
+        self, model: JanusForConditionalGeneration, *, logprob_chunk_tokens: int, train_generation: bool = False
+    ) -> None:
+        """Takes over `model`: its vision model, vision aligner and VQ model are let go.
+
+        Raises ModelError when the generation config does not name BOS, pad and begin-of-image.
+        """
+        super().__init__()
+        self.kept_in_context = _kept_in_context(model.generation_config)
+        self.pad_id: int = model.generation_config.pad_token_id
+        for part in ("vision_model", "aligner", "vqmodel"):
+            delattr(model.model, part)
+        self.model = model
+        self.chunk_tokens = logprob_chunk_tokens
+        trained = LANGUAGE_MODEL + GENERATION if train_generation else LANGUAGE_MODEL
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(trained))
+        self.eval()
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        dtype: torch.dtype,
+        *,
+        logprob_chunk_tokens: int,
+        revision: str | None = None,
+        train_generation: bool = False,
+    ) -> JanusPolicy:
+        """From a hub id or folder, on the CPU. Raises ModelError."""
+        model = load_janus(path, dtype, revision)
+        return cls(model, logprob_chunk_tokens=logprob_chunk_tokens, train_generation=train_generation)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep only each layer's input for backward. Janus has no dropout, so training mode changes nothing else."""
+        language_model = self.model.model.language_model
+        # Reentrant, because ZeRO-3 has let a layer's parameters go when the other kind wants them.
+        language_model.gradient_checkpointing_enable({"use_reentrant": True})
+        language_model.train()
+
+    def named_trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """(name in the Hugging Face checkpoint, parameter) of everything that trains, in the model's order."""
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def trainable_names(self) -> list[str]:
+        """Names in the Hugging Face checkpoint of everything that trains."""
+        return [name for name, _ in self.named_trainable_parameters()]
+
+    def forward(self, tokens: PhaseTokens, unconditional: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Teacher-forced log-probability of each target, and the entropy there (without gradient), each [B, N], nats.
+
+        Values where the mask is False mean nothing. Phases go one by one, each with its own backward
+        pass: that halves the activations, and ZeRO-3 with gradient checkpointing takes a layer once a pass.
+
+        unconditional: bool [B], for pictures; these rows are drawn without their prompt: every
+        context token but BOS and begin-of-image becomes the pad token, still attended to, as in the
+        unconditional stream of classifier-free guidance.
+        """
+        janus = self.model
+        context_ids = tokens.context_ids
+        if unconditional is not None:
+            context_ids = self.drop_prompt(context_ids, unconditional)
+        embed_text = janus.model.language_model.embed_tokens
+        context = embed_text(context_ids)
+        if tokens.phase == "cot":
+            return self._score(context, embed_text(tokens.target_ids), tokens, janus.lm_head)
+        codes = janus.model.generation_aligner(janus.model.generation_embeddings(tokens.target_ids))
+        return self._score(context, codes, tokens, janus.model.generation_head)
+
+    def drop_prompt(self, context_ids: Tensor, rows: Tensor) -> Tensor:
+        """context_ids int64 [B, P] with all but BOS and begin-of-image replaced by pad where rows [B] is True."""
+        kept = torch.isin(context_ids, context_ids.new_tensor(self.kept_in_context))
+        return context_ids.masked_fill(rows[:, None] & ~kept, self.pad_id)
+
+    def _score(self, context: Tensor, targets: Tensor, tokens: PhaseTokens, head: Head) -> tuple[Tensor, Tensor]:
+        """context [B, P, d] and targets [B, N, d] are embeddings. Returns logprobs and entropy, each [B, N]."""
+        num_rows, num_targets, width = targets.shape
+        steps = torch.arange(num_targets, device=targets.device)
+        places = tokens.context_lengths[:, None] + steps
+        # The last target is predicted, but predicts nothing: it is no input.
+        inputs = torch.cat([context, context.new_zeros(num_rows, num_targets - 1, width)], dim=1)
+        inputs = inputs.scatter(1, places[:, :-1, None].expand(-1, -1, width), targets[:, :-1])
+        hidden = self.model.model.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        hidden = hidden.gather(1, (places - 1)[..., None].expand(-1, -1, width))
+        logprobs, entropy = chunked_logprobs(
+            hidden.reshape(-1, width), head, tokens.target_ids.reshape(-1), self.chunk_tokens
+        )
+        return logprobs.view(num_rows, num_targets), entropy.view(num_rows, num_targets)
+
+
+def _kept_in_context(generation_config: GenerationConfig) -> list[int]:
+    """Ids of BOS and begin-of-image."""
+    ids = {
+        "bos_token_id": generation_config.bos_token_id,
+        "pad_token_id": generation_config.pad_token_id,
+        "generation_kwargs.boi_token_id": (getattr(generation_config, "generation_kwargs", None) or {}).get(
+            "boi_token_id"
+        ),
+    }
+    missing = [name for name, value in ids.items() if value is None]
+    if missing:
+        raise ModelError(f"the model's generation_config.json lacks {', '.join(missing)}; add it")
+    return [ids["bos_token_id"], ids["generation_kwargs.boi_token_id"]]

@@ -1,0 +1,50 @@
+"""Weights to engines over NCCL: the sending end of vLLM's weight transfer.
+
+    learner rank 0 ── broadcasts, packed ──► every worker of every engine (`rollout.vllm_weights`)
+
+The group has the learner's rank 0 as rank 0 and the engines' workers after it. Names, dtypes and
+shapes go to the engines by another way, before, in the order in which the tensors are sent. Needs
+CUDA GPUs and vLLM; there is no test of it on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configs.errors import WeightSyncError
+
+
+class NcclSender:
+    """Rank 0 of one weight-transfer group. When a member dies the group is of no use: close it, form another."""
+
+    def __init__(self, master_address: str, master_port: int, world_size: int) -> None:
+        """Returns when all `world_size` members have joined; raises WeightSyncError when they cannot."""
+        from vllm.distributed.weight_transfer.nccl_common import trainer_init
+
+        rendezvous = {"master_address": master_address, "master_port": master_port, "world_size": world_size}
+        try:
+            self._group: Any = trainer_init(rendezvous)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise WeightSyncError(
+                f"no weight-transfer group of {world_size} at {master_address}:{master_port}: {error}"
+            ) from error
+
+    def send(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """Broadcast the tensors, in order; returns when the last one has left. Raises WeightSyncError."""
+        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
+
+        try:
+            packed_nccl_broadcast_producer(
+                iterator=tensors, group=self._group, src=0, post_iter_func=lambda item: item[1]
+            )
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise WeightSyncError(f"the weight broadcast failed: {error}") from error
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._group.destroy()
