@@ -1,0 +1,78 @@
+"""Measure the stages of the pipeline on this machine, side by side.
+
+    python -m cluster.bench [rollout] [overlap] [sync] [learner] [--quick] [--threads N]
+
+Each benchmark runs both sides in one go, in turns (A B A B ...), in a process of its own, and reports
+medians with the spread over rounds. What it prints at the end is a markdown page for BENCHMARKS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+
+from cluster.benchmarks.isolation import isolated
+from cluster.benchmarks.report import Scope, Table, describe_machine
+from configs.errors import BicotError
+
+BENCHMARKS = {
+    "rollout": "image tokens and pictures a second: the vLLM engine against transformers' own loop",
+    "overlap": "steps a second of the whole system: max_staleness 0 against 1",
+    "sync": "milliseconds and MB/s of weight sync through the object store",
+    "learner": "peak memory of chunked log-probabilities, and tokens a second of the learner",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    options = _parse(arguments)
+    scope = Scope(options.quick, options.threads)
+    machine = describe_machine()
+    command = shlex.join(["python", "-m", "cluster.bench", *(sys.argv[1:] if arguments is None else arguments)])
+    print(machine, flush=True)
+    pages = [f"## `{command}`", machine]
+    for name in options.names or BENCHMARKS:
+        print(f"{name}: {BENCHMARKS[name]}", flush=True)
+        started_s = time.perf_counter()
+        try:
+            tables = isolated(scope.num_threads, _measure, name, scope)
+        except BicotError as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+            return 1
+        print(f"{name}: done in {time.perf_counter() - started_s:.0f} s", flush=True)
+        pages += [table.markdown() for table in tables]
+    print("\n" + "\n\n".join(pages))
+    return 0
+
+
+def _measure(name: str, scope: Scope) -> list[Table]:
+    """In a process of its own, which imports what this benchmark needs only."""
+    from cluster.actors import quiet_environment
+
+    for variable, value in {**quiet_environment(), "VLLM_LOGGING_LEVEL": "ERROR"}.items():
+        os.environ.setdefault(variable, value)
+    tables: list[Table] = importlib.import_module(f"cluster.benchmarks.{name}").measure(scope)
+    return tables
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m cluster.bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all when none is named")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller batches; three minutes")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="compute threads of each side (default 1)")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"there is no benchmark '{unknown[0]}'; choose from {', '.join(BENCHMARKS)}")
+    if options.threads < 1:
+        parser.error(f"--threads {options.threads}: at least 1")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""The learner: memory of its log-probabilities, and its speed, each against the plain way.
+
+memory   chunked_logprobs  against  log_softmax over all logits at once       (forward and backward)
+speed    LearnerWorker     against  transformers' model and torch's AdamW     (the same batch, the same loss)
+"""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import JanusForConditionalGeneration
+
+from cluster.benchmarks.isolation import isolated
+from cluster.benchmarks.models import make_model, shapes_config
+from cluster.benchmarks.report import Scope, Table, ratio, spread
+from configs.schema import RunConfig, TinyJanusConfig
+from learner.batch import PhaseBatch, plan_step
+from learner.deepspeed_engine import OptimizerSettings
+from learner.janus_policy import load_janus
+from learner.logprobs import chunked_logprobs
+from learner.loss import bicot_grpo_terms
+from learner.phase_tokens import PhaseTokens
+from learner.worker import LearnerWorker
+from rollout.conversation import Conversation
+from rollout.records import GroupRequest, GroupRollout, ScoredGroup, Trajectory, TrajectoryBatch
+from rollout.shapes_world import load_split
+
+VOCABULARIES = (1_000, 16_000, 100_000)
+NUM_POSITIONS = 2_048
+CHUNK_POSITIONS = 256
+WIDTH = 64
+MIB = 2**20
+
+
+def measure(scope: Scope) -> list[Table]:
+    """Both tables."""
+    return [_measure_memory(), _measure_speed(scope)]
+
+
+def _measure_memory() -> Table:
+    rows = []
+    for vocabulary in VOCABULARIES:
+        plain, chunked = (isolated(1, peak_bytes, vocabulary, is_chunked) for is_chunked in (False, True))
+        logits = NUM_POSITIONS * vocabulary * 4
+        row = [f"{vocabulary:,}", *(f"{size / MIB:,.0f}" for size in (logits, plain, chunked))]
+        rows.append((*row, f"{plain / chunked:.1f} ×"))
+    return Table(
+        "Memory of log-probabilities and their gradient, MiB",
+        f"Peak growth of a fresh process's resident memory during forward and backward of {NUM_POSITIONS} positions: "
+        f"`log_softmax` over all logits, against `chunked_logprobs` in chunks of {CHUNK_POSITIONS}. Hidden states of "
+        f"width {WIDTH}, float32; the head's gradient is part of both.",
+        ("vocabulary", "one copy of the logits", "plain", "chunked", "plain / chunked"),
+        tuple(rows),
+    )
+
+
+def peak_bytes(vocabulary: int, is_chunked: bool) -> int:
+    """By how much resident memory grows at most while log-probabilities and their gradient are computed."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(WIDTH, vocabulary, bias=False)
+    hidden = torch.randn(NUM_POSITIONS, WIDTH, generator=generator).requires_grad_()
+    targets = torch.randint(vocabulary, (NUM_POSITIONS,), generator=generator)
+    few = slice(0, 2)
+    _logprob_sum(hidden[few], head, targets[few], is_chunked).backward()  # loads what is loaded at first use
+    head.zero_grad()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from here
+    before = _memory_bytes("VmRSS")
+    _logprob_sum(hidden, head, targets, is_chunked).backward()
+    return _memory_bytes("VmHWM") - before
+
+
+def _logprob_sum(hidden: Tensor, head: torch.nn.Module, targets: Tensor, is_chunked: bool) -> Tensor:
+    if is_chunked:
+        logprobs, _ = chunked_logprobs(hidden, head, targets, CHUNK_POSITIONS)
+        return logprobs.sum()
+    return head(hidden).log_softmax(-1).gather(-1, targets[:, None]).sum()
+
+
+def _memory_bytes(field: str) -> int:
+    """A size of this process, as Linux gives it in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def _measure_speed(scope: Scope) -> Table:
+    num_groups, num_rounds = scope.pick(quick=4, full=16), scope.pick(quick=2, full=5)
+    with tempfile.TemporaryDirectory(prefix="bicot-bench-") as directory:
+        folder, size = make_model(Path(directory), "tiny", TinyJanusConfig())
+        config = shapes_config(
+            folder,
+            [
+                f"algorithm.groups_per_step={num_groups}",
+                f"learner.threads_per_rank={scope.num_threads}",
+                f"run.steps={num_rounds + 1}",
+            ],
+        )
+        batch = make_batch(folder, config)
+        worker = LearnerWorker(config, folder, rank=0, world_size=1)
+        worker.setup("127.0.0.1", _free_port())
+        plain = PlainLearner(folder, config)
+        ours, theirs = [], []
+        for number in range(num_rounds + 1):
+            started_s = time.perf_counter()
+            report = worker.train_step(batch)
+            turned_s = time.perf_counter()
+            loss, num_tokens = plain.train_step(batch)
+            ended_s = time.perf_counter()
+            if not np.isclose(report.metrics["loss"], loss, rtol=1e-3, atol=1e-4):
+                raise RuntimeError(f"the two learners differ: losses {report.metrics['loss']} and {loss}")
+            if number:  # the first round makes the optimizers' states
+                ours.append(num_tokens / (turned_s - started_s))
+                theirs.append(num_tokens / (ended_s - turned_s))
+        worker.close()
+    return Table(
+        "Learner: tokens a second",
+        "`LearnerWorker` (DeepSpeed, ZeRO 0, one rank, float32) against transformers' model with torch's AdamW: the "
+        f"same batch of {num_groups} groups of 8, the same micro-batches, reference and loss, {scope.num_threads} "
+        "thread(s) each. The losses of the two are checked to agree at every step.",
+        ("model", "bicot's learner", "plain loop", "bicot / plain"),
+        ((size, spread(ours), spread(theirs), ratio(ours, theirs)),),
+    )
+
+
+class PlainLearner:
+    """The loop that one would write first: all logits at once, no DeepSpeed, no chunks."""
+
+    def __init__(self, folder: str, config: RunConfig) -> None:
+        self._config = config
+        self._policy = load_janus(folder, torch.float32)
+        self._reference = load_janus(folder, torch.float32).requires_grad_(False)
+        self._policy.requires_grad_(False)
+        self._trained = [*self._policy.model.language_model.parameters(), *self._policy.lm_head.parameters()]
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+        learner = config.learner
+        self._settings = OptimizerSettings.of(learner, config.run.steps)
+        self._optimizer = torch.optim.AdamW(self._trained, betas=learner.betas, weight_decay=learner.weight_decay)
+        self._num_steps = 0
+
+    def train_step(self, batch: TrajectoryBatch) -> tuple[float, int]:
+        """One optimizer step; returns the loss and how many tokens it is the mean of."""
+        plan = plan_step(
+            batch,
+            rank=0,
+            num_ranks=1,
+            micro_batch_size=self._config.learner.micro_batch_size,
+            advantage_epsilon=self._config.algorithm.advantage_epsilon,
+        )
+        total = 0.0
+        for micro_batch in plan.micro_batches:
+            for phase in micro_batch.phases:
+                loss = self._loss(phase) / plan.num_tokens
+                loss.backward()
+                total += float(loss)
+        torch.nn.utils.clip_grad_norm_(self._trained, self._settings.max_grad_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.learning_rate(self._num_steps)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._num_steps += 1
+        return total, plan.num_tokens
+
+    def _loss(self, phase: PhaseBatch) -> Tensor:
+        with torch.no_grad():
+            reference_logprobs = plain_logprobs(self._reference, phase.tokens)
+        terms = bicot_grpo_terms(
+            plain_logprobs(self._policy, phase.tokens),
+            phase.behaviour_logprobs,
+            reference_logprobs,
+            phase.advantages,
+            phase.tokens.target_mask,
+            kl_coef=self._config.algorithm.kl_coef,
+        )
+        return terms.loss
+
+
+def plain_logprobs(model: JanusForConditionalGeneration, tokens: PhaseTokens) -> Tensor:
+    """[B, N], nats: of the targets, behind contexts that are padded on the left, with an attention mask."""
+    is_text = tokens.phase == "cot"
+    width = tokens.context_ids.shape[1]
+    # From right to left padding: roll each row by what it lacks.
+    places = (torch.arange(width) - (width - tokens.context_lengths)[:, None]) % width
+    context_mask = torch.arange(width) >= (width - tokens.context_lengths)[:, None]
+    embed = model.get_input_embeddings()
+    context = embed(tokens.context_ids.gather(1, places))
+    targets = tokens.target_ids
+    drawn = embed(targets) if is_text else model.prepare_embeddings_for_image_generation(targets)
+    mask = torch.cat([context_mask, tokens.target_mask], dim=1)
+    hidden = model.model.language_model(
+        inputs_embeds=torch.cat([context, drawn], dim=1),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        use_cache=False,
+    ).last_hidden_state[:, width - 1 : -1]
+    logits = model.lm_head(hidden) if is_text else model.model.generation_head(hidden)
+    return logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+
+
+def make_batch(folder: str, config: RunConfig) -> TrajectoryBatch:
+    """Random trajectories of the shapes world's shape: plans of 10 to 48 tokens, pictures of 64."""
+    rng = np.random.default_rng(0)
+    conversation = Conversation.from_pretrained(folder)
+    checkpoint, size = conversation.checkpoint, config.algorithm.group_size
+    vocabulary = len(conversation.tokenizer)
+
+    def trajectory(text: str) -> Trajectory:
+        num_cot, num_image = int(rng.integers(10, config.rollout.max_cot_tokens + 1)), checkpoint.num_image_tokens
+        cot_ids = rng.integers(vocabulary // 2, vocabulary, num_cot).astype(np.int32)
+        return Trajectory(
+            semantic_prompt_ids=conversation.semantic_prompt(text),
+            cot_ids=cot_ids,
+            cot_logprobs=np.full(num_cot, -np.log(vocabulary), np.float32),
+            image_prompt_ids=conversation.image_prompt(text, conversation.decode_cot(cot_ids)),
+            image_ids=rng.integers(0, checkpoint.num_codes, num_image).astype(np.int32),
+            image_logprobs=np.full(num_image, -np.log(checkpoint.num_codes), np.float32),
+            cot_text="",
+            guidance_scale=config.rollout.guidance_scale,
+            seed=0,
+            oldest_weight_version=0,
+            newest_weight_version=0,
+        )
+
+    groups = []
+    for sequence, prompt in enumerate(load_split("train", config.algorithm.groups_per_step)):
+        request = GroupRequest(sequence, 0, prompt, size, images_per_cot=1, seed=sequence)
+        trajectories = tuple(trajectory(prompt.text) for _ in range(size))
+        rewards = rng.random(size).astype(np.float32)
+        rollout = GroupRollout(request, trajectories, "bench", started_s=0.0, finished_s=0.0)
+        groups.append(ScoredGroup(rollout, rewards, {"random": rewards}, ("",) * size, scored_s=0.0))
+    return TrajectoryBatch(0, tuple(groups))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,39 @@
+"""The random models that are measured, and the config that they run under."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import configs
+from configs.load import load_config
+from configs.schema import RunConfig, TinyJanusConfig
+
+SHAPES_CONFIG = Path(configs.__file__).parent / "shapes_cpu.yaml"
+LARGER = TinyJanusConfig(hidden_size=256, num_layers=6)
+"""About 5 M parameters."""
+HUNDRED_MB = TinyJanusConfig(hidden_size=512, num_layers=8, num_heads=8)
+"""About 25 M trainable parameters: 100 MB in float32."""
+_NUM_PROMPTS_FOR_WORDS = 200
+
+
+def make_model(parent: Path, name: str, config: TinyJanusConfig) -> tuple[str, str]:
+    """Write a random model that knows the words of the shapes world; returns its folder and the policy's size."""
+    from learner.tiny_janus import collect_words, save_random_tiny_janus
+    from rollout.shapes_world import load_split
+
+    words = collect_words(prompt.text for prompt in load_split("train", _NUM_PROMPTS_FOR_WORDS))
+    model = save_random_tiny_janus(parent / name, config, words)
+    reads_or_decodes = ("model.vqmodel.", "model.vision_model.", "model.aligner.")
+    num_parameters = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(reads_or_decodes))
+    return str(parent / name), f"{num_parameters / 1e6:.1f} M parameters"
+
+
+def random_model_overrides(folder: str, seed_name: str = "bench") -> list[str]:
+    """Overrides of the shapes config that start it from `folder`, without a warm start."""
+    return [f"run.name={seed_name}", f"model.path={folder}", "model.tiny=null", "warm_start=null"]
+
+
+def shapes_config(folder: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The shipped shapes config on the model in `folder`."""
+    return load_config(SHAPES_CONFIG, [*random_model_overrides(folder), *overrides])

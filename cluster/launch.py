@@ -1,0 +1,146 @@
+"""Start a run.
+
+    python -m cluster.launch --config configs/shapes_cpu.yaml
+    python -m cluster.launch --config configs/janus_pro_7b_8gpu.yaml --set learner.lr=2e-6 --dry-run
+    ray job submit --working-dir . -- python -m cluster.launch --config configs/janus_pro_7b_cluster.yaml
+
+Alone it starts a Ray of its own on this machine; inside a Ray job it uses the job's cluster. Ctrl-C
+(or `ray job stop`) ends the run after the step that is being made, with a checkpoint; a second
+Ctrl-C ends it at once.
+
+Exit codes: 0 finished; 1 the run failed; 2 the config, the data or the model is wrong, or the cluster
+too small, and nothing was started; 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from cluster.stop_signals import StopSignals
+from configs.errors import BicotError, ConfigError, DataError, ModelError, PlacementError
+from configs.load import load_config
+from configs.schema import RunConfig
+from rollout.prompts import PromptSet, load_prompts
+
+DEFAULT_CONFIG = "configs/shapes_cpu.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    options = _parse(arguments)
+    try:
+        return _main(options)
+    except (ConfigError, DataError, ModelError, PlacementError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BicotError as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _main(options: argparse.Namespace) -> int:
+    with StopSignals() as signals:
+        config = load_config(options.config, options.set)
+        if options.dry_run:
+            from cluster.dry_run import describe_run
+
+            print(describe_run(config))
+            return 0
+        return launch(config, signals)
+
+
+def launch(config: RunConfig, signals: StopSignals) -> int:
+    """Run to the end, or until a signal comes; returns the exit code. Raises BicotError when the run fails."""
+    _quieten()
+    from cluster.dry_run import check_model_exists
+    from rewards.reward import reward_path
+
+    check_model_exists(config.model)
+    for reward in config.rewards:
+        reward_path(reward.name)
+    train = load_prompts(config.data.train, config.data.max_bad_lines)
+    evaluation = {
+        name: load_prompts(source, config.data.max_bad_lines) for name, source in config.data.evaluation.items()
+    }
+    return _run(config, train, evaluation, signals)
+
+
+def _run(config: RunConfig, train: PromptSet, evaluation: Mapping[str, PromptSet], signals: StopSignals) -> int:
+    from cluster.checkpoints import Checkpoints
+    from cluster.metrics import MetricsWriter
+    from cluster.placement import plan_placement
+    from cluster.private_redis import PrivateRedis
+    from cluster.progress import Progress
+    from cluster.ray_session import ray_session
+    from cluster.registry import Registry
+    from cluster.run import Run
+    from cluster.run_directory import RunDirectory
+    from cluster.run_log import RunLog
+
+    async def run_to_the_end(redis_url: str) -> int:
+        async with Registry(redis_url, directory.name) as registry:
+            await registry.clear()
+            with ray_session(config.cluster, plan_placement(config), directory.logs_dir):
+                run = Run(
+                    config, train, evaluation, RunLog(config, directory, registry, progress, metrics, checkpoints)
+                )
+                with signals.calling(run.stop):
+                    try:
+                        summary = await run.execute()
+                    except asyncio.CancelledError:  # told twice to stop: without its last checkpoint
+                        return signals.exit_code
+        progress.finish(summary, directory.path)
+        return signals.exit_code if summary.status == "stopped" else 0
+
+    directory = RunDirectory.create(config)
+    checkpoints = Checkpoints(directory.checkpoints_dir, config.checkpoint.keep_last)
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(config.run.steps))
+        metrics = stack.enter_context(MetricsWriter(directory.metrics_path))
+        progress.note(directory.note or f"run directory: {directory.path}")
+        progress.stage("starting Redis and Ray")
+        redis_url = config.registry.redis_url
+        if redis_url is None:
+            redis_url = stack.enter_context(PrivateRedis(directory.redis_dir, config.registry.redis_port)).url
+        return asyncio.run(run_to_the_end(redis_url))
+
+
+def _quieten() -> None:
+    """Keep libraries of the launcher's own process from filling the screen, and from spinning on its cores."""
+    from cluster.actors import quiet_environment, thread_environment
+
+    for name, value in {**quiet_environment(), **thread_environment(1, 0)}.items():
+        os.environ.setdefault(name, value)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.launch",
+        description="Train a text-to-image policy by BiCoT-GRPO: rollout workers, rewards and learner on Ray.",
+        epilog="Everything the run writes is in DIR/NAME (run.dir, run.name of the config).",
+    )
+    parser.add_argument(
+        "--config", default=DEFAULT_CONFIG, metavar="FILE", help=f"YAML file (default {DEFAULT_CONFIG})"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change one field of the config, for example learner.lr=2e-6 or rewards.shapes.weight=0.5; repeatable",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config, the prompts and the placement plan, and start nothing",
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

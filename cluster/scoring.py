@@ -1,0 +1,88 @@
+"""The reward pools: every reward of the ensemble scores a group's pictures at the same time.
+
+pictures (by reference) ─┬─► pool of reward A ─┐
+                         ├─► pool of reward B ─┼─► combine ─► one reward a picture
+                         └─► pool of reward C ─┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from cluster.actors import RewardActor, spawn
+from cluster.pool import ActorPool, PoolHooks, WorkerLostError
+from configs.errors import RewardError
+from configs.schema import RewardConfig
+from rewards.combine import Combined, combine
+from rollout.records import Prompt, Score
+
+BATCHES_PER_REPLICA = 2
+"""Batches that one replica holds: one it scores, one it gathers. More would wait there instead of at another."""
+
+
+class RewardPools:
+    """One `ActorPool` per configured reward."""
+
+    def __init__(self, rewards: tuple[RewardConfig, ...], group_size: int, run_id: str, hooks: Any) -> None:
+        """`hooks(spawn, prepare)` makes the PoolHooks of one pool."""
+        self._rewards = rewards
+        self._group_size = group_size
+        self._pools = {reward.name: self._make_pool(reward, run_id, hooks) for reward in rewards}
+        self._weights = {reward.name: reward.weight for reward in rewards}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._pools)
+
+    @property
+    def num_lost(self) -> int:
+        """Replicas that died or hung so far."""
+        return sum(pool.num_lost for pool in self._pools.values())
+
+    async def start(self) -> None:
+        await asyncio.gather(*(pool.start() for pool in self._pools.values()))
+
+    async def score(self, pictures: Any, prompt: Prompt, num_pictures: int) -> Combined:
+        """Scores of a group's pictures (a reference to uint8 [G, H, W, 3]), which all show `prompt`.
+
+        Raises RewardError, naming the reward, when one cannot be had.
+        """
+        prompts = [prompt] * num_pictures
+        columns = await asyncio.gather(*(self._score_one(reward, pictures, prompts) for reward in self._rewards))
+        scores = dict(zip(self._pools, columns, strict=True))
+        return combine(scores, self._weights)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(pool.close() for pool in self._pools.values()))
+
+    async def _score_one(self, reward: RewardConfig, pictures: Any, prompts: list[Prompt]) -> list[Score]:
+        # A replica times its own batches; this bound is for one that does not answer at all.
+        timeout_s = reward.timeout_s * (reward.retries + 1) * (BATCHES_PER_REPLICA + 1)
+        for _ in range(reward.retries + 1):
+            try:
+                scores: list[Score] = await self._pools[reward.name].call(
+                    lambda handle: handle.score.remote(pictures, prompts), timeout_s
+                )
+                return scores
+            except WorkerLostError as error:
+                lost = error
+        raise RewardError(f"reward '{reward.name}' lost {reward.retries + 1} replicas on one group: {lost}") from lost
+
+    def _make_pool(self, reward: RewardConfig, run_id: str, hooks: Any) -> ActorPool:
+        def make_actor(worker_id: str) -> Any:
+            return spawn(
+                RewardActor,
+                reward,
+                name=f"{run_id}-{worker_id}",
+                num_cpus=reward.cpus_per_replica,
+                num_gpus=reward.gpus_per_replica,
+            )
+
+        async def prepare(handle: Any) -> None:
+            await handle.start.remote()
+
+        kind = f"reward-{reward.name.replace(':', '.')}"
+        pool_hooks: PoolHooks = hooks(make_actor, prepare)
+        max_groups = max(1, BATCHES_PER_REPLICA * reward.batch_size // self._group_size)
+        return ActorPool(kind, reward.replicas, max_groups, pool_hooks)

@@ -1,0 +1,87 @@
+"""Weight sync: version n of the learner's weights reaches every rollout worker.
+
+    learner ranks ─► publish(n) ─► [store | collective] ─► every READY rollout worker
+                                        └────────────────► a worker that joins later: catch_up
+
+`ObjectStoreSync` is pull-based: a store actor owns the buckets, and each worker fetches them from
+Ray's object store at its own pace, so that a slow, dead or joining worker holds up nobody else's copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+import ray
+from ray.actor import ActorHandle
+
+from cluster.actors import WeightStoreActor, spawn
+from cluster.pool import ActorPool, Member, WorkerLostError
+from configs.errors import WeightSyncError
+from configs.schema import WeightSyncConfig
+
+
+class WeightSync(Protocol):
+    """Carries weight versions from the learner to the rollout workers."""
+
+    async def publish(self, ranks: Sequence[ActorHandle], version: int, pool: ActorPool) -> None:
+        """Take `version` out of the learner. When this returns, the learner may change its weights again."""
+
+    async def deliver(self, pool: ActorPool) -> int:
+        """Bring the published version to every READY worker; returns the version."""
+
+    async def catch_up(self, worker: ActorHandle) -> int:
+        """Load the published version into one worker that joins; returns the version it holds."""
+
+    async def close(self) -> None:
+        """Free the weights."""
+
+
+class ObjectStoreSync:
+    """Weights through Ray's object store. Works everywhere; workers may come and go."""
+
+    def __init__(self, config: WeightSyncConfig, run_id: str) -> None:
+        self._timeout_s = config.timeout_s
+        self._store = spawn(WeightStoreActor, name=f"{run_id}-weight-store", num_cpus=0)
+        self._version = 0
+        self._buckets: list[ray.ObjectRef] = []
+
+    async def publish(self, ranks: Sequence[ActorHandle], version: int, pool: ActorPool) -> None:
+        await self.take(ranks, version)
+
+    async def take(self, ranks: Sequence[ActorHandle], version: int) -> None:
+        """Put `version` into the store. Raises LearnerError when the learner is at another, WeightSyncError."""
+        try:
+            buckets = await asyncio.wait_for(self._pull(ranks, version), self._timeout_s)
+        except TimeoutError as error:
+            raise WeightSyncError(
+                f"weight version {version} was not exported within weight_sync.timeout_s {self._timeout_s:g} s"
+            ) from error
+        self._version, self._buckets = version, buckets
+
+    async def deliver(self, pool: ActorPool) -> int:
+        version, buckets = self._version, self._buckets
+
+        async def update_one(member: Member) -> None:
+            try:
+                await pool.call_member(
+                    member, lambda handle: handle.update_weights.remote(version, buckets), self._timeout_s
+                )
+            except WorkerLostError:
+                return  # the pool replaces it, and the newcomer catches up
+
+        await asyncio.gather(*(update_one(member) for member in pool.members))
+        return version
+
+    async def catch_up(self, worker: ActorHandle) -> int:
+        held = 0
+        while held != self._version:
+            held = await worker.update_weights.remote(self._version, self._buckets)
+        return held
+
+    async def close(self) -> None:
+        ray.kill(self._store)
+
+    async def _pull(self, ranks: Sequence[ActorHandle], version: int) -> list[ray.ObjectRef]:
+        return await self._store.pull.remote(list(ranks), version)
