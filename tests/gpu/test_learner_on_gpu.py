@@ -1,0 +1,70 @@
+"""The learner's DeepSpeed step in bfloat16 on one GPU, at ZeRO 1 and 3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.schema import RunConfig, TinyJanusConfig
+from learner.tiny_janus import save_random_tiny_janus
+from rollout.records import TrajectoryBatch
+from tests.integration.learner_ranks import Job, all_equal, run_jobs
+from tests.records import make_scored_group
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+
+SHAPE = TinyJanusConfig(hidden_size=256, num_layers=2, num_heads=4, num_codes=64, image_size=16, max_positions=64)
+BATCHES = [TrajectoryBatch(step, (make_scored_group(2 * step), make_scored_group(2 * step + 1))) for step in range(2)]
+RELATIVE_TOLERANCE = 0.1
+"""Of the gradient's norm, between bfloat16 on the GPU and float32 on the CPU."""
+
+
+def make_config(folder: Path, *, zero_stage: int, on_gpu: bool) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "run": {"steps": len(BATCHES)},
+            "model": {"path": str(folder), "dtype": "bfloat16" if on_gpu else "float32"},
+            "data": {"train": "shapes:train:8"},
+            "algorithm": {"groups_per_step": 2, "group_size": 2, "kl_coef": 0.01},
+            "rewards": [{"name": "shapes"}],
+            "learner": {
+                "zero_stage": zero_stage,
+                "micro_batch_size": 2,
+                "lr": 1e-3,
+                "gpus_per_rank": 1 if on_gpu else 0,
+                "gradient_checkpointing": on_gpu,
+            },
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_random_tiny_janus(folder, SHAPE, [f"word{index}" for index in range(80)], weight_scale=2.0)
+    return folder
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_a_bfloat16_step_on_the_gpu_learns_what_float32_on_the_cpu_does(
+    folder: Path, tmp_path: Path, zero_stage: int
+) -> None:
+    on_gpu = make_config(folder, zero_stage=zero_stage, on_gpu=True)
+    on_cpu = make_config(folder, zero_stage=0, on_gpu=False)
+    # In turn: a process keeps the accelerator that DeepSpeed found first.
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "cpu").mkdir()
+    gpu = run_jobs([Job("gpu", on_gpu, BATCHES)], 1, tmp_path / "gpu")["gpu"]
+    cpu = run_jobs([Job("cpu", on_cpu, BATCHES)], 1, tmp_path / "cpu")["cpu"]
+    assert gpu.error is None
+    assert [report.skipped for report in gpu.reports] == [None, None]
+    assert gpu.reports[0].metrics["grad_norm"] == pytest.approx(
+        cpu.reports[0].metrics["grad_norm"], rel=RELATIVE_TOLERANCE
+    )
+    assert all(np.isfinite(report.metrics["loss"]) for report in gpu.reports)
+    assert gpu.weights[0].keys() == cpu.weights[0].keys()
+    assert {tensor.dtype for tensor in gpu.weights[0].values()} == {torch.bfloat16}
+    assert not all_equal(gpu.weights[0], gpu.weights[1])

@@ -1,0 +1,34 @@
+"""One Ray cluster for all integration tests of a session."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray with more logical CPUs than the machine has: the tests' actors mostly wait."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="bt-", ignore_cleanup_errors=True) as directory:
+        ray.init(
+            num_cpus=16,
+            include_dashboard=False,
+            object_store_memory=300 << 20,
+            runtime_env={"env_vars": {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}},
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=directory,
+            _system_config={"worker_niceness": 0},  # Ray's own 15 would tie the tests' speed to what else runs
+            _node_ip_address="127.0.0.1",
+        )
+        yield
+        ray.shutdown()

@@ -1,0 +1,112 @@
+"""Learner ranks in processes of their own, each running a list of jobs one after the other.
+
+DeepSpeed reads its rank from the environment, so no rank runs in the test process. All jobs of one
+number of ranks share the processes, since importing DeepSpeed takes seconds.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import pickle
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as multiprocessing
+from torch import Tensor
+
+from configs.errors import LearnerError
+from configs.schema import RunConfig
+from learner.worker import LearnerWorker, StepReport
+from rollout.records import TrajectoryBatch
+from rollout.weight_buckets import unpack_bucket
+
+TIMEOUT_S = 280.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Steps of one worker, which is made for it; checkpoint and folder are written after the last step."""
+
+    name: str
+    config: RunConfig
+    batches: Sequence[TrajectoryBatch]
+    load_from: Path | None = None
+    save_checkpoint_to: Path | None = None
+    save_pretrained_to: Path | None = None
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What rank 0 saw, or the LearnerError that every rank got."""
+
+    reports: list[StepReport] = field(default_factory=list)
+    weights: list[dict[str, Tensor]] = field(default_factory=list)
+    """After each step."""
+    client_state: dict[str, Any] | None = None
+    num_buckets: int = 0
+    error: str | None = None
+
+
+def run_jobs(jobs: Sequence[Job], num_ranks: int, directory: Path) -> Mapping[str, JobResult]:
+    """Run `jobs` on `num_ranks` ranks and return rank 0's results by name."""
+    result_file = directory / f"results-{num_ranks}.pickle"
+    context = multiprocessing.spawn(
+        _run_rank, (num_ranks, list(jobs), [_free_port() for _ in jobs], result_file), nprocs=num_ranks, join=False
+    )
+    deadline_s = time.monotonic() + TIMEOUT_S
+    # join returns after each rank that ends, and says whether it was the last.
+    while not context.join(timeout=max(0.0, deadline_s - time.monotonic())):
+        if time.monotonic() >= deadline_s:
+            for process in context.processes:
+                process.kill()
+            raise TimeoutError(f"{num_ranks} learner rank(s) did not finish within {TIMEOUT_S:g} s")
+    results: Mapping[str, JobResult] = pickle.loads(result_file.read_bytes())
+    return results
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _run_rank(rank: int, num_ranks: int, jobs: list[Job], ports: list[int], result_file: Path) -> None:
+    faulthandler.dump_traceback_later(TIMEOUT_S - 60)  # shows where a rank hangs
+    results = {}
+    for job, port in zip(jobs, ports, strict=True):
+        worker = LearnerWorker(job.config, job.config.model.path, rank, num_ranks)
+        worker.setup("127.0.0.1", port)
+        try:
+            results[job.name] = _run_job(worker, job)
+        except LearnerError as error:
+            results[job.name] = JobResult(error=str(error))
+        finally:
+            worker.close()
+    if rank == 0:
+        result_file.write_bytes(pickle.dumps(results))
+
+
+def _run_job(worker: LearnerWorker, job: Job) -> JobResult:
+    client_state = worker.load_checkpoint(job.load_from) if job.load_from is not None else None
+    reports, weights, num_buckets = [], [], 0
+    for batch in job.batches:
+        reports.append(worker.train_step(batch))
+        buckets = list(worker.export_weights(worker.weight_version))
+        num_buckets = len(buckets)
+        weights.append({name: tensor for bucket in buckets for name, tensor in unpack_bucket(bucket)})
+    if job.save_checkpoint_to is not None:
+        worker.save_checkpoint(job.save_checkpoint_to, {"cursor": 17, "seen": ["a", "b"]})
+    if job.save_pretrained_to is not None:
+        worker.save_pretrained(job.save_pretrained_to)
+    return JobResult(reports, weights, client_state, num_buckets)
+
+
+def all_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether both hold the same names and bit-equal tensors."""
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())

@@ -1,0 +1,364 @@
+"""The learner on one and two DeepSpeed ranks, against a plain loop of transformers' model and torch's AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, JanusForConditionalGeneration
+
+from configs.schema import RunConfig, TinyJanusConfig
+from learner.janus_policy import LANGUAGE_MODEL
+from learner.tiny_janus import save_random_tiny_janus
+from rollout.conversation import ConversationFormat
+from rollout.records import Trajectory, TrajectoryBatch
+from tests.integration.learner_ranks import Job, JobResult, all_equal, run_jobs
+from tests.records import make_scored_group
+
+pytestmark = pytest.mark.timeout(600)
+
+NUM_STEPS = 3
+GROUP_SIZE = 4
+LR = 1e-3
+KL_COEF = 0.05
+CLIP = 0.2
+SHAPE = TinyJanusConfig(hidden_size=128, num_layers=2, num_heads=2, num_codes=96, image_size=16, max_positions=64)
+"""Large enough that ZeRO-3 partitions its matrices and both heads."""
+
+
+@dataclass(frozen=True)
+class PlainRun:
+    """What the plain loop saw."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    weights: list[dict[str, Tensor]]
+    """After each step."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_random_tiny_janus(folder, SHAPE, [f"word{index}" for index in range(80)], weight_scale=2.0)
+    ConversationFormat("plan", "draw {prompt}").save(folder)
+    return folder
+
+
+def trajectory_logprobs(model: JanusForConditionalGeneration, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+    """[N_cot] and [N_image] by transformers' own forward: one unpadded sequence, all logits."""
+    prompt, cot = (torch.from_numpy(ids).long()[None] for ids in (trajectory.semantic_prompt_ids, trajectory.cot_ids))
+    logits = model(input_ids=torch.cat([prompt, cot], 1)).logits[0, prompt.shape[1] - 1 : -1]
+    cot_logprobs = logits.log_softmax(-1).gather(-1, cot[0][:, None])[:, 0]
+    prompt, codes = (torch.from_numpy(ids).long()[None] for ids in (trajectory.image_prompt_ids, trajectory.image_ids))
+    inputs = torch.cat([model.get_input_embeddings()(prompt), model.prepare_embeddings_for_image_generation(codes)], 1)
+    hidden = model.model(inputs_embeds=inputs).last_hidden_state[0, prompt.shape[1] - 1 : -1]
+    image_logprobs = model.model.generation_head(hidden).log_softmax(-1).gather(-1, codes[0][:, None])[:, 0]
+    return cot_logprobs, image_logprobs
+
+
+@pytest.fixture(scope="module")
+def batches(folder: Path) -> list[TrajectoryBatch]:
+    """Ragged random tokens, with behaviour log-probabilities near the starting policy's."""
+    model = JanusForConditionalGeneration.from_pretrained(folder)
+    return [_random_batch(model, step) for step in range(NUM_STEPS)]
+
+
+def _random_batch(model: JanusForConditionalGeneration, step: int) -> TrajectoryBatch:
+    rng = np.random.default_rng(step)
+    groups = []
+    for sequence in (2 * step, 2 * step + 1):
+        group = make_scored_group(sequence, rng.random(GROUP_SIZE).round(2).tolist())
+        trajectories = tuple(_random_trajectory(model, rng, step) for _ in range(GROUP_SIZE))
+        groups.append(replace(group, rollout=replace(group.rollout, trajectories=trajectories)))
+    return TrajectoryBatch(step, tuple(groups))
+
+
+def _random_trajectory(model: JanusForConditionalGeneration, rng: np.random.Generator, step: int) -> Trajectory:
+    def words(low: int, high: int) -> np.ndarray:
+        return rng.integers(9, 80, rng.integers(low, high)).astype(np.int32)
+
+    ids = {
+        "semantic_prompt_ids": np.concatenate([[1], words(2, 6)]).astype(np.int32),
+        "cot_ids": words(1, 9),
+        "image_prompt_ids": np.concatenate([[1], words(3, 12), [4]]).astype(np.int32),
+        "image_ids": rng.integers(0, SHAPE.num_codes, 16).astype(np.int32),
+    }
+    empty = np.zeros(0, np.float32)
+    trajectory = Trajectory(
+        **ids,
+        cot_logprobs=empty,
+        image_logprobs=empty,
+        cot_text="",
+        guidance_scale=2.0,
+        seed=0,
+        oldest_weight_version=max(0, step - 1),
+        newest_weight_version=step,
+    )
+    with torch.no_grad():
+        cot, image = trajectory_logprobs(model, trajectory)
+    noisy = [(values.numpy() + rng.normal(0, 0.1, len(values))).astype(np.float32) for values in (cot, image)]
+    return replace(trajectory, cot_logprobs=noisy[0], image_logprobs=noisy[1])
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path, batches: list[TrajectoryBatch]) -> PlainRun:
+    """The same training, written down as the paper states it: one trajectory and one token at a time."""
+    model = JanusForConditionalGeneration.from_pretrained(folder)
+    reference = JanusForConditionalGeneration.from_pretrained(folder)
+    trained = {name: p for name, p in model.named_parameters() if name.startswith(LANGUAGE_MODEL)}
+    optimizer = torch.optim.AdamW(trained.values(), lr=LR, weight_decay=0.0)
+    run = PlainRun([], [], [])
+    for batch in batches:
+        loss = torch.zeros(())
+        for group in batch.groups:
+            advantages = (group.rewards - group.rewards.mean()) / (group.rewards.std(ddof=1) + 1e-4)
+            for trajectory, advantage in zip(group.rollout.trajectories, advantages, strict=True):
+                loss = loss + _plain_loss(model, reference, trajectory, float(advantage))
+        loss = loss / sum(t.num_tokens for group in batch.groups for t in group.rollout.trajectories)
+        optimizer.zero_grad()
+        loss.backward()
+        run.grad_norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)))
+        optimizer.step()
+        run.losses.append(float(loss.detach()))
+        run.weights.append({name: parameter.detach().clone() for name, parameter in trained.items()})
+    return run
+
+
+def _plain_loss(
+    model: JanusForConditionalGeneration,
+    reference: JanusForConditionalGeneration,
+    trajectory: Trajectory,
+    advantage: float,
+) -> Tensor:
+    with torch.no_grad():
+        fixed = trajectory_logprobs(reference, trajectory)
+    loss = torch.zeros(())
+    behaviours = (trajectory.cot_logprobs, trajectory.image_logprobs)
+    for current, base, behaviour in zip(trajectory_logprobs(model, trajectory), fixed, behaviours, strict=True):
+        for p, r, q in zip(current, base, behaviour, strict=True):
+            ratio = (p - float(q)).exp()
+            surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
+            loss = loss - (surrogate - KL_COEF * ((r - p).exp() - (r - p) - 1))
+    return loss
+
+
+def make_config(folder: Path, dtype: str = "float32", **learner: object) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "run": {"steps": NUM_STEPS},
+            "model": {"path": str(folder), "dtype": dtype},
+            "data": {"train": "shapes:train"},
+            "rewards": [{"name": "shapes"}],
+            "algorithm": {
+                "groups_per_step": 2,
+                "group_size": GROUP_SIZE,
+                "kl_coef": KL_COEF,
+                "clip_ratio_low": CLIP,
+                "clip_ratio_high": CLIP,
+            },
+            "learner": {"micro_batch_size": 2, "lr": LR, "logprob_chunk_tokens": 10, **learner},
+            "weight_sync": {"bucket_mb": 1},
+        }
+    )
+
+
+def spoil(batch: TrajectoryBatch) -> TrajectoryBatch:
+    """One behaviour log-probability of minus infinity: an infinite ratio, which the clip hides from the loss."""
+    group = batch.groups[1]
+    broken = group.rollout.trajectories[2]
+    broken = replace(broken, image_logprobs=np.where(np.arange(16) == 3, -np.inf, broken.image_logprobs))
+    trajectories = (*group.rollout.trajectories[:2], broken, *group.rollout.trajectories[3:])
+    return replace(
+        batch, groups=(batch.groups[0], replace(group, rollout=replace(group.rollout, trajectories=trajectories)))
+    )
+
+
+def jobs_on_one_rank(folder: Path, batches: list[TrajectoryBatch], directory: Path) -> list[Job]:
+    first, second, third = batches
+    checkpoint = directory / "checkpoint-1"
+    zero1 = make_config(folder, zero_stage=1)
+    return [
+        *(Job(f"zero{stage}", make_config(folder, zero_stage=stage), batches) for stage in range(4)),
+        *(Job(f"micro{size}", make_config(folder, micro_batch_size=size), batches) for size in (1, 8)),
+        Job("until checkpoint", zero1, [first, second], save_checkpoint_to=checkpoint),
+        Job("after checkpoint", zero1, [third], load_from=checkpoint, save_pretrained_to=directory / "saved"),
+        Job("other stage", make_config(folder, zero_stage=2), [third], load_from=checkpoint),
+        Job("no checkpoint", zero1, [third], load_from=directory / "nothing"),
+        *(
+            Job(f"spoiled{stage}", make_config(folder, zero_stage=stage), [first, spoil(second), third])
+            for stage in (0, 2, 3)
+        ),
+        Job("bfloat16", make_config(folder, dtype="bfloat16", zero_stage=2), batches),
+        Job("repeated", make_config(folder), [first] * 6),
+    ]
+
+
+def jobs_on_two_ranks(folder: Path, batches: list[TrajectoryBatch], directory: Path) -> list[Job]:
+    first, second, third = batches
+    checkpoint = directory / "checkpoint-2"
+    zero3 = make_config(folder, zero_stage=3, num_ranks=2)
+    return [
+        *(Job(f"zero{stage}", make_config(folder, zero_stage=stage, num_ranks=2), batches) for stage in (0, 2)),
+        Job("zero3", make_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True), batches),
+        Job("until checkpoint", zero3, [first, second], save_checkpoint_to=checkpoint),
+        Job("after checkpoint", zero3, [third], load_from=checkpoint, save_pretrained_to=directory / "saved-2"),
+        Job("spoiled3", zero3, [first, spoil(second), third]),
+    ]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("learner")
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path, batches: list[TrajectoryBatch], directory: Path) -> dict[int, Mapping[str, JobResult]]:
+    """Results by number of ranks and name of the job."""
+    return {
+        1: run_jobs(jobs_on_one_rank(folder, batches, directory), 1, directory),
+        2: run_jobs(jobs_on_two_ranks(folder, batches, directory), 2, directory),
+    }
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "job"),
+    [
+        *((1, name) for name in ("zero0", "zero1", "zero2", "zero3", "micro1", "micro8")),
+        *((2, name) for name in ("zero0", "zero2", "zero3")),
+    ],
+)
+def test_losses_gradient_norms_and_weights_equal_a_plain_loop(
+    results: dict[int, Mapping[str, JobResult]], plain: PlainRun, folder: Path, num_ranks: int, job: str
+) -> None:
+    """Losses within 1e-5, gradient norms within 1e-4 of themselves, and each weight's change since the start within
+    1 % of its norm: Adam divides by the gradient, so an element whose gradient is all but 0 may go either way."""
+    start = dict(JanusForConditionalGeneration.from_pretrained(folder).named_parameters())
+    result = results[num_ranks][job]
+    assert [report.metrics["loss"] for report in result.reports] == pytest.approx(plain.losses, abs=1e-5)
+    assert [report.metrics["grad_norm"] for report in result.reports] == pytest.approx(plain.grad_norms, rel=1e-4)
+    for weights, expected in zip(result.weights, plain.weights, strict=True):
+        assert weights.keys() == expected.keys()
+        for name, tensor in weights.items():
+            change = (expected[name] - start[name]).norm()
+            assert (tensor - expected[name]).norm() <= 0.01 * change, name
+
+
+def test_what_is_exported_trains_and_is_cut_into_buckets(
+    results: dict[int, Mapping[str, JobResult]], folder: Path
+) -> None:
+    result = results[1]["zero0"]
+    start = JanusForConditionalGeneration.from_pretrained(folder).state_dict()
+    exported = result.weights[-1]
+    assert set(exported) == {name for name in start if name.startswith(LANGUAGE_MODEL)}
+    # The embedding's pad row and words that no batch holds keep their value; all matrices move.
+    assert all(not torch.equal(tensor, start[name]) for name, tensor in exported.items())
+    assert result.num_buckets > 1
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_resumed_run_goes_on_bit_exactly(results: dict[int, Mapping[str, JobResult]], num_ranks: int) -> None:
+    jobs = results[num_ranks]
+    # On two ranks the uninterrupted run recomputes activations, which changes no bit of them.
+    whole = jobs["zero1" if num_ranks == 1 else "zero3"]
+    resumed = jobs["after checkpoint"]
+    assert resumed.client_state == {"cursor": 17, "seen": ["a", "b"]}
+    assert resumed.reports[0].weight_version == 3
+    assert resumed.reports[0].metrics["loss"] == whole.reports[2].metrics["loss"]
+    assert all_equal(resumed.weights[0], whole.weights[2])
+
+
+def test_a_checkpoint_of_other_settings_is_refused_by_field(results: dict[int, Mapping[str, JobResult]]) -> None:
+    error = results[1]["other stage"].error
+    assert error is not None
+    assert "learner.zero_stage 1, the config says 2; set learner.zero_stage to 1" in error
+
+
+def test_a_missing_checkpoint_is_refused(results: dict[int, Mapping[str, JobResult]]) -> None:
+    error = results[1]["no checkpoint"].error
+    assert error is not None
+    assert "cannot resume" in error
+    assert "nothing" in error
+
+
+@pytest.mark.parametrize(("num_ranks", "job"), [(1, "spoiled0"), (1, "spoiled2"), (1, "spoiled3"), (2, "spoiled3")])
+def test_a_step_that_is_not_finite_is_skipped_by_name_and_the_next_one_is_made(
+    results: dict[int, Mapping[str, JobResult]], num_ranks: int, job: str
+) -> None:
+    result = results[num_ranks][job]
+    assert [report.skipped for report in result.reports] == [None, "non-finite gradient", None]
+    assert [report.weight_version for report in result.reports] == [1, 2, 3]
+    assert [report.metrics["skipped_steps"] for report in result.reports] == [0, 1, 1]
+    assert all_equal(result.weights[0], result.weights[1])
+    assert not all_equal(result.weights[1], result.weights[2])
+    assert all(bool(tensor.isfinite().all()) for tensor in result.weights[2].values())
+
+
+@pytest.mark.parametrize("name", ["saved", "saved-2"])
+def test_the_saved_folder_is_a_whole_checkpoint_with_the_trained_weights(
+    results: dict[int, Mapping[str, JobResult]], directory: Path, folder: Path, name: str
+) -> None:
+    trained = results[1 if name == "saved" else 2]["after checkpoint"].weights[0]
+    saved = JanusForConditionalGeneration.from_pretrained(directory / name).state_dict()
+    start = JanusForConditionalGeneration.from_pretrained(folder).state_dict()
+    assert saved.keys() == start.keys()
+    for key, tensor in saved.items():
+        assert torch.equal(tensor, trained.get(key, start[key])), key
+    assert AutoTokenizer.from_pretrained(directory / name).chat_template
+    assert ConversationFormat.load(directory / name) == ConversationFormat("plan", "draw {prompt}")
+    assert {path.name for path in folder.iterdir()} == {path.name for path in (directory / name).iterdir()}
+    assert not list(directory.glob(f".{name}.*"))
+
+
+def test_bfloat16_follows_float32_loosely_and_ships_bfloat16(results: dict[int, Mapping[str, JobResult]]) -> None:
+    half, full = results[1]["bfloat16"], results[1]["zero2"]
+    losses = [[report.metrics["loss"] for report in result.reports] for result in (half, full)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+    assert {tensor.dtype for tensor in half.weights[-1].values()} == {torch.bfloat16}
+
+
+def test_training_raises_the_logprob_of_what_scored_high_above_that_of_what_scored_low(
+    results: dict[int, Mapping[str, JobResult]], batches: list[TrajectoryBatch], folder: Path
+) -> None:
+    model = JanusForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        before = _advantage_weighted_logprob(model, batches[0])
+        model.load_state_dict(results[1]["repeated"].weights[-1], strict=False)
+        after = _advantage_weighted_logprob(model, batches[0])
+    assert after > before + 0.05
+
+
+def _advantage_weighted_logprob(model: JanusForConditionalGeneration, batch: TrajectoryBatch) -> float:
+    """Mean over tokens of (reward - the group's mean) x log-probability."""
+    total, num_tokens = 0.0, 0
+    for group in batch.groups:
+        for trajectory, reward in zip(group.rollout.trajectories, group.rewards - group.rewards.mean(), strict=True):
+            total += float(reward) * sum(float(values.sum()) for values in trajectory_logprobs(model, trajectory))
+            num_tokens += trajectory.num_tokens
+    return total / num_tokens
+
+
+def test_a_report_holds_every_metric_with_sensible_values(
+    results: dict[int, Mapping[str, JobResult]], batches: list[TrajectoryBatch]
+) -> None:
+    first, second = (report.metrics for report in results[2]["zero2"].reports[:2])
+    trajectories = [t for group in batches[0].groups for t in group.rollout.trajectories]
+    assert first["kl"] == first["kl/cot"] == first["kl/image"] == 0.0, "the policy starts as its own reference"
+    assert second["kl/image"] > 0
+    assert 0.9 < first["ratio/mean"] < 1.1
+    assert first["ratio/min"] < first["ratio/mean"] < first["ratio/max"]
+    assert 0 < first["clip_fraction"] < 0.5
+    assert first["behaviour_kl"] > 0
+    assert 0 < first["entropy/cot"] < math.log(100)
+    assert 0 < first["entropy/image"] < math.log(SHAPE.num_codes)
+    assert first["cot_length"] == sum(len(t.cot_ids) for t in trajectories) / len(trajectories)
+    assert first["tokens"] == sum(t.num_tokens for t in trajectories)
+    assert first["tokens_per_s"] > 0
+    assert first["lr"] == LR
+    assert (second["staleness/mean"], second["staleness/max"]) == (1.0, 1.0)
+    assert first["groups_without_spread"] == 0.0

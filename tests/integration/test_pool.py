@@ -1,0 +1,89 @@
+"""The actor pool on real Ray: balance, replacement of the dead and the hanging, failures to start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.pool import ActorPool, PoolHooks, WorkerLostError
+from configs.errors import ModelError
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+class Worker:
+    """Answers with its process id; can die or hang on demand."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self._fails = fails
+
+    async def start(self) -> None:
+        if self._fails:
+            raise ModelError("no model folder at /nowhere")
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+    async def die(self) -> None:
+        os._exit(1)
+
+    async def hang(self) -> None:
+        await asyncio.sleep(3600)
+
+
+def make_pool(size: int, max_calls: int, changes: list[tuple[str, str]], fails: bool = False) -> ActorPool:
+    async def prepare(handle: Any) -> None:
+        await handle.start.remote()
+
+    async def on_change(worker_id: str, state: str) -> None:
+        changes.append((worker_id, state))
+
+    hooks = PoolHooks(
+        spawn=lambda worker_id: ray.remote(Worker).options(num_cpus=0.1).remote(fails),
+        prepare=prepare,
+        on_change=on_change,
+        note=lambda text: None,
+    )
+    return ActorPool("worker", size, max_calls, hooks)
+
+
+async def test_calls_spread_over_all_members() -> None:
+    pool = make_pool(2, 1, [])
+    await asyncio.wait_for(pool.start(), 60)
+    pids = await asyncio.gather(*(pool.call(lambda handle: handle.pid.remote(), 30) for _ in range(8)))
+    assert len(set(pids)) == 2
+    await pool.close()
+
+
+async def test_a_member_that_dies_is_replaced_by_a_new_one_and_its_call_fails_by_name() -> None:
+    changes: list[tuple[str, str]] = []
+    pool = make_pool(1, 4, changes)
+    await asyncio.wait_for(pool.start(), 60)
+    with pytest.raises(WorkerLostError, match="worker-0 died"):
+        await pool.call(lambda handle: handle.die.remote(), 30)
+    assert await asyncio.wait_for(pool.call(lambda handle: handle.pid.remote(), 30), 60) > 0
+    assert pool.num_lost == 1
+    assert changes == [("worker-0", s) for s in ("JOINING", "READY", "DEAD")] + [
+        ("worker-1", s) for s in ("JOINING", "READY")
+    ]
+    await pool.close()
+
+
+async def test_a_member_that_hangs_is_replaced_after_the_timeout() -> None:
+    pool = make_pool(1, 4, [])
+    await asyncio.wait_for(pool.start(), 60)
+    with pytest.raises(WorkerLostError, match=r"did not answer within 0\.5 s"):
+        await pool.call(lambda handle: handle.hang.remote(), 0.5)
+    assert await asyncio.wait_for(pool.call(lambda handle: handle.pid.remote(), 30), 60) > 0
+    await pool.close()
+
+
+async def test_a_member_that_cannot_start_fails_the_pool_with_its_own_error() -> None:
+    pool = make_pool(2, 4, [], fails=True)
+    with pytest.raises(ModelError, match="no model folder at /nowhere"):
+        await asyncio.wait_for(pool.start(), 60)
+    await pool.close()

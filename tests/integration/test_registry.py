@@ -1,0 +1,269 @@
+"""The run's registry against a real Redis server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from cluster.private_redis import PrivateRedis
+from cluster.registry import GroupState, Registry, WorkerRecord
+from configs.errors import RegistryError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[PrivateRedis]:
+    with PrivateRedis(tmp_path / "redis") as started:
+        yield started
+
+
+def wait_until_gone(process_id: int, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    stat = Path(f"/proc/{process_id}/stat")
+    while time.monotonic() < deadline:
+        try:
+            if stat.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+async def test_a_snapshot_holds_what_was_written(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as registry:
+        await registry.set_run("starting", num_steps=100)
+        await registry.set_run("running")
+        await registry.set_progress(3, 4, {"reward/mean": 0.5, "phase": "train"})
+        await registry.set_worker("rollout-0", "rollout", "ready", 4)
+        await registry.set_worker("reward-0", "reward", "ready")
+        await registry.set_worker("rollout-1", "rollout", "ready", 4)
+        await registry.remove_worker("rollout-1")
+        snapshot = await registry.snapshot()
+        assert (snapshot.status, snapshot.num_steps) == ("running", 100)
+        assert snapshot.started_s is not None
+        assert abs(snapshot.started_s - time.time()) < 60
+        assert (snapshot.step, snapshot.weight_version) == (3, 4)
+        assert snapshot.progress["reward/mean"] == 0.5
+        assert snapshot.progress["phase"] == "train"
+        assert snapshot.workers == {
+            "rollout-0": WorkerRecord("rollout", "ready", 4),
+            "reward-0": WorkerRecord("reward", "ready", None),
+        }
+        await registry.set_version(5)
+        assert (await registry.snapshot()).weight_version == 5
+
+
+async def test_an_unknown_run_has_an_empty_snapshot(server: PrivateRedis) -> None:
+    async with Registry(server.url, "nobody") as registry:
+        snapshot = await registry.snapshot()
+    assert snapshot.status is None
+    assert snapshot.step == 0
+    assert not snapshot.workers
+    assert set(snapshot.group_counts.values()) == {0}
+
+
+async def test_groups_moved_concurrently_are_counted_in_exactly_one_state(server: PrivateRedis) -> None:
+    last = [GroupState.QUEUED, GroupState.TRAINED, GroupState.GIVEN_UP]
+
+    async def walk(registry: Registry, sequence: int) -> None:
+        for state in (GroupState.DISPATCHED, GroupState.ROLLED, GroupState.SCORED, last[sequence % 3]):
+            await registry.set_group(sequence, state)
+
+    async def watch(registry: Registry, walkers: asyncio.Future[list[None]]) -> int:
+        seen = 0
+        while not walkers.done():
+            counts = (await registry.snapshot()).group_counts
+            assert min(counts.values()) >= 0
+            assert seen <= sum(counts.values()) <= 60, "a group was lost, or counted twice"
+            seen = sum(counts.values())
+        return seen
+
+    async with Registry(server.url, "run") as registry, Registry(server.url, "run") as watcher:
+        walkers = asyncio.gather(*(walk(registry, sequence) for sequence in range(60)))
+        await watch(watcher, walkers)
+        await walkers
+        counts = (await registry.snapshot()).group_counts
+    assert {state: count for state, count in counts.items() if count} == dict.fromkeys(last, 20)
+
+
+async def test_many_groups_move_to_one_state_together(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as registry:
+        for sequence in range(4):
+            await registry.set_group(sequence, GroupState.QUEUED)
+        await registry.set_groups(dict.fromkeys(range(3), 0), GroupState.TRAINED)
+        await registry.set_groups({}, GroupState.TRAINED)
+        counts = (await registry.snapshot()).group_counts
+    assert (counts[GroupState.QUEUED], counts[GroupState.TRAINED]) == (1, 3)
+
+
+async def test_late_news_of_an_earlier_attempt_is_dropped(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as registry:
+        assert await registry.set_group(7, GroupState.FAILED, attempt=0, reason="reward is NaN", value=float("nan"))
+        assert await registry.set_group(7, GroupState.DISPATCHED, attempt=1, worker_id="rollout-0")
+        assert not await registry.set_group(7, GroupState.ROLLED, attempt=0)
+        counts = (await registry.snapshot()).group_counts
+        assert counts[GroupState.DISPATCHED] == 1
+        assert sum(counts.values()) == 1
+        assert await registry.group(7) == {"state": "dispatched", "attempt": 1, "worker_id": "rollout-0"}
+        assert await registry.group(8) is None
+
+
+async def test_clear_forgets_an_earlier_run_and_no_other(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as registry, Registry(server.url, "run-2") as other:
+        for each in (registry, other):
+            await each.set_run("running", num_steps=1)
+            await each.set_group(0, GroupState.TRAINED)
+        await registry.clear()
+        assert (await registry.snapshot()).status is None
+        assert (await other.snapshot()).group_counts[GroupState.TRAINED] == 1
+
+
+async def test_a_killed_server_is_a_prompt_registry_error(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as registry:
+        await registry.set_run("running", num_steps=1)
+        os.kill(server.process_id, signal.SIGKILL)
+        started_s = time.monotonic()
+        with pytest.raises(RegistryError, match=r"registry\.redis_url") as raised:
+            await registry.set_group(0, GroupState.DISPATCHED)
+        with pytest.raises(RegistryError):
+            await registry.snapshot()
+        assert time.monotonic() - started_s < 5
+        password = urlsplit(server.url).password
+        assert password
+        assert password not in str(raised.value)
+        assert "127.0.0.1" in str(raised.value)
+
+
+async def test_a_server_that_hangs_is_an_error_and_not_a_hang(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as registry:
+        os.kill(server.process_id, signal.SIGSTOP)
+        try:
+            with pytest.raises(RegistryError, match="registry"):
+                async with asyncio.timeout(20):
+                    await registry.set_progress(1, 1)
+        finally:
+            os.kill(server.process_id, signal.SIGCONT)
+
+
+async def test_a_registry_goes_on_when_its_connections_were_dropped(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as registry:
+        await registry.set_group(0, GroupState.DISPATCHED)
+        with redis.Redis.from_url(server.url) as admin:
+            admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await registry.set_group(0, GroupState.ROLLED)
+        assert (await registry.snapshot()).group_counts[GroupState.ROLLED] == 1
+
+
+async def test_a_wrong_password_is_refused_without_showing_it(server: PrivateRedis) -> None:
+    port = urlsplit(server.url).port
+    with pytest.raises(RegistryError, match="password") as raised:
+        await Registry(f"redis://:open-sesame@127.0.0.1:{port}/0", "run").connect()
+    assert "open-sesame" not in str(raised.value)
+    assert f"127.0.0.1:{port}" in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", "redis://localhost:port", "redis://[::1"])
+def test_a_malformed_url_names_the_config_field(url: str) -> None:
+    with pytest.raises(RegistryError, match=r"registry\.redis_url"):
+        Registry(url, "run")
+
+
+def test_the_private_server_listens_on_loopback_and_wants_its_password(server: PrivateRedis) -> None:
+    port = urlsplit(server.url).port
+    assert port is not None
+    with (
+        redis.Redis(port=port, retry=Retry(NoBackoff(), 0)) as stranger,
+        pytest.raises(RedisError, match="authenticate"),
+    ):
+        stranger.ping()
+    with redis.Redis.from_url(server.url) as client:
+        assert client.config_get("bind")["bind"] == "127.0.0.1"
+    command_line = Path(f"/proc/{server.process_id}/cmdline").read_text()
+    assert str(urlsplit(server.url).password) not in command_line
+
+
+def test_the_registry_outlives_its_server(tmp_path: Path) -> None:
+    with PrivateRedis(tmp_path) as first, redis.Redis.from_url(first.url) as client:
+        client.set("kept", "yes")
+    with PrivateRedis(tmp_path) as second, redis.Redis.from_url(second.url, decode_responses=True) as client:
+        assert client.get("kept") == "yes"
+
+
+def test_stop_ends_the_server_and_may_be_called_twice(tmp_path: Path) -> None:
+    server = PrivateRedis(tmp_path)
+    server.stop()
+    server.stop()
+    assert not Path(f"/proc/{server.process_id}").exists()
+
+
+def test_a_busy_configured_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(RegistryError, match=rf"registry\.redis_port {port} .*0 to take a free one"):
+            PrivateRedis(tmp_path, port)
+
+
+def test_a_configured_port_is_used(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with PrivateRedis(tmp_path, port) as server:
+        assert urlsplit(server.url).port == port
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "appendonly.aof").write_text("this is no append-only file\n")
+    (tmp_path / "appendonlydir").write_text("nor is this a folder\n")
+    with pytest.raises(RegistryError, match=r"redis\.log.*registry\.redis_url"):
+        PrivateRedis(tmp_path)
+
+
+def test_no_server_to_be_found_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RegistryError, match="install one of them"):
+        PrivateRedis(tmp_path)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, None], ids=["killed", "terminated", "returned"])
+def test_the_server_ends_with_its_launcher(tmp_path: Path, ending: signal.Signals | None) -> None:
+    launcher = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from cluster.private_redis import PrivateRedis\n"
+            "print(PrivateRedis(Path(sys.argv[1])).process_id, flush=True); sys.stdin.read()",
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdin is not None
+        server_process_id = int(launcher.stdout.readline())
+        if ending is None:
+            launcher.stdin.close()
+        else:
+            launcher.send_signal(ending)
+        assert wait_until_gone(server_process_id, timeout_s=10)
+        launcher.wait(10)

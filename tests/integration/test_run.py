@@ -1,0 +1,134 @@
+"""Whole runs through real Ray, vLLM, DeepSpeed and Redis: what they leave behind, and what staleness means."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import JanusForConditionalGeneration
+
+from cluster.metrics import METRICS
+from cluster.registry import GroupState
+from configs.load import load_config
+from tests.integration.training import Outcome, run_tree, train
+from tests.tiny_models import tiny_janus_folder
+
+NUM_STEPS = 3
+BRIGHTNESS = "tests.integration.rewards:MoodyReward"
+
+
+@pytest.fixture(scope="module")
+def asynchronous(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Three steps on vLLM, one step stale at most, evaluated before and after."""
+    tree = run_tree(
+        "asynchronous",
+        tmp_path_factory.mktemp("runs"),
+        run={"steps": NUM_STEPS},
+        data={
+            "evaluation": {"heldout": "shapes:heldout", "unseen_pairs": "shapes:unseen_pairs"},
+            "num_evaluation_prompts": 3,
+        },
+        algorithm={"max_staleness": 1},
+        rollout={"engine": "vllm"},
+        checkpoint={"every_steps": 2},
+        samples={"every_steps": 1},
+        rewards=[{"name": name, "cpus_per_replica": 0.1} for name in ("shapes", BRIGHTNESS)],
+    )
+    return asyncio.run(train(tree))
+
+
+@pytest.fixture(scope="module")
+def synchronous(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    """The same synchronous run, twice."""
+
+    async def both() -> list[Outcome]:
+        directory = tmp_path_factory.mktemp("runs")
+        trees = [run_tree(name, directory, algorithm={"max_staleness": 0}) for name in ("one", "other")]
+        for tree in trees:
+            tree["rollout"]["engine"] = "vllm"
+        return list(await asyncio.gather(*map(train, trees)))
+
+    return asyncio.run(both())
+
+
+def test_a_run_finishes_and_every_group_is_trained_on(asynchronous: Outcome) -> None:
+    assert asynchronous.error is None
+    assert asynchronous.snapshot is not None
+    assert asynchronous.snapshot.status == "finished"
+    assert (asynchronous.snapshot.step, asynchronous.snapshot.weight_version) == (NUM_STEPS, NUM_STEPS)
+    counts = asynchronous.snapshot.group_counts
+    assert counts[GroupState.TRAINED] == NUM_STEPS * 2 == sum(counts.values())
+
+
+def test_the_run_directory_holds_config_metrics_pictures_and_curves(asynchronous: Outcome) -> None:
+    directory = asynchronous.directory
+    assert load_config(directory.config_path) == asynchronous.config
+    assert [row["step"] for row in asynchronous.rows] == [1, 2, 3]
+    assert {*METRICS, "reward/shapes", f"reward/{BRIGHTNESS}"} == set(asynchronous.rows[0])
+    for step in range(1, NUM_STEPS + 1):
+        with Image.open(directory.samples_path(step)) as picture:
+            assert min(picture.size) > 32
+    for path in (directory.curves_path, *directory.samples_dir.glob("before_after_*.png")):
+        with Image.open(path) as picture:
+            picture.verify()
+    assert len(list(directory.samples_dir.glob("before_after_*.png"))) == 2
+
+
+def test_the_summary_tells_how_the_run_ended(asynchronous: Outcome) -> None:
+    summary = json.loads(asynchronous.directory.summary_path.read_text())
+    assert (summary["status"], summary["steps"], summary["images"]) == ("finished", NUM_STEPS, NUM_STEPS * 4)
+    assert summary["wall_s"] > 0
+    assert summary["images_per_s"] == pytest.approx(summary["images"] / summary["wall_s"])
+    for name in ("heldout", "unseen_pairs"):
+        for when in ("before", "after"):
+            assert 0 < summary[f"{name}_reward_{when}"] < 2  # two rewards from 0 to 1
+    assert summary["reward_first"] == asynchronous.rows[0]["reward/mean"]
+    assert summary["reward_last"] == asynchronous.rows[-1]["reward/mean"]
+    assert (summary["groups_failed"], summary["groups_given_up"], summary["error"]) == (0, 0, None)
+    assert Path(summary["checkpoint"]) == asynchronous.directory.checkpoints_dir / "step_000003" / "model"
+
+
+def test_no_trajectory_is_staler_than_allowed(asynchronous: Outcome) -> None:
+    for step, groups in asynchronous.log.groups.items():
+        for trajectory in (trajectory for group in groups for trajectory in group.rollout.trajectories):
+            assert 0 <= trajectory.oldest_weight_version <= trajectory.newest_weight_version <= step - 1
+            assert step - 1 - trajectory.oldest_weight_version <= 1
+    # The first step's groups are as fresh as can be, and those of the second were begun before it was made.
+    assert [row["staleness/max"] for row in asynchronous.rows][:2] == [0, 1]
+
+
+def test_checkpoints_are_plain_folders_with_weights_that_have_learned(asynchronous: Outcome) -> None:
+    folders = sorted(path.name for path in asynchronous.directory.checkpoints_dir.iterdir())
+    assert folders == ["step_000002", "step_000003"]
+    trained = JanusForConditionalGeneration.from_pretrained(
+        asynchronous.directory.checkpoints_dir / folders[-1] / "model"
+    ).state_dict()
+    start = JanusForConditionalGeneration.from_pretrained(tiny_janus_folder()).state_dict()
+    changed = {name for name, tensor in start.items() if not torch.equal(tensor, trained[name])}
+    assert any(name.startswith("model.language_model.layers") for name in changed)
+    assert not any(name.startswith("model.vqmodel") for name in changed)
+
+
+def test_without_staleness_every_trajectory_has_the_learners_version(synchronous: list[Outcome]) -> None:
+    for outcome in synchronous:
+        assert outcome.error is None
+        assert [row["staleness/max"] for row in outcome.rows] == [0, 0]
+        for step, groups in outcome.log.groups.items():
+            for group in groups:
+                for trajectory in group.rollout.trajectories:
+                    assert trajectory.oldest_weight_version == trajectory.newest_weight_version == step - 1
+
+
+def test_without_staleness_the_same_seed_gives_the_same_groups(synchronous: list[Outcome]) -> None:
+    one, other = (outcome.log.groups[1] for outcome in synchronous)
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.rollout.request == theirs.rollout.request
+        np.testing.assert_array_equal(mine.rewards, theirs.rewards)
+        for trajectory, twin in zip(mine.rollout.trajectories, theirs.rollout.trajectories, strict=True):
+            np.testing.assert_array_equal(trajectory.cot_ids, twin.cot_ids)
+            np.testing.assert_array_equal(trajectory.image_ids, twin.image_ids)

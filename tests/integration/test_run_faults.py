@@ -1,0 +1,147 @@
+"""Runs in which something breaks: what is replaced, what ends the run, and what is saved nevertheless."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from cluster.registry import GroupState
+from configs.errors import DataError, LearnerError, RegistryError
+from tests.integration.training import Outcome, RecordingLog, run_tree, train
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
+
+RUN_TIMEOUT_S = 240.0
+MOODY = "tests.integration.rewards:MoodyReward"
+
+
+def kill_actor_at_step_1(role: str) -> Callable[[RecordingLog, str, int], Awaitable[None]]:
+    async def act(log: RecordingLog, event: str, number: int) -> None:
+        if (event, number) == ("step", 1):
+            ray.kill(ray.get_actor(f"{log.directory.name}-{role}"))
+
+    return act
+
+
+async def train_in_time(*args: object, **kwargs: object) -> Outcome:
+    """`train`, which must not hang."""
+    return await asyncio.wait_for(train(*args, **kwargs), RUN_TIMEOUT_S)  # type: ignore[arg-type]
+
+
+def assert_all_groups_trained(outcome: Outcome) -> None:
+    config = outcome.config
+    assert outcome.error is None
+    assert outcome.summary is not None
+    assert outcome.summary.status == "finished"
+    assert outcome.snapshot is not None
+    counts = outcome.snapshot.group_counts
+    num_groups = config.run.steps * config.algorithm.groups_per_step
+    assert counts[GroupState.TRAINED] == num_groups == sum(counts.values())
+    sequences = [
+        group.rollout.request.sequence for step in sorted(outcome.log.groups) for group in outcome.log.groups[step]
+    ]
+    assert sequences == list(range(num_groups))
+
+
+async def test_a_killed_rollout_worker_is_replaced_and_no_group_is_lost(tmp_path: Path) -> None:
+    tree = run_tree("worker-killed", tmp_path, run={"steps": 3})
+    outcome = await train_in_time(tree, kill_actor_at_step_1("rollout-0"))
+    assert_all_groups_trained(outcome)
+    assert any("rollout-0 died" in note and "starting another in its place" in note for note in outcome.log.notes)
+    last_workers = {group.rollout.worker_id for group in outcome.log.groups[3]}
+    assert last_workers == {"rollout-1"}
+    assert outcome.rows[-1]["staleness/max"] <= 1  # the newcomer had the live weights
+
+
+async def test_a_rollout_worker_whose_engine_died_is_replaced(tmp_path: Path) -> None:
+    async def act(log: RecordingLog, event: str, number: int) -> None:
+        if (event, number) == ("step", 1):
+            descendants = psutil.Process().children(recursive=True)
+            engines = [
+                process for process in descendants if "EngineCore" in " ".join([process.name(), *process.cmdline()])
+            ]
+            assert engines, "vLLM has an engine process"
+            for engine in engines:
+                engine.kill()
+
+    outcome = await train_in_time(
+        run_tree("engine-killed", tmp_path, run={"steps": 3}, rollout={"engine": "vllm"}), act
+    )
+    assert_all_groups_trained(outcome)
+    assert {group.rollout.worker_id for group in outcome.log.groups[3]} == {"rollout-1"}
+    assert any("rollout-0" in note and "starting another" in note for note in outcome.log.notes)
+
+
+async def test_groups_whose_reward_fails_are_given_up_by_name_and_replaced(tmp_path: Path) -> None:
+    words = ["red", "cursed", "green", "hollow", "blue", "white", "black"]
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"a {word} picture\n" for word in words))
+    tree = run_tree(
+        "moody",
+        tmp_path,
+        data={"train": str(prompts), "shuffle": False},
+        rollout={"max_attempts": 2},
+        rewards=[{"name": MOODY, "cpus_per_replica": 0.1, "retries": 0}],
+    )
+    outcome = await train_in_time(tree)
+    assert_all_groups_trained(outcome)
+    trained = [group.rollout.request.prompt.text.split()[1] for step in (1, 2) for group in outcome.log.groups[step]]
+    assert (trained[0], trained[2]) == ("red", "green")
+    assert {trained[1], trained[3]} == {"blue", "white"}
+    reasons: dict[str, set[str]] = {}
+    for request, reason in outcome.log.failures:
+        reasons.setdefault(request.prompt.prompt_id, set()).add(reason)
+    assert reasons == {
+        "prompts.txt:2": {f"reward '{MOODY}' failed on prompts.txt:2: ValueError: this picture is cursed"},
+        "prompts.txt:4": {f"reward '{MOODY}' failed on prompts.txt:4: a score must be a finite number, not nan"},
+    }
+    summary = json.loads(outcome.directory.summary_path.read_text())
+    assert (summary["groups_failed"], summary["groups_given_up"]) == (4, 2)
+    assert sum("another prompt takes its place" in note for note in outcome.log.notes) == 2
+
+
+async def test_a_dead_registry_ends_the_run_with_a_clear_error_and_a_checkpoint(tmp_path: Path) -> None:
+    server_ids: list[int] = []
+
+    async def act(log: RecordingLog, event: str, number: int) -> None:
+        if (event, number) == ("step", 1):
+            os.kill(server_ids[0], signal.SIGKILL)
+
+    outcome = await train_in_time(
+        run_tree("registry-killed", tmp_path, run={"steps": 50}),
+        act,
+        on_redis=lambda redis: server_ids.append(redis.process_id),
+    )
+    assert isinstance(outcome.error, RegistryError)
+    assert "redis://:***@127.0.0.1" in str(outcome.error)
+    assert "check that the Redis server runs" in str(outcome.error)
+    summary = json.loads(outcome.directory.summary_path.read_text())
+    assert summary["status"] == "failed"
+    assert summary["error"].startswith("RegistryError: ")
+    assert (Path(summary["checkpoint"]) / "config.json").is_file()
+
+
+async def test_a_dead_learner_rank_ends_the_run_with_a_clear_error(tmp_path: Path) -> None:
+    outcome = await train_in_time(
+        run_tree("learner-killed", tmp_path, run={"steps": 50}), kill_actor_at_step_1("learner-0")
+    )
+    assert isinstance(outcome.error, LearnerError)
+    assert "a learner rank died during train_step" in str(outcome.error)
+    summary = json.loads(outcome.directory.summary_path.read_text())
+    assert (summary["status"], summary["steps"], summary["checkpoint"]) == ("failed", 1, None)
+
+
+async def test_prompts_that_are_all_too_long_are_refused_by_name(tmp_path: Path) -> None:
+    tree = run_tree("too-long", tmp_path, rollout={"max_prompt_tokens": 5})
+    outcome = await train_in_time(tree)
+    assert isinstance(outcome.error, DataError)
+    assert "shapes:train:40: no prompt is left" in str(outcome.error)
+    assert "max_prompt_tokens" in str(outcome.error)

@@ -1,0 +1,321 @@
+"""A real vLLM engine against transformers' own Janus, on a tiny random model in float32."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import pytest_asyncio
+import torch
+from transformers import JanusForConditionalGeneration
+
+from configs.errors import ConfigError, ModelError, RolloutError, WeightSyncError
+from configs.schema import RolloutConfig
+from rollout.engine import SequenceRequest, SequenceResult
+from rollout.records import Int32Array, WeightBucket
+from rollout.vllm_engine import VllmEngine
+from rollout.weight_buckets import pack_bucket, pack_buckets
+from tests.tiny_models import tiny_janus_folder
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+
+CONFIG = RolloutConfig(
+    max_prompt_tokens=64,
+    max_cot_tokens=48,
+    max_num_seqs=48,
+    kv_cache_gib=0.25,
+    enforce_eager=True,
+    threads_per_worker=1,
+)
+NUM_IMAGE_TOKENS = 64
+GUIDANCE = 5.0
+TOLERANCE = 1e-4
+TRAINABLE = ("model.language_model.", "lm_head.")
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return tiny_janus_folder(num_kv_heads=2)
+
+
+@pytest.fixture(scope="module")
+def janus(folder: Path) -> JanusForConditionalGeneration:
+    return JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def perturbed(janus: JanusForConditionalGeneration) -> Iterator[JanusForConditionalGeneration]:
+    """`janus` with other weights, until the test ends."""
+    original = {name: tensor.clone() for name, tensor in janus.state_dict().items()}
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in janus.named_parameters():
+            if name.startswith(TRAINABLE):
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    yield janus
+    janus.load_state_dict(original)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(folder: Path) -> AsyncIterator[VllmEngine]:
+    engine = VllmEngine(folder, CONFIG, "float32")
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def restored(engine: VllmEngine, folder: Path) -> AsyncIterator[VllmEngine]:
+    """The engine, with its first weights brought back after the test."""
+    yield engine
+    first = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    await engine.update_weights(engine.weight_version + 1, buckets_of(first))
+
+
+def ragged_prompts(count: int, seed: int, janus: JanusForConditionalGeneration, image: bool) -> list[Int32Array]:
+    """Prompts of 4 to 40 tokens from BOS, image prompts up to begin-of-image."""
+    rng = np.random.default_rng(seed)
+    config = janus.generation_config
+    first_word = 20
+    prompts = []
+    for length in rng.integers(3, 40, size=count):
+        words = rng.integers(first_word, janus.config.text_config.vocab_size, size=length)
+        end = [config.generation_kwargs["boi_token_id"]] if image else []
+        prompts.append(np.array([config.bos_token_id, *words, *end], dtype=np.int32))
+    return prompts
+
+
+def requests_for(
+    prompts: Sequence[Int32Array], phase: str, name: str, temperature: float = 1.0
+) -> list[SequenceRequest]:
+    num_new = NUM_IMAGE_TOKENS if phase == "image" else CONFIG.max_cot_tokens
+    return [
+        SequenceRequest(f"{name}-{phase}-{index}", phase, prompt, num_new, temperature, GUIDANCE, seed=1000 + index)
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+async def generate(engine: VllmEngine, requests: Sequence[SequenceRequest]) -> list[SequenceResult]:
+    return await asyncio.gather(*map(engine.generate, requests))
+
+
+@torch.no_grad()
+def teacher_forced(
+    janus: JanusForConditionalGeneration, request: SequenceRequest, result: SequenceResult
+) -> torch.Tensor:
+    """float32 [N]: the conditional log-probability of each token, all in one forward pass."""
+    prompt = torch.from_numpy(request.prompt_ids).long()
+    tokens = torch.from_numpy(result.token_ids).long()
+    embed = janus.get_input_embeddings()
+    drawn = janus.prepare_embeddings_for_image_generation(tokens) if request.phase == "image" else embed(tokens)
+    inputs = torch.cat([embed(prompt), drawn[:-1].reshape(len(tokens) - 1, -1)]).unsqueeze(0)
+    hidden = janus.model.language_model(inputs_embeds=inputs).last_hidden_state[0, len(prompt) - 1 :]
+    logits = janus.model.generation_head(hidden) if request.phase == "image" else janus.lm_head(hidden)
+    return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def buckets_of(janus: JanusForConditionalGeneration) -> list[WeightBucket]:
+    """The trainable weights, cut between layers and within them."""
+    trainable = [(name, tensor) for name, tensor in janus.named_parameters() if name.startswith(TRAINABLE)]
+    return list(pack_buckets(trainable, bucket_bytes=2**20))
+
+
+def assert_teacher_forcing_agrees(
+    janus: JanusForConditionalGeneration, requests: Sequence[SequenceRequest], results: Sequence[SequenceResult]
+) -> None:
+    for request, result in zip(requests, results, strict=True):
+        expected = teacher_forced(janus, request, result)
+        np.testing.assert_allclose(result.logprobs, expected.numpy(), atol=TOLERANCE, err_msg=request.request_id)
+
+
+async def test_greedy_pictures_equal_transformers_own_guided_generation(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    requests = requests_for(ragged_prompts(32, 0, janus, image=True), "image", "greedy", temperature=0.0)
+    results = await generate(engine, requests)
+    for request, result in zip(requests, results, strict=True):
+        ids = torch.from_numpy(request.prompt_ids).long().unsqueeze(0)
+        expected = janus.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_mode="image",
+            guidance_scale=GUIDANCE,
+            do_sample=False,
+            max_new_tokens=NUM_IMAGE_TOKENS,
+        )
+        assert result.token_ids.tolist() == expected[0].tolist(), request.request_id
+
+
+async def test_greedy_cots_equal_transformers_own_generation_up_to_and_with_eos(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    requests = requests_for(ragged_prompts(32, 1, janus, image=False), "cot", "greedy", temperature=0.0)
+    results = await generate(engine, requests)
+    for request, result in zip(requests, results, strict=True):
+        ids = torch.from_numpy(request.prompt_ids).long().unsqueeze(0)
+        expected = janus.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_mode="text",
+            do_sample=False,
+            max_new_tokens=CONFIG.max_cot_tokens,
+        )
+        assert result.token_ids.tolist() == expected[0, ids.shape[1] :].tolist(), request.request_id
+
+
+async def test_logprobs_of_sampled_tokens_are_the_conditional_ones(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    image_requests = requests_for(ragged_prompts(16, 2, janus, image=True), "image", "sampled")
+    cot_requests = requests_for(ragged_prompts(16, 3, janus, image=False), "cot", "sampled")
+    requests = [*image_requests, *cot_requests]
+    results = await generate(engine, requests)
+    assert_teacher_forcing_agrees(janus, requests, results)
+    eos = janus.generation_config.eos_token_id
+    ends = [result.token_ids[-1] == eos for result in results[16:]]
+    lengths = [len(result.token_ids) for result in results[16:]]
+    assert any(ends), "some CoT should reach EOS, or its log-probability goes untested"
+    assert all(end or length == CONFIG.max_cot_tokens for end, length in zip(ends, lengths, strict=True))
+    assert all(len(result.token_ids) == NUM_IMAGE_TOKENS for result in results[:16])
+
+
+async def test_a_seed_decides_the_tokens_whatever_else_is_in_the_batch(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    requests = requests_for(ragged_prompts(12, 4, janus, image=True), "image", "crowd")
+    crowd = await generate(engine, requests)
+    alone = await engine.generate(replace(requests[7], request_id="alone"))
+    other = await engine.generate(replace(requests[7], request_id="other", seed=1))
+    assert alone.token_ids.tolist() == crowd[7].token_ids.tolist()
+    np.testing.assert_allclose(alone.logprobs, crowd[7].logprobs, atol=TOLERANCE)
+    assert other.token_ids.tolist() != alone.token_ids.tolist()
+
+
+async def test_pictures_that_join_as_their_cots_end_are_those_drawn_alone(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    cots = requests_for(ragged_prompts(24, 6, janus, image=False), "cot", "mixed")
+    cots = [replace(request, max_new_tokens=2 + 2 * index) for index, request in enumerate(cots)]
+    pictures = requests_for(ragged_prompts(24, 7, janus, image=True), "image", "mixed")
+
+    async def roll(cot: SequenceRequest, picture: SequenceRequest) -> SequenceResult:
+        await engine.generate(cot)
+        return await engine.generate(picture)
+
+    mixed = await asyncio.gather(*map(roll, cots, pictures))
+    for index in (0, 11, 23):
+        alone = await engine.generate(replace(pictures[index], request_id=f"alone-{index}"))
+        assert mixed[index].token_ids.tolist() == alone.token_ids.tolist()
+
+
+async def test_new_weights_sample_and_score_as_the_learners_model_does(
+    restored: VllmEngine, perturbed: JanusForConditionalGeneration
+) -> None:
+    version = restored.weight_version + 1
+    await restored.update_weights(version, buckets_of(perturbed))
+    requests = [
+        *requests_for(ragged_prompts(8, 8, perturbed, image=True), "image", "updated"),
+        *requests_for(ragged_prompts(8, 9, perturbed, image=False), "cot", "updated"),
+    ]
+    results = await generate(restored, requests)
+    assert_teacher_forcing_agrees(perturbed, requests, results)
+    assert restored.weight_version == version
+    assert {(r.oldest_weight_version, r.newest_weight_version) for r in results} == {(version, version)}
+
+
+async def test_a_running_picture_goes_on_with_the_new_weights_and_says_so(
+    restored: VllmEngine, folder: Path, perturbed: JanusForConditionalGeneration
+) -> None:
+    old = restored.weight_version
+    requests = requests_for(ragged_prompts(8, 10, perturbed, image=True), "image", "swapped")
+    running = [asyncio.create_task(restored.generate(request)) for request in requests]
+    clock = replace(requests_for(ragged_prompts(1, 11, perturbed, image=False), "cot", "clock")[0], max_new_tokens=8)
+    await restored.generate(clock)  # ends when the pictures have about 8 tokens
+    await restored.update_weights(old + 1, buckets_of(perturbed))
+    results = await asyncio.gather(*running)
+
+    before = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    for request, result in zip(requests, results, strict=True):
+        assert (result.oldest_weight_version, result.newest_weight_version) == (old, old + 1)
+        under_old = teacher_forced(before, request, result).numpy()
+        under_new = teacher_forced(perturbed, request, result).numpy()
+        swap = int(np.argmax(np.abs(result.logprobs - under_old) > TOLERANCE))
+        assert 0 < swap < NUM_IMAGE_TOKENS
+        np.testing.assert_allclose(result.logprobs[swap:], under_new[swap:], atol=TOLERANCE)
+
+
+async def test_a_refused_bucket_leaves_the_engine_as_it_was(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    request = requests_for(ragged_prompts(1, 12, janus, image=True), "image", "before")[0]
+    before = await engine.generate(request)
+    version = engine.weight_version
+    buckets = buckets_of(janus)
+    stranger = pack_bucket([("lm_head.bias", torch.zeros(3))])
+    with pytest.raises(WeightSyncError, match=r"'lm_head\.bias' is no"):
+        await engine.update_weights(version + 1, [*buckets, stranger])
+    with pytest.raises(WeightSyncError, match="is missing"):
+        await engine.update_weights(version + 1, buckets[1:])
+    assert engine.weight_version == version
+    after = await engine.generate(replace(request, request_id="after"))
+    assert after.token_ids.tolist() == before.token_ids.tolist()
+    assert after.newest_weight_version == version
+
+
+async def test_a_cancelled_request_leaves_the_engine(engine: VllmEngine, janus: JanusForConditionalGeneration) -> None:
+    requests = requests_for(ragged_prompts(4, 13, janus, image=True), "image", "cancelled")
+    tasks = [asyncio.create_task(engine.generate(request)) for request in requests]
+    clock = replace(requests_for(ragged_prompts(1, 14, janus, image=False), "cot", "clock")[0], max_new_tokens=4)
+    await engine.generate(clock)
+    for task in tasks:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+    again = await generate(engine, requests)  # under the same ids, which are free again
+    assert_teacher_forcing_agrees(janus, requests, again)
+
+
+async def test_a_request_that_does_not_fit_is_refused_with_its_numbers(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    long = requests_for(ragged_prompts(1, 15, janus, image=True), "image", "long")[0]
+    with pytest.raises(ValueError, match="500 new ones do not fit the engine's context of 208"):
+        await engine.generate(replace(long, max_new_tokens=500))
+    with pytest.raises(ValueError, match="does not end with begin-of-image"):
+        await engine.generate(replace(long, prompt_ids=long.prompt_ids[:-1]))
+
+
+async def test_a_missing_model_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no_such_model"):
+        await VllmEngine(tmp_path / "no_such_model", CONFIG, "float32").start()
+
+
+async def test_a_context_that_the_model_lacks_is_refused_with_its_numbers(folder: Path) -> None:
+    config = CONFIG.model_copy(update={"max_cot_tokens": 200})
+    with pytest.raises(ConfigError, match="64 image tokens = 328, but the model has 256 positions"):
+        await VllmEngine(folder, config, "float32").start()
+
+
+async def test_closing_ends_requests_and_processes_and_may_be_repeated(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    # Others of this process's children are Python's own tracker of shared memory and the session's Ray.
+    children = psutil.Process().children(recursive=True)
+    processes = [child for child in children if "EngineCore" in " ".join([child.name(), *child.cmdline()])]
+    assert processes
+    request = requests_for(ragged_prompts(1, 16, janus, image=True), "image", "last")[0]
+    running = asyncio.create_task(engine.generate(request))
+    await asyncio.sleep(0)  # lets it reach the engine
+    await engine.close()
+    with pytest.raises(RolloutError, match="closed before it ended request last-image-0"):
+        await running
+    await engine.close()
+    with pytest.raises(RolloutError, match="not running"):
+        await engine.generate(request)
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive

@@ -1,0 +1,51 @@
+"""Small records for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rollout.records import GroupRequest, GroupRollout, Prompt, ScoredGroup, Trajectory
+
+
+def make_request(sequence: int = 0, group_size: int = 2, text: str = "a red star") -> GroupRequest:
+    return GroupRequest(
+        sequence=sequence,
+        attempt=0,
+        prompt=Prompt(prompt_id=f"test:{sequence}", text=text),
+        group_size=group_size,
+        images_per_cot=1,
+        seed=sequence,
+    )
+
+
+def make_trajectory(oldest: int = 0, newest: int = 0, num_cot: int = 3, num_image: int = 4) -> Trajectory:
+    rng = np.random.default_rng(num_cot * 100 + num_image)
+    return Trajectory(
+        semantic_prompt_ids=np.array([1, 8, 9], np.int32),
+        cot_ids=rng.integers(8, 20, num_cot).astype(np.int32),
+        cot_logprobs=-rng.random(num_cot).astype(np.float32),
+        image_prompt_ids=np.array([1, 8, 9, 4], np.int32),
+        image_ids=rng.integers(0, 16, num_image).astype(np.int32),
+        image_logprobs=-rng.random(num_image).astype(np.float32),
+        cot_text="red star top left",
+        guidance_scale=2.0,
+        seed=7,
+        oldest_weight_version=oldest,
+        newest_weight_version=newest,
+    )
+
+
+def make_scored_group(
+    sequence: int = 0, rewards: Sequence[float] = (0.0, 1.0), oldest: int = 0, newest: int = 0
+) -> ScoredGroup:
+    trajectories = tuple(make_trajectory(oldest, newest, num_cot=2 + i) for i in range(len(rewards)))
+    column = np.array(rewards, np.float32)
+    return ScoredGroup(
+        rollout=GroupRollout(make_request(sequence, len(rewards)), trajectories, "rollout-0", 10.0, 12.5),
+        rewards=column,
+        reward_columns={"shapes": column},
+        explanations=tuple(f"shapes {value:.2f}" for value in rewards),
+        scored_s=0.25,
+    )

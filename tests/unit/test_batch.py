@@ -1,0 +1,160 @@
+"""Shares, padding and the refusals of a step's plan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from configs.errors import LearnerError
+from learner.batch import MicroBatch, StepPlan, plan_step, right_pad
+from rollout.records import Trajectory, TrajectoryBatch
+from tests.records import make_scored_group, make_trajectory
+
+EPSILON = 1e-4
+COT_LENGTHS = (3, 9, 1, 5, 4, 4, 2, 7)
+
+
+def make_batch(num_groups: int = 2, group_size: int = 4) -> TrajectoryBatch:
+    """Groups whose trajectories differ in length and reward, and can be told apart by their tokens."""
+    groups = []
+    for sequence in range(num_groups):
+        group = make_scored_group(sequence, rewards=[0.1 * (sequence + 1) * place for place in range(group_size)])
+        trajectories = []
+        for place in range(group_size):
+            number = sequence * group_size + place
+            trajectory = make_trajectory(num_cot=COT_LENGTHS[number % len(COT_LENGTHS)], num_image=4)
+            trajectories.append(replace(trajectory, image_prompt_ids=np.array([1, 10 + number, 4], np.int32)))
+        rollout = replace(group.rollout, trajectories=tuple(trajectories))
+        groups.append(replace(group, rollout=rollout))
+    return TrajectoryBatch(step=3, groups=tuple(groups))
+
+
+def plan(batch: TrajectoryBatch, rank: int = 0, num_ranks: int = 1, micro_batch_size: int = 2) -> StepPlan:
+    return plan_step(
+        batch, rank=rank, num_ranks=num_ranks, micro_batch_size=micro_batch_size, advantage_epsilon=EPSILON
+    )
+
+
+def rows(micro_batches: list[MicroBatch]) -> dict[int, tuple[list[int], list[float], list[float], float]]:
+    """Mark of each trajectory -> its CoT, behaviour log-probabilities of both phases, and advantage; no padding."""
+    result = {}
+    for micro_batch in micro_batches:
+        cot, image = micro_batch.phases
+        for row in range(len(cot.advantages)):
+
+            def real(values: Tensor, phase: object, row: int = row) -> list[float]:
+                return values[row][phase.tokens.target_mask[row]].tolist()  # type: ignore[attr-defined]
+
+            mark = int(image.tokens.context_ids[row, 1])
+            assert mark not in result, "a trajectory was dealt twice"
+            result[mark] = (
+                real(cot.tokens.target_ids, cot),
+                real(cot.behaviour_logprobs, cot),
+                real(image.behaviour_logprobs, image),
+                float(image.advantages[row]),
+            )
+            assert cot.advantages[row] == image.advantages[row]
+    return result
+
+
+def all_trajectories(batch: TrajectoryBatch) -> list[Trajectory]:
+    return [trajectory for group in batch.groups for trajectory in group.rollout.trajectories]
+
+
+@pytest.mark.parametrize(("num_ranks", "micro_batch_size"), [(1, 1), (1, 8), (2, 2), (4, 1), (4, 2)])
+def test_every_trajectory_is_dealt_once_whole_and_with_its_own_advantage(num_ranks: int, micro_batch_size: int) -> None:
+    batch = make_batch()
+    plans = [plan(batch, rank, num_ranks, micro_batch_size) for rank in range(num_ranks)]
+    dealt = rows([micro_batch for one in plans for micro_batch in one.micro_batches])
+    rewards = np.stack([group.rewards for group in batch.groups]).astype(np.float64)
+    advantages = (
+        (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, ddof=1, keepdims=True) + EPSILON)
+    ).ravel()
+    assert sorted(dealt) == [10 + number for number in range(8)]
+    for number, trajectory in enumerate(all_trajectories(batch)):
+        cot, cot_logprobs, image_logprobs, advantage = dealt[10 + number]
+        assert cot == trajectory.cot_ids.tolist()
+        np.testing.assert_array_equal(np.float32(cot_logprobs), trajectory.cot_logprobs)
+        np.testing.assert_array_equal(np.float32(image_logprobs), trajectory.image_logprobs)
+        assert advantage == pytest.approx(advantages[number], rel=1e-5)
+
+
+def test_a_micro_batch_has_the_same_shapes_on_every_rank() -> None:
+    batch = make_batch()
+    first, second = (plan(batch, rank, num_ranks=2) for rank in range(2))
+    for one, other in zip(first.micro_batches, second.micro_batches, strict=True):
+        for a, b in zip(one.phases, other.phases, strict=True):
+            assert a.tokens.context_ids.shape == b.tokens.context_ids.shape
+            assert a.tokens.target_ids.shape == b.tokens.target_ids.shape
+
+
+def test_the_figures_of_a_plan_are_of_the_whole_batch_on_every_rank() -> None:
+    batch = make_batch()
+    for rank in range(2):
+        one = plan(batch, rank, num_ranks=2)
+        assert one.num_cot_tokens == sum(COT_LENGTHS)
+        assert one.num_image_tokens == 8 * 4
+        assert one.num_trajectories == 8
+        assert one.groups_without_spread == 0.0
+        assert one.advantage_std == pytest.approx(0.926, abs=1e-3)
+
+
+def test_trajectories_of_like_length_pass_together() -> None:
+    widths = [micro_batch.cot.tokens.target_ids.shape[1] for micro_batch in plan(make_batch()).micro_batches]
+    assert widths == [2, 4, 5, 9]
+
+
+def test_the_same_batch_gives_the_same_plan() -> None:
+    first, second = plan(make_batch()), plan(make_batch())
+    for one, other in zip(first.micro_batches, second.micro_batches, strict=True):
+        assert torch.equal(one.cot.tokens.target_ids, other.cot.tokens.target_ids)
+
+
+def test_a_group_of_equal_rewards_is_counted_and_teaches_nothing() -> None:
+    batch = make_batch()
+    dull = replace(batch.groups[1], rewards=np.full(4, 0.7, np.float32))
+    one = plan(replace(batch, groups=(batch.groups[0], dull)))
+    assert one.groups_without_spread == 0.5
+    assert [row[3] for mark, row in rows(list(one.micro_batches)).items() if mark >= 14] == [0.0] * 4
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_reward_that_is_not_finite_is_refused_with_step_group_and_prompt(bad: float) -> None:
+    batch = make_batch()
+    broken = replace(batch.groups[1], rewards=np.array([0, bad, 0, 1], np.float32))
+    with pytest.raises(LearnerError, match=r"step 3, group 1 \(prompt test:1\).*not all finite"):
+        plan(replace(batch, groups=(batch.groups[0], broken)))
+
+
+def test_rewards_that_do_not_fit_the_trajectories_are_refused() -> None:
+    batch = make_batch(num_groups=1)
+    broken = replace(batch.groups[0], rewards=np.zeros(3, np.float32))
+    with pytest.raises(LearnerError, match="3 rewards for 4 trajectories"):
+        plan(replace(batch, groups=(broken,)))
+
+
+def test_groups_of_different_sizes_are_refused() -> None:
+    batch = TrajectoryBatch(0, (make_scored_group(0, [0.0, 1.0]), make_scored_group(1, [0.0, 1.0, 0.5])))
+    with pytest.raises(LearnerError, match=r"group 1 .*3 trajectories, but the batch's first group has 2"):
+        plan(batch)
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(LearnerError, match=r"8 trajectories do not divide by 3 rank\(s\) x learner.micro_batch_size 2"):
+        plan(make_batch(), num_ranks=3)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(LearnerError, match="no group"):
+        plan(TrajectoryBatch(0, ()))
+
+
+def test_padding_is_on_the_right() -> None:
+    padded, lengths = right_pad([np.array([3, 4], np.int32), np.array([5], np.int32)], width=3)
+    assert padded.tolist() == [[3, 4, 0], [5, 0, 0]]
+    assert (padded.dtype, lengths.tolist()) == (torch.int64, [2, 1])

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from configs.errors import ConfigError
+from configs.load import dump_config, load_config, mask_url
+from configs.schema import RunConfig
+
+MINIMAL = """\
+model:
+  path: models/janus
+  dtype: float32
+data:
+  train: prompts.jsonl
+rewards:
+  - name: shapes
+  - name: my.module:Own
+    weight: 2
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def refusal_of(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def test_a_minimal_file_takes_all_other_values_from_the_defaults(config_file: Path):
+    config = load_config(config_file)
+    assert config.model.path == "models/janus"
+    assert config.algorithm.group_size == 8
+    assert [reward.weight for reward in config.rewards] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("text", ["2e-6", "2E-6", "2.0e-6", "0.000002", "+2e-6"])
+def test_a_number_with_an_exponent_is_a_number_in_overrides_and_files(config_file: Path, text: str):
+    assert load_config(config_file, [f"learner.lr={text}"]).learner.lr == 2e-6
+    config_file.write_text(MINIMAL + f"learner: {{lr: {text}}}\n")
+    assert load_config(config_file).learner.lr == 2e-6
+
+
+def test_a_text_that_looks_like_a_number_with_an_exponent_stays_text_in_quotes(config_file: Path):
+    assert load_config(config_file, ["run.name='1e5'"]).run.name == "1e5"
+
+
+def test_overrides_reach_rewards_by_name_and_by_place(config_file: Path):
+    overrides = ["rewards.shapes.weight=0.5", "rewards.1.options={model: a/b}", "rewards.1.options.size=7"]
+    config = load_config(config_file, overrides)
+    assert config.rewards[0].weight == 0.5
+    assert config.rewards[1].options == {"model": "a/b", "size": 7}
+
+
+def test_overrides_reach_sections_that_the_file_leaves_out(config_file: Path):
+    overrides = ["registry.redis_url=null", "data.evaluation.heldout=more.txt", "rollout.enforce_eager=true"]
+    config = load_config(config_file, overrides)
+    assert config.rollout.enforce_eager is True
+    assert config.data.evaluation == {"heldout": "more.txt"}
+
+
+def test_the_last_of_two_overrides_wins(config_file: Path):
+    assert load_config(config_file, ["run.steps=3", "run.steps=4"]).run.steps == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.steps", "expected path.to.field=value"),
+        ("=3", "expected path.to.field=value"),
+        ("rewards.hps.weight=1", "no element 'hps'; use one of shapes, my.module:Own, or 0 to 1"),
+        ("rewards.2.weight=1", "no element '2'"),
+        ("model.path.deeper=1", "model.path is 'models/janus', which has no fields"),
+        ("model.path.deeper.still=1", "model.path is 'models/janus', which has no fields"),
+        ("run.steps=[1", "broken YAML"),
+    ],
+)
+def test_an_override_that_cannot_be_applied_is_refused_by_name(config_file: Path, override: str, message: str):
+    refusal = refusal_of(config_file, override)
+    assert message in refusal
+    assert override in refusal
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path):
+    assert f"{tmp_path / 'no.yaml'}: cannot read the config file: No such file" in refusal_of(tmp_path / "no.yaml")
+
+
+def test_a_file_that_is_not_text_is_refused_by_name(config_file: Path):
+    config_file.write_bytes(b"run: {name: caf\xe9}\n")
+    assert f"{config_file}: not UTF-8 text, at byte 15" in refusal_of(config_file)
+
+
+def test_broken_yaml_is_refused_with_line_and_column(config_file: Path):
+    config_file.write_text("model:\n  path: [a, b\ndata: {}\n")
+    assert f"{config_file}:3:5: broken YAML" in refusal_of(config_file)
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(config_file: Path):
+    config_file.write_text(MINIMAL + "data:\n  train: other.jsonl\n")
+    assert f"{config_file}:10:1: broken YAML: the key 'data' stands here twice" in refusal_of(config_file)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words\n"])
+def test_a_file_without_sections_is_refused(config_file: Path, text: str):
+    config_file.write_text(text)
+    assert "expected sections such as 'model:'" in refusal_of(config_file)
+
+
+def test_every_wrong_field_is_listed_with_its_value(config_file: Path):
+    refusal = refusal_of(config_file, "learner.lr=-1", "run.steps=many", "rewards.shapes.replicas=0", "model.path=null")
+    assert "learner.lr = -1: Input should be greater than 0" in refusal
+    assert "run.steps = 'many': Input should be a valid integer" in refusal
+    assert "rewards.shapes.replicas = 0: Input should be greater than or equal to 1" in refusal
+    assert "model.path = null: Input should be a valid string" in refusal
+    assert refusal.startswith(f"{config_file}: the config is wrong\n")
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(config_file: Path):
+    refusal = refusal_of(config_file, "learner.learning_rate=1", "algoritm.group_size=4", "rewards.shapes.wieght=2")
+    assert "learner.learning_rate = 1: unknown key" in refusal
+    assert "algoritm = {'group_size': 4}: unknown key; did you mean 'algorithm'?" in refusal
+    assert "rewards.shapes.wieght = 2: unknown key; did you mean 'weight'?" in refusal
+
+
+def test_an_unknown_key_like_no_other_is_refused_with_all_known_ones(config_file: Path):
+    assert "queue.zzz = 1: unknown key; known are max_groups" in refusal_of(config_file, "queue.zzz=1")
+
+
+def test_a_missing_field_is_refused_by_name(config_file: Path):
+    config_file.write_text("model: {path: a}\nrewards: [{name: shapes}]\n")
+    assert "  data: missing; add it" in refusal_of(config_file)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algorithm.group_size=1"], "algorithm: group_size 1: an advantage needs at least two"),
+        (
+            ["algorithm.group_size=6", "algorithm.images_per_cot=4"],
+            "group_size 6 is not a multiple of images_per_cot 4",
+        ),
+        (["queue.max_groups=4"], "queue.max_groups 4 is smaller than one batch (algorithm.groups_per_step 16)"),
+        (["learner.micro_batch_size=7"], "= 128 trajectories do not divide by learner.num_ranks 1 x"),
+        (["model.dtype=bfloat16"], "learner.zero_stage 0 with model.dtype bfloat16"),
+        (["model.path=tiny-janus"], "model.path 'tiny-janus' has random weights; add a warm_start section"),
+        (["model.tiny.num_codes=4"], "model: tiny is set, but path is 'models/janus'"),
+        (["weight_sync.backend=nccl"], "weight_sync.backend nccl needs learner and vLLM rollout workers on whole GPUs"),
+        (["rollout.gpus_per_worker=2"], "gpus_per_worker 2.0 differs from tensor_parallel_size 1"),
+        (["rollout.tensor_parallel_size=2"], "tensor_parallel_size 2 needs as many GPUs"),
+        (["rollout.instruction=Describe it."], "must hold the placeholder {prompt}"),
+        (["rewards=[]"], "no reward is set"),
+        (["rewards=[{name: shapes}, {name: shapes}]"], "shapes is listed twice"),
+        (["warm_start={examples: shapes}"], "set num_examples"),
+        (["warm_start={examples: a.jsonl, plan_noise: 0.1}"], "plan_noise and drawing_noise are for examples: shapes"),
+        (["warm_start={examples: a.jsonl, vq: {steps: 5}}"], "autoencoder_steps 150 leaves no step for the codebook"),
+    ],
+)
+def test_an_impossible_combination_is_refused_before_anything_starts(
+    config_file: Path, overrides: list[str], message: str
+):
+    assert message in refusal_of(config_file, *overrides)
+
+
+def test_the_config_cannot_be_changed_once_it_is_made(config_file: Path):
+    config = load_config(config_file)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.run.steps = 3
+
+
+def test_the_dumped_config_loads_as_the_same_config(config_file: Path):
+    config = load_config(config_file, ["learner.lr=2e-6", "learner.betas=[0.9, 0.95]"])
+    config_file.write_text(dump_config(config))
+    assert load_config(config_file) == config
+
+
+def test_the_dumped_config_names_every_default(config_file: Path):
+    tree: dict[str, Any] = yaml.safe_load(dump_config(load_config(config_file)))
+    assert set(tree) == set(RunConfig.model_fields)
+    assert tree["rollout"]["guidance_scale"] == 5.0
+
+
+def test_no_secret_is_dumped(config_file: Path):
+    overrides = [
+        "registry.redis_url='rediss://bicot:hush@redis:6379/0'",
+        "rewards.shapes.options={api_key: hush, nested: [{hub_token: hush}], size: 3}",
+    ]
+    text = dump_config(load_config(config_file, overrides))
+    assert "hush" not in text
+    assert "rediss://bicot:***@redis:6379/0" in text
+    assert yaml.safe_load(text)["rewards"][0]["options"] == {
+        "api_key": "***",
+        "nested": [{"hub_token": "***"}],
+        "size": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("redis://:hush@localhost:6379", "redis://:***@localhost:6379"),
+        ("redis://me:hu@sh@localhost", "redis://me:***@localhost"),
+        ("unix:///run/redis.sock?db=1&password=hush&x=2", "unix:///run/redis.sock?db=1&password=***&x=2"),
+    ],
+)
+def test_a_url_is_masked_only_where_its_password_stands(url: str, masked: str):
+    assert mask_url(url) == masked

