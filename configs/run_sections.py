@@ -1,0 +1,70 @@
+"""The sections of the config that say what a run is, what it reads, and what it leaves behind.
+
+`configs.schema` holds the whole; import from there.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from configs.model_sections import Section
+
+
+class RunSection(Section):
+    """Name, place, length and seed of the run."""
+
+    name: str = Field("shapes_cpu", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    dir: str = Field("runs", description="the run directory is DIR/NAME")
+    cache_dir: str = Field("~/.cache/bicot", description="warm-started models are kept here, by content")
+    seed: int = Field(0, ge=0, description="decides prompts' order and every trajectory's tokens")
+    steps: int = Field(100, ge=1, description="optimizer steps")
+    start_timeout_s: float = Field(600.0, gt=0, description="how long all actors together may take to start")
+    step_timeout_s: float = Field(1800.0, gt=0, description="how long one step may wait for its groups")
+
+
+class DataConfig(Section):
+    """Where prompts come from: a .jsonl/.json/.csv/.parquet/.txt file, or `shapes:SPLIT`."""
+
+    train: str = Field(..., min_length=1)
+    evaluation: dict[str, str] = Field(
+        default_factory=dict, description="name -> source; each is scored before and after training"
+    )
+    num_evaluation_prompts: int = Field(192, ge=1, description="at most so many prompts of each evaluation source")
+    shuffle: bool = True
+    max_bad_lines: int = Field(100, ge=0, description="more bad lines than this end the run before it starts")
+
+
+class QueueConfig(Section):
+    """The bounded trajectory queue between rewards and learner."""
+
+    max_groups: int | None = Field(None, ge=1, description="null: (max_staleness + 1) x groups_per_step")
+
+
+class RegistryConfig(Section):
+    """Redis: the run's registry."""
+
+    redis_url: str | None = Field(None, description="redis://, rediss:// or unix://; null starts a private server")
+    redis_port: int = Field(0, ge=0, le=65535, description="of the private server; 0 takes a free one")
+
+
+class CheckpointConfig(Section):
+    """What is kept for resuming and for use."""
+
+    every_steps: int = Field(50, ge=1)
+    keep_last: int = Field(2, ge=1)
+
+
+class SamplesConfig(Section):
+    """Pictures for people."""
+
+    every_steps: int = Field(10, ge=1)
+    num_pictures: int = Field(16, ge=1)
+
+
+class ClusterConfig(Section):
+    """The Ray cluster."""
+
+    address: str | None = Field(None, description="null: the job's cluster, or a local Ray; 'auto' or host:port")
+    num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray; null: what the plan needs")
+    dashboard: bool = Field(False, description="start the Ray dashboard with a local Ray")
+    autoscaling: bool = Field(False, description="the cluster adds nodes on demand: wait for what does not fit yet")

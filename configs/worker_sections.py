@@ -1,0 +1,75 @@
+"""The sections of the config that say what rolls out and what scores: rollout workers and rewards.
+
+`configs.schema` holds the whole; import from there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from configs.model_sections import Section
+
+
+class RolloutConfig(Section):
+    """Rollout workers: how many, on what, and how they sample."""
+
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="'transformers' is the slow twin for checks")
+    num_workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1.0, ge=0)
+    gpus_per_worker: float = Field(0.0, ge=0, description="0: on CPU; must equal tensor_parallel_size when above 1")
+    tensor_parallel_size: int = Field(1, ge=1)
+    threads_per_worker: int | None = Field(None, ge=1, description="OpenMP threads of the engine; null: 1 on CPU")
+    max_prompt_tokens: int = Field(256, ge=4, description="longer prompts are skipped, by name")
+    max_cot_tokens: int = Field(128, ge=1)
+    guidance_scale: float = Field(5.0, ge=1.0, description="w in u + w(c - u); 1 is no guidance")
+    temperature: float = Field(1.0, gt=0)
+    max_num_seqs: int = Field(128, ge=1, description="sequences that the engine runs at once")
+    max_groups_per_worker: int = Field(16, ge=1, description="groups that one worker is given at once")
+    decode_batch_size: int = Field(64, ge=1, description="pictures a call of the VQ decoder")
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of its GPU's memory the engine takes")
+    kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of an engine on CPU")
+    enforce_eager: bool = Field(False, description="no graph capture, no compilation: slower steps, quicker start")
+    max_attempts: int = Field(4, ge=1, description="times a group is rolled before its prompt is given up")
+    group_timeout_s: float = Field(600.0, gt=0, description="a group that takes longer counts as failed")
+    system_prompt: str | None = Field(None, description="of the semantic prompt; null: the model's own, see README")
+    instruction: str | None = Field(
+        None, description="of the semantic prompt, with {prompt} in it; null: the model's own"
+    )
+
+    @field_validator("instruction")
+    @classmethod
+    def _instruction_holds_prompt(cls, value: str | None) -> str | None:
+        if value is not None and "{prompt}" not in value:
+            raise ValueError("the instruction must hold the placeholder {prompt}")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> RolloutConfig:
+        if self.gpus_per_worker > 1 and self.gpus_per_worker != self.tensor_parallel_size:
+            raise ValueError(
+                f"gpus_per_worker {self.gpus_per_worker} differs from tensor_parallel_size "
+                f"{self.tensor_parallel_size}; an engine uses one GPU a tensor-parallel rank, set them equal"
+            )
+        if self.tensor_parallel_size > 1 and self.gpus_per_worker < self.tensor_parallel_size:
+            raise ValueError(
+                f"tensor_parallel_size {self.tensor_parallel_size} needs as many GPUs; "
+                f"set gpus_per_worker to {self.tensor_parallel_size} (it is {self.gpus_per_worker})"
+            )
+        return self
+
+
+class RewardConfig(Section):
+    """One reward of the ensemble and the pool of actors that computes it."""
+
+    name: str = Field(..., min_length=1, description="a registered reward, or module:Class")
+    weight: float = Field(1.0, description="factor in the weighted sum")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the reward's class")
+    replicas: int = Field(1, ge=1)
+    cpus_per_replica: float = Field(1.0, ge=0)
+    gpus_per_replica: float = Field(0.0, ge=0)
+    batch_size: int = Field(32, ge=1, description="pictures a call, across groups")
+    max_wait_ms: float = Field(5.0, ge=0, description="how long a picture waits for others to fill the batch")
+    timeout_s: float = Field(120.0, gt=0)
+    retries: int = Field(1, ge=0, description="further tries at a batch before its groups fail")
