@@ -183,16 +183,21 @@ class Pipeline:
         arrival = asyncio.ensure_future(arrived)
         stop = asyncio.create_task(self._stopping.wait())
         timeout_s = self.config.run.step_timeout_s
-        await asyncio.wait({arrival, stop}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if self._stopping.is_set():
-            return None
-        if not arrival.done():
-            raise RunError(
-                f"step {step} waited {timeout_s:g} s (run.step_timeout_s) for its groups; "
-                f"{self.machinery.rollouts.num_ready} rollout workers are ready"
-            )
-        arrival.result()
+        try:
+            await asyncio.wait({arrival, stop}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if self._stopping.is_set():
+                return None
+            if not arrival.done():
+                raise RunError(
+                    f"step {step} waited {timeout_s:g} s (run.step_timeout_s) for its groups; "
+                    f"{self.machinery.rollouts.num_ready} rollout workers are ready"
+                )
+            arrival.result()
+        finally:
+            # Nobody waits for the batch any more; left pending, it would report the queue's end as an error of its own.
+            for task in (arrival, stop):
+                task.cancel()
+            await asyncio.gather(arrival, stop, return_exceptions=True)
         return batch
 
     async def _deliver(self) -> None:
