@@ -67,6 +67,9 @@ class RolloutActor:
         with self._ending_with_engine():
             await self._worker.receive_collective(version, names, dtypes, shapes)
 
+    async def ping(self) -> str:
+        return node_id()
+
     async def close(self) -> None:
         await self._worker.close()
 
@@ -94,6 +97,9 @@ class RewardActor:
 
     async def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         return await self._worker.score(pictures, prompts)
+
+    async def ping(self) -> str:
+        return node_id()
 
 
 class LearnerActor:
@@ -223,6 +229,11 @@ class ProgressActor:
 
     async def latest(self) -> tuple[str, int, int, dict[str, float]] | None:
         return self._latest
+
+
+def node_id() -> str:
+    """Of the node that this process runs on: the answer to a pool's heartbeat."""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def thread_environment(threads: int | None, num_gpus: float) -> dict[str, str]:

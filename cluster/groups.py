@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.pool import ActorPool, WorkerLostError
+from cluster.pool import ActorPool
+from cluster.remote_errors import WorkerLostError
 from cluster.scoring import RewardPools
 from configs.errors import DataError, RewardError, RolloutError
 from rollout.records import GroupRequest, GroupRollout, ScoredGroup

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from cluster.pool import ActorPool, Member
+from cluster.pool import ActorPool
+from cluster.pool_member import Member
 from cluster.remote_errors import first_line
 from cluster.weight_sync import ObjectStoreSync
 from configs.errors import LearnerError, WeightSyncError
@@ -40,6 +41,10 @@ class NcclSync:
         """Ids of the workers in the NCCL group; empty when there is none."""
         self._needs_store = False
 
+    @property
+    def version(self) -> int:
+        return self._version
+
     async def publish(self, ranks: Sequence[ActorHandle], version: int, pool: ActorPool) -> None:
         # No await between these two: a worker that becomes READY later has caught up with this version.
         self._ranks, self._version = tuple(ranks), version
@@ -47,6 +52,8 @@ class NcclSync:
         try:
             await asyncio.wait_for(self._broadcast(members), self._timeout_s)
             self._needs_store = False
+            for member in members:
+                member.health.holds(version, version)
         except (TimeoutError, WeightSyncError, RayActorError) as error:
             self._group = ()
             self._needs_store = True
@@ -59,15 +66,13 @@ class NcclSync:
         return self._version
 
     async def catch_up(self, worker: ActorHandle) -> int:
-        held = 0
-        while held != self._version:
-            wanted = self._version
-            try:
-                await self._store.take(self._ranks, wanted)
-            except LearnerError:
-                continue  # the learner has made another step meanwhile, so that version is wanted now
-            held = await self._store.catch_up(worker)
-        return held
+        if self._version == 0:
+            return 0  # the weights that every worker starts with
+        try:
+            await self._store.take(self._ranks, self._version)
+        except LearnerError:
+            return 0  # the learner has made another step meanwhile, so the pool asks for that one now
+        return await self._store.catch_up(worker)
 
     async def close(self) -> None:
         await self._store.close()

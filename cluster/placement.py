@@ -3,6 +3,7 @@
     RunConfig ─► plan_placement ─► PlacementPlan ─► describe (for people)
                                         └─► check_fits (against the cluster's nodes)
 
+The plan is of the start: an elastic pool has its `min` then, and grows where it finds room.
 A bundle is what one actor asks for; it lies on one node. Actors that ask for less than one GPU share
 one, as far as their fractions add up to 1; all others have theirs alone.
 """
@@ -113,10 +114,10 @@ def _bundles(config: RunConfig) -> Iterator[Bundle]:
     learner, rollout = config.learner, config.rollout
     for rank in range(learner.num_ranks):
         yield Bundle("learner", f"learner-{rank}", learner.cpus_per_rank, learner.gpus_per_rank)
-    for worker in range(rollout.num_workers):
+    for worker in range(rollout.num_workers.min):
         yield Bundle("rollout", f"rollout-{worker}", rollout.cpus_per_worker, rollout.gpus_per_worker)
     for reward in config.rewards:
-        for replica in range(reward.replicas):
+        for replica in range(reward.replicas.min):
             yield Bundle(
                 f"rewards.{reward.name}",
                 f"{reward.name}-{replica}",

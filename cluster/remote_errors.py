@@ -5,9 +5,29 @@ Ray wraps what an actor's method raises into a RayTaskError, whose message is th
 
 from __future__ import annotations
 
-from ray.exceptions import RayError, RayTaskError
+import asyncio
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
 from configs.errors import BicotError, RunError
+
+
+class WorkerLostError(BicotError):
+    """A worker died or hung during a call. The call may be made again; another worker answers it."""
+
+
+async def resolve(reference: Any) -> Any:
+    """Await an object reference. Raises WorkerLostError where an actor has ended itself.
+
+    That cancels the calls it is at, which must not look as if this task was cancelled.
+    """
+    try:
+        return await reference
+    except (RayTaskError, TaskCancelledError) as error:
+        if isinstance(error, TaskCancelledError) or isinstance(raised_by(error), asyncio.CancelledError):
+            raise WorkerLostError("the worker ended itself during a call") from error
+        raise
 
 
 def raised_by(error: RayTaskError) -> BaseException:

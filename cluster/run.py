@@ -12,20 +12,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.actor import ActorHandle
 
 from cluster.actors import ProgressActor, RolloutActor, TrajectoryQueueActor, spawn
 from cluster.curves import EvaluationPoint
+from cluster.elasticity import Elasticity, ElasticPool
 from cluster.evaluation import Evaluation, evaluate_all
 from cluster.groups import GroupRoller
 from cluster.learner_group import LearnerGroup
 from cluster.metrics import RewardChange, RunSummary, first_and_last_reward, read_metrics, write_summary
 from cluster.nccl_sync import NcclSync
 from cluster.pipeline import Machinery, Pipeline
-from cluster.pool import ActorPool, PoolHooks
+from cluster.pool import ActorPool
+from cluster.pool_member import Patience, PoolHooks
 from cluster.remote_errors import own_error
 from cluster.run_log import RunLog, samples_of
 from cluster.samples import draw_before_after
@@ -65,13 +67,18 @@ class Run:
     def __post_init__(self) -> None:
         run_id = self.log.directory.name
         self._learner = LearnerGroup(self.config, run_id)
-        self._rewards = RewardPools(self.config.rewards, self.config.algorithm.group_size, run_id, self._hooks)
+        cluster = self.config.cluster
+        patience = Patience(self.config.run.start_timeout_s, cluster.heartbeat_s, cluster.heartbeat_timeout_s)
+        self._rewards = RewardPools(
+            self.config.rewards, self.config.algorithm.group_size, run_id, self._hooks, patience
+        )
         self._weights = self._make_weight_sync(run_id)
         self._rollouts = ActorPool(
             "rollout",
-            self.config.rollout.num_workers,
+            self.config.rollout.num_workers.min,
             self.config.rollout.max_groups_per_worker,
-            self._hooks(self._spawn_rollout, self._prepare_rollout),
+            replace(self._hooks(self._spawn_rollout, _start_worker), weights=self._weights),
+            patience,
         )
 
     def stop(self) -> None:
@@ -90,7 +97,11 @@ class Run:
         try:
             await self.log.registry.set_run("starting", self.config.run.steps)
             await self._start()
-            finished = await self._train()
+            elasticity = asyncio.create_task(self._make_elasticity().run(), name="elasticity")
+            try:
+                finished = await self._train()
+            finally:
+                elasticity.cancel()
             status = "finished" if finished else "stopped"
         except asyncio.CancelledError:
             status = "stopped"
@@ -118,8 +129,8 @@ class Run:
             raise first from first.__cause__  # the others were cancelled because of it
         except TimeoutError as error:
             raise RunError(
-                f"the run did not start within run.start_timeout_s {timeout_s:g} s; {self._rollouts.num_ready} of "
-                f"{self._rollouts.size} rollout workers were ready; raise it, or see Ray's logs for what hangs"
+                f"the run did not start within run.start_timeout_s {timeout_s:g} s; {self._rollouts.describe()}; "
+                f"{self._rewards.describe()}; raise it, or see Ray's logs for what hangs"
             ) from error
 
     async def _prepare_model(self) -> str:
@@ -261,8 +272,16 @@ class Run:
             return NcclSync(config, run_id, self.config.rollout.tensor_parallel_size, self.log.note)
         return ObjectStoreSync(config, run_id)
 
-    def _hooks(self, make_actor: Any, prepare: Any) -> PoolHooks:
-        return PoolHooks(spawn=make_actor, prepare=prepare, on_change=self.log.worker, note=self.log.note)
+    def _make_elasticity(self) -> Elasticity:
+        def is_awaited() -> bool:
+            return self._pipeline is None or not self._is_training or self._pipeline.is_waiting
+
+        rollout = self.config.rollout
+        rollouts = ElasticPool(self._rollouts, rollout.num_workers, rollout.cpus_per_worker, rollout.gpus_per_worker)
+        return Elasticity(self.config.cluster, [rollouts, *self._rewards.elastic_pools], is_awaited, self.log.note)
+
+    def _hooks(self, make_actor: Any, start: Any) -> PoolHooks:
+        return PoolHooks(spawn=make_actor, start=start, on_change=self.log.worker, note=self.log.note)
 
     def _spawn_rollout(self, worker_id: str) -> ActorHandle:
         rollout = self.config.rollout
@@ -277,9 +296,9 @@ class Run:
             threads=rollout.threads_per_worker,
         )
 
-    async def _prepare_rollout(self, handle: ActorHandle) -> None:
-        await handle.start.remote()
-        await self._weights.catch_up(handle)
+
+async def _start_worker(handle: ActorHandle) -> None:
+    await handle.start.remote()
 
 
 def _select(groups: Sequence[Any], sequences: set[int]) -> list[Any]:

@@ -11,7 +11,10 @@ import asyncio
 from typing import Any
 
 from cluster.actors import RewardActor, spawn
-from cluster.pool import ActorPool, PoolHooks, WorkerLostError
+from cluster.elasticity import ElasticPool
+from cluster.pool import ActorPool
+from cluster.pool_member import Patience, PoolHooks
+from cluster.remote_errors import WorkerLostError
 from configs.errors import RewardError
 from configs.schema import RewardConfig
 from rewards.combine import Combined, combine
@@ -24,10 +27,13 @@ BATCHES_PER_REPLICA = 2
 class RewardPools:
     """One `ActorPool` per configured reward."""
 
-    def __init__(self, rewards: tuple[RewardConfig, ...], group_size: int, run_id: str, hooks: Any) -> None:
-        """`hooks(spawn, prepare)` makes the PoolHooks of one pool."""
+    def __init__(
+        self, rewards: tuple[RewardConfig, ...], group_size: int, run_id: str, hooks: Any, patience: Patience
+    ) -> None:
+        """`hooks(spawn, start)` makes the PoolHooks of one pool."""
         self._rewards = rewards
         self._group_size = group_size
+        self._patience = patience
         self._pools = {reward.name: self._make_pool(reward, run_id, hooks) for reward in rewards}
         self._weights = {reward.name: reward.weight for reward in rewards}
 
@@ -39,6 +45,17 @@ class RewardPools:
     def num_lost(self) -> int:
         """Replicas that died or hung so far."""
         return sum(pool.num_lost for pool in self._pools.values())
+
+    @property
+    def elastic_pools(self) -> tuple[ElasticPool, ...]:
+        """One for each reward."""
+        return tuple(
+            ElasticPool(self._pools[r.name], r.replicas, r.cpus_per_replica, r.gpus_per_replica) for r in self._rewards
+        )
+
+    def describe(self) -> str:
+        """`reward-shapes: 1 of 2 READY; …` of each pool."""
+        return "; ".join(pool.describe() for pool in self._pools.values())
 
     async def start(self) -> None:
         await asyncio.gather(*(pool.start() for pool in self._pools.values()))
@@ -79,10 +96,10 @@ class RewardPools:
                 num_gpus=reward.gpus_per_replica,
             )
 
-        async def prepare(handle: Any) -> None:
+        async def start(handle: Any) -> None:
             await handle.start.remote()
 
         kind = f"reward-{reward.name.replace(':', '.')}"
-        pool_hooks: PoolHooks = hooks(make_actor, prepare)
+        pool_hooks: PoolHooks = hooks(make_actor, start)
         max_groups = max(1, BATCHES_PER_REPLICA * reward.batch_size // self._group_size)
-        return ActorPool(kind, reward.replicas, max_groups, pool_hooks)
+        return ActorPool(kind, reward.replicas.min, max_groups, pool_hooks, self._patience)

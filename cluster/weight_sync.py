@@ -17,13 +17,19 @@ import ray
 from ray.actor import ActorHandle
 
 from cluster.actors import WeightStoreActor, spawn
-from cluster.pool import ActorPool, Member, WorkerLostError
+from cluster.pool import ActorPool
+from cluster.pool_member import Member
+from cluster.remote_errors import WorkerLostError, resolve
 from configs.errors import WeightSyncError
 from configs.schema import WeightSyncConfig
 
 
 class WeightSync(Protocol):
-    """Carries weight versions from the learner to the rollout workers."""
+    """Carries weight versions from the learner to the rollout workers. It is also their pool's `LiveWeights`."""
+
+    @property
+    def version(self) -> int:
+        """The newest version that was published."""
 
     async def publish(self, ranks: Sequence[ActorHandle], version: int, pool: ActorPool) -> None:
         """Take `version` out of the learner. When this returns, the learner may change its weights again."""
@@ -46,6 +52,10 @@ class ObjectStoreSync:
         self._store = spawn(WeightStoreActor, name=f"{run_id}-weight-store", num_cpus=0)
         self._version = 0
         self._buckets: list[ray.ObjectRef] = []
+
+    @property
+    def version(self) -> int:
+        return self._version
 
     async def publish(self, ranks: Sequence[ActorHandle], version: int, pool: ActorPool) -> None:
         await self.take(ranks, version)
@@ -70,15 +80,22 @@ class ObjectStoreSync:
                 )
             except WorkerLostError:
                 return  # the pool replaces it, and the newcomer catches up
+            member.health.holds(version, self._version)
 
         await asyncio.gather(*(update_one(member) for member in pool.members))
         return version
 
     async def catch_up(self, worker: ActorHandle) -> int:
-        held = 0
-        while held != self._version:
-            held = await worker.update_weights.remote(self._version, self._buckets)
-        return held
+        if self._version == 0:
+            return 0  # the weights that every worker starts with
+        version = self._version
+        try:
+            update = resolve(worker.update_weights.remote(version, self._buckets))
+            return int(await asyncio.wait_for(update, self._timeout_s))
+        except TimeoutError as error:
+            raise WeightSyncError(
+                f"a worker did not load weight version {version} within weight_sync.timeout_s {self._timeout_s:g} s"
+            ) from error
 
     async def close(self) -> None:
         ray.kill(self._store)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.model_sections import Section
 
@@ -61,10 +61,39 @@ class SamplesConfig(Section):
     num_pictures: int = Field(16, ge=1)
 
 
+class ScalingConfig(Section):
+    """When elastic pools grow and shrink, see `cluster.scaling`; those of a fixed size never do."""
+
+    every_s: float = Field(2.0, gt=0, description="seconds between two looks at the pools")
+    grow_after_s: float = Field(30.0, gt=0, description="a pool grows when it was the bottleneck for most of this time")
+    shrink_after_s: float = Field(300.0, gt=0, description="and shrinks when it had idle workers all this time")
+
+    @model_validator(mode="after")
+    def _check(self) -> ScalingConfig:
+        if not self.every_s <= self.grow_after_s <= self.shrink_after_s:
+            raise ValueError(
+                f"every_s {self.every_s:g}, grow_after_s {self.grow_after_s:g}, shrink_after_s {self.shrink_after_s:g}: "
+                "each must be at least as long as the one before it; starting a worker costs more than an idle one"
+            )
+        return self
+
+
 class ClusterConfig(Section):
     """The Ray cluster."""
 
     address: str | None = Field(None, description="null: the job's cluster, or a local Ray; 'auto' or host:port")
     num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray; null: what the plan needs")
     dashboard: bool = Field(False, description="start the Ray dashboard with a local Ray")
+    heartbeat_s: float = Field(5.0, gt=0, description="an answer that is later makes a worker SUSPECT: no new calls")
+    heartbeat_timeout_s: float = Field(60.0, gt=0, description="a worker that is silent for so long is replaced")
+    scaling: ScalingConfig = ScalingConfig()
     autoscaling: bool = Field(False, description="the cluster adds nodes on demand: wait for what does not fit yet")
+
+    @model_validator(mode="after")
+    def _check(self) -> ClusterConfig:
+        if self.heartbeat_timeout_s < self.heartbeat_s:
+            raise ValueError(
+                f"heartbeat_timeout_s {self.heartbeat_timeout_s:g} is shorter than heartbeat_s {self.heartbeat_s:g}, "
+                "so a worker would be replaced before it is suspected; raise it"
+            )
+        return self

@@ -5,18 +5,51 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from configs.model_sections import Section
+
+
+class PoolSize(Section):
+    """How many workers a pool has: it starts with `min`, and grows and shrinks between the two by its load."""
+
+    min: int = Field(..., ge=1)
+    max: int = Field(..., ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> PoolSize:
+        if self.max < self.min:
+            raise ValueError(f"max {self.max} is below min {self.min}; swap them, or write one number")
+        return self
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.max > self.min
+
+
+def _size_from_number(value: Any) -> Any:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value < 1:
+        raise ValueError("Input should be greater than or equal to 1")
+    return PoolSize(min=value, max=value)
+
+
+def _size_as_written(size: PoolSize) -> int | dict[str, int]:
+    return {"min": size.min, "max": size.max} if size.is_elastic else size.min
+
+
+Size = Annotated[PoolSize, BeforeValidator(_size_from_number), PlainSerializer(_size_as_written)]
+"""A `PoolSize`; a plain number stands for a pool of fixed size."""
 
 
 class RolloutConfig(Section):
     """Rollout workers: how many, on what, and how they sample."""
 
     engine: Literal["vllm", "transformers"] = Field("vllm", description="'transformers' is the slow twin for checks")
-    num_workers: int = Field(1, ge=1)
+    num_workers: Size = Field(PoolSize(min=1, max=1), description="a number, or {min, max} for an elastic pool")
     cpus_per_worker: float = Field(1.0, ge=0)
     gpus_per_worker: float = Field(0.0, ge=0, description="0: on CPU; must equal tensor_parallel_size when above 1")
     tensor_parallel_size: int = Field(1, ge=1)
@@ -66,7 +99,7 @@ class RewardConfig(Section):
     name: str = Field(..., min_length=1, description="a registered reward, or module:Class")
     weight: float = Field(1.0, description="factor in the weighted sum")
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the reward's class")
-    replicas: int = Field(1, ge=1)
+    replicas: Size = Field(PoolSize(min=1, max=1), description="a number, or {min, max} for an elastic pool")
     cpus_per_replica: float = Field(1.0, ge=0)
     gpus_per_replica: float = Field(0.0, ge=0)
     batch_size: int = Field(32, ge=1, description="pictures a call, across groups")

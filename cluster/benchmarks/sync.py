@@ -19,7 +19,8 @@ from cluster.benchmarks.models import HUNDRED_MB, make_model, shapes_config
 from cluster.benchmarks.report import Scope, Table, spread
 from cluster.learner_group import LearnerGroup
 from cluster.placement import plan_placement
-from cluster.pool import ActorPool, PoolHooks
+from cluster.pool import ActorPool
+from cluster.pool_member import PoolHooks
 from cluster.ray_session import ray_session
 from cluster.weight_sync import ObjectStoreSync
 from configs.schema import RunConfig, TinyJanusConfig
@@ -103,11 +104,11 @@ def _hooks(folder: str, config: RunConfig) -> PoolHooks:
             threads=config.rollout.threads_per_worker,
         )
 
-    async def prepare(handle: Any) -> None:
+    async def start(handle: Any) -> None:
         await handle.start.remote()
 
     async def on_change(worker_id: str, state: str) -> None:
         if state == "DEAD":
             raise RuntimeError(f"{worker_id} was lost while it was measured")
 
-    return PoolHooks(spawn=make_actor, prepare=prepare, on_change=on_change, note=print)
+    return PoolHooks(spawn=make_actor, start=start, on_change=on_change, note=print)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from typing import Any
 
 import pytest
 import ray
 
-from cluster.pool import ActorPool, PoolHooks, WorkerLostError
+from cluster.actors import node_id
+from cluster.pool import ActorPool
+from cluster.pool_member import Patience, PoolHooks
+from cluster.remote_errors import WorkerLostError
 from configs.errors import ModelError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -34,9 +38,16 @@ class Worker:
     async def hang(self) -> None:
         await asyncio.sleep(3600)
 
+    async def ping(self) -> str:
+        return node_id()
+
+    async def freeze(self) -> None:
+        """The whole process answers nothing any more, as one that is stopped or deadlocked."""
+        time.sleep(3600)
+
 
 def make_pool(size: int, max_calls: int, changes: list[tuple[str, str]], fails: bool = False) -> ActorPool:
-    async def prepare(handle: Any) -> None:
+    async def start(handle: Any) -> None:
         await handle.start.remote()
 
     async def on_change(worker_id: str, state: str) -> None:
@@ -44,11 +55,11 @@ def make_pool(size: int, max_calls: int, changes: list[tuple[str, str]], fails: 
 
     hooks = PoolHooks(
         spawn=lambda worker_id: ray.remote(Worker).options(num_cpus=0.1).remote(fails),
-        prepare=prepare,
+        start=start,
         on_change=on_change,
         note=lambda text: None,
     )
-    return ActorPool("worker", size, max_calls, hooks)
+    return ActorPool("worker", size, max_calls, hooks, Patience(heartbeat_s=0.2, heartbeat_timeout_s=3.0))
 
 
 async def test_calls_spread_over_all_members() -> None:
@@ -67,8 +78,8 @@ async def test_a_member_that_dies_is_replaced_by_a_new_one_and_its_call_fails_by
         await pool.call(lambda handle: handle.die.remote(), 30)
     assert await asyncio.wait_for(pool.call(lambda handle: handle.pid.remote(), 30), 60) > 0
     assert pool.num_lost == 1
-    assert changes == [("worker-0", s) for s in ("JOINING", "READY", "DEAD")] + [
-        ("worker-1", s) for s in ("JOINING", "READY")
+    assert changes == [("worker-0", s) for s in ("JOINING", "STALE", "READY", "DEAD")] + [
+        ("worker-1", s) for s in ("JOINING", "STALE", "READY")
     ]
     await pool.close()
 
@@ -79,6 +90,22 @@ async def test_a_member_that_hangs_is_replaced_after_the_timeout() -> None:
     with pytest.raises(WorkerLostError, match=r"did not answer within 0\.5 s"):
         await pool.call(lambda handle: handle.hang.remote(), 0.5)
     assert await asyncio.wait_for(pool.call(lambda handle: handle.pid.remote(), 30), 60) > 0
+    await pool.close()
+
+
+async def test_a_frozen_member_is_noticed_and_replaced_though_nobody_calls_it() -> None:
+    changes: list[tuple[str, str]] = []
+    pool = make_pool(1, 4, changes)
+    await asyncio.wait_for(pool.start(), 60)
+    (member,) = pool.members
+    member.handle.freeze.remote()
+    async with asyncio.timeout(60):
+        while ("worker-1", "READY") not in changes:
+            await asyncio.sleep(0.05)
+    assert [state for worker_id, state in changes if worker_id == "worker-0"] == [
+        *("JOINING", "STALE", "READY"),
+        *("SUSPECT", "DEAD"),
+    ]
     await pool.close()
 
 

@@ -1,0 +1,61 @@
+"""Actors of this very process, behind the same handles as Ray's: what drives actors can then be measured, and
+tested, by itself.
+
+    handle.method.remote(*arguments)  ─►  a task that runs the method of the plain object
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from ray.exceptions import ActorDiedError
+
+
+class LocalActor:
+    """Handle of `worker`, an object with async methods. After `kill` every call fails as a dead actor's does."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        self._is_dead = False
+        self._running: set[asyncio.Future[Any]] = set()
+
+    def __getattr__(self, method: str) -> _Method:
+        return _Method(self._call, method)
+
+    def kill(self) -> None:
+        self._is_dead = True
+        for call in self._running:
+            if not call.done():
+                call.set_exception(ActorDiedError())
+
+    def _call(self, method: str, arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._is_dead:
+            answer.set_exception(ActorDiedError())
+            return answer
+        self._running.add(answer)
+        answer.add_done_callback(self._running.discard)
+        work = asyncio.create_task(getattr(self._worker, method)(*arguments))
+
+        def pass_on(work: asyncio.Task[Any]) -> None:
+            if answer.done():
+                return
+            if (error := work.exception()) is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(work.result())
+
+        work.add_done_callback(pass_on)
+        answer.add_done_callback(lambda _: work.cancel() if not work.done() else None)
+        return answer
+
+
+class _Method:
+    def __init__(self, call: Callable[[str, tuple[Any, ...]], asyncio.Future[Any]], method: str) -> None:
+        self._call = call
+        self._method = method
+
+    def remote(self, *arguments: Any) -> asyncio.Future[Any]:
+        return self._call(self._method, arguments)
