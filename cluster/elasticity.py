@@ -113,7 +113,8 @@ def room_for(elastic: ElasticPool, free: dict[str, Any]) -> int:
 
 def draining_nodes() -> frozenset[str]:
     """Ids of the nodes that Ray has been told will go. Blocks for a round trip."""
-    from ray._raylet import GcsClient  # Ray has no public way to ask; its own Serve asks like this
+    # Ray has no public way to ask; its own Serve asks like this.
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     client = GcsClient(address=ray.get_runtime_context().gcs_address)
     return frozenset(client.get_draining_nodes())

@@ -61,7 +61,7 @@ class Health:
 
     @property
     def held_version(self) -> int | None:
-        """The newest weight version that it is known to hold; None before the first."""
+        """The weight version that it loaded last; None before the first."""
         return self._held_version
 
     @property
@@ -74,10 +74,10 @@ class Health:
             self._move(HealthState.STALE)
 
     def holds(self, version: int, live_version: int) -> None:
-        """It has loaded `version`, while `live_version` is the newest one."""
-        if self._held_version is None or version > self._held_version:
-            self._held_version = version
-        if self._state is HealthState.STALE and self._held_version == live_version:
+        """It has loaded `version`, while `live_version` is the one to have. (A learner that goes on from a
+        checkpoint may make it an earlier one than before.)"""
+        self._held_version = version
+        if self._state is HealthState.STALE and version == live_version:
             self._move(HealthState.READY)
 
     def missed(self) -> None:

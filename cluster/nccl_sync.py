@@ -66,12 +66,12 @@ class NcclSync:
         return self._version
 
     async def catch_up(self, worker: ActorHandle) -> int:
-        if self._version == 0:
-            return 0  # the weights that every worker starts with
+        if not self._ranks:
+            return self._version  # nothing was published yet: these are the weights that every worker starts with
         try:
             await self._store.take(self._ranks, self._version)
         except LearnerError:
-            return 0  # the learner has made another step meanwhile, so the pool asks for that one now
+            return -1  # the learner has made another step meanwhile, so the pool asks for that one now
         return await self._store.catch_up(worker)
 
     async def close(self) -> None:

@@ -61,6 +61,7 @@ class Pipeline:
     _num_given_up_in_a_row: int = field(default=0, init=False)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _step: int = field(default=0, init=False)
+    _is_waiting: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         algorithm = self.config.algorithm
@@ -71,6 +72,11 @@ class Pipeline:
     def num_steps_done(self) -> int:
         """Optimizer steps made, over all of the run's life."""
         return self._step
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the learner waits for groups now."""
+        return self._is_waiting
 
     @property
     def num_given_up(self) -> int:
@@ -160,7 +166,9 @@ class Pipeline:
         delivery: asyncio.Task[None] | None = None
         for step in range(self.first_step, self.config.run.steps):
             times = StepTimes(started=time.monotonic())
+            self._is_waiting = True
             batch = await self._next_batch(step)
+            self._is_waiting = False
             if batch is None:
                 break
             times.batch_arrived = time.monotonic()

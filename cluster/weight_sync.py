@@ -86,8 +86,8 @@ class ObjectStoreSync:
         return version
 
     async def catch_up(self, worker: ActorHandle) -> int:
-        if self._version == 0:
-            return 0  # the weights that every worker starts with
+        if not self._buckets:
+            return self._version  # nothing was published yet: these are the weights that every worker starts with
         version = self._version
         try:
             update = resolve(worker.update_weights.remote(version, self._buckets))

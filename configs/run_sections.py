@@ -72,8 +72,9 @@ class ScalingConfig(Section):
     def _check(self) -> ScalingConfig:
         if not self.every_s <= self.grow_after_s <= self.shrink_after_s:
             raise ValueError(
-                f"every_s {self.every_s:g}, grow_after_s {self.grow_after_s:g}, shrink_after_s {self.shrink_after_s:g}: "
-                "each must be at least as long as the one before it; starting a worker costs more than an idle one"
+                f"every_s {self.every_s:g}, grow_after_s {self.grow_after_s:g} and shrink_after_s "
+                f"{self.shrink_after_s:g}: "
+                "each must be at least as long as the one before; starting a worker costs more than an idle one does"
             )
         return self
 

@@ -66,6 +66,8 @@ class RecordingLog(RunLog):
     groups: dict[int, list[ScoredGroup]] = field(default_factory=dict)
     failures: list[tuple[GroupRequest, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    run: Run | None = None
+    """So that a test can stop it."""
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -125,7 +127,8 @@ async def train(
             log = RecordingLog(config, directory, registry, progress, metrics, checkpoints, act=act)
             outcome = Outcome(config, directory, log)
             try:
-                outcome.summary = await Run(config, load_prompts(config.data.train, limit), evaluation, log).execute()
+                log.run = Run(config, load_prompts(config.data.train, limit), evaluation, log)
+                outcome.summary = await log.run.execute()
                 outcome.snapshot = await registry.snapshot()
             except Exception as error:  # noqa: BLE001 - which error it is, is what the tests look at
                 outcome.error = error

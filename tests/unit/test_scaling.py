@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -74,7 +75,7 @@ def test_nothing_is_decided_while_newcomers_start() -> None:
 def test_a_change_is_judged_by_what_comes_after_it() -> None:
     history = sizes(lambda number: BUSY, 60)
     changes = [number for number in range(1, 60) if history[number] != history[number - 1]]
-    assert min(after - before for before, after in zip(changes, changes[1:], strict=False)) >= 5
+    assert min(after - before for before, after in pairwise(changes)) >= 5
 
 
 def test_no_load_takes_a_pool_out_of_its_bounds_or_beyond_the_room() -> None:
