@@ -219,6 +219,8 @@ class Pipeline:
         rolled = [self._rolled.pop(sequence) for sequence in sequences]
         metrics = step_metrics(step, [group.scored for group in rolled], report.metrics, times)
         metrics["groups_given_up"] = self._num_given_up
+        if report.note is not None:
+            self.log.note(report.note)
         await self.log.step(metrics, rolled)
         if self._step % self.config.checkpoint.every_steps == 0 and self._step < self.config.run.steps:
             await self.log.checkpoint(self.machinery.learner, self._step)

@@ -21,6 +21,10 @@ class LearnerConfig(Section):
     threads_per_rank: int | None = Field(None, ge=1, description="OpenMP threads; null: 1 on CPU")
     zero_stage: Literal[0, 1, 2, 3] = 0
     micro_batch_size: int = Field(8, ge=1, description="trajectories a forward pass on one rank")
+    mini_batches: int = Field(1, ge=1, description="parts of a step's groups, each with an optimizer update of its own")
+    updates_per_batch: int = Field(
+        1, ge=1, description="times a step's batch is gone through; its weight version is the one after the last"
+    )
     lr: float = Field(1e-6, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
@@ -29,6 +33,33 @@ class LearnerConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     gradient_checkpointing: bool = False
     logprob_chunk_tokens: int = Field(1024, ge=1, description="positions whose logits are held at once")
+
+    @property
+    def optimizer_updates_per_step(self) -> int:
+        """Optimizer updates between two weight versions."""
+        return self.mini_batches * self.updates_per_batch
+
+
+class ParityConfig(Section):
+    """The parity gate: engine and learner must give a token the same log-probability under the same weights.
+
+    It costs nothing: the learner compares what its first pass over a batch finds with what the engine recorded, for
+    trajectories sampled wholly under the learner's own weight version.
+    """
+
+    max_abs: float | None = Field(
+        None,
+        gt=0,
+        description="largest mean |difference| of a phase's log-probabilities, in nats: at the first step that can be "
+        "compared, more ends the run; later it is noted. null: 1e-3 in float32, 0.05 in bfloat16",
+    )
+    every_steps: int = Field(10, ge=1, description="steps between two comparisons after the first")
+
+    def limit(self, dtype: str) -> float:
+        """`max_abs`, or what it is by default for a model of `dtype`."""
+        if self.max_abs is not None:
+            return self.max_abs
+        return 1e-3 if dtype == "float32" else 0.05
 
 
 class WeightSyncConfig(Section):

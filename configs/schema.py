@@ -14,6 +14,7 @@ from pydantic import field_validator, model_validator
 # Re-exported: this module is where the whole config is imported from.
 from configs.algorithm_section import AlgorithmConfig as AlgorithmConfig
 from configs.learner_sections import LearnerConfig as LearnerConfig
+from configs.learner_sections import ParityConfig as ParityConfig
 from configs.learner_sections import WeightSyncConfig as WeightSyncConfig
 from configs.model_sections import TINY_JANUS as TINY_JANUS
 from configs.model_sections import ModelConfig as ModelConfig
@@ -43,6 +44,7 @@ class RunConfig(Section):
     rollout: RolloutConfig = RolloutConfig()
     rewards: tuple[RewardConfig, ...]
     learner: LearnerConfig = LearnerConfig()
+    parity: ParityConfig = ParityConfig()
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     queue: QueueConfig = QueueConfig()
     registry: RegistryConfig = RegistryConfig()
@@ -75,6 +77,17 @@ class RunConfig(Section):
                 f"algorithm.groups_per_step {algorithm.groups_per_step} x algorithm.group_size {algorithm.group_size} "
                 f"= {algorithm.trajectories_per_step} trajectories do not divide by learner.num_ranks "
                 f"{learner.num_ranks} x learner.micro_batch_size {learner.micro_batch_size} = {unit}; change one"
+            )
+        if algorithm.groups_per_step % learner.mini_batches:
+            raise ValueError(
+                f"algorithm.groups_per_step {algorithm.groups_per_step} do not divide into learner.mini_batches "
+                f"{learner.mini_batches} of whole groups; change either"
+            )
+        if (algorithm.trajectories_per_step // learner.mini_batches) % unit:
+            raise ValueError(
+                f"a mini-batch has {algorithm.trajectories_per_step // learner.mini_batches} trajectories "
+                f"(learner.mini_batches {learner.mini_batches}), which do not divide by learner.num_ranks x "
+                f"learner.micro_batch_size = {unit}; lower learner.micro_batch_size or learner.mini_batches"
             )
         if self.warm_start is not None and self.warm_start.batch_size % learner.num_ranks:
             raise ValueError(

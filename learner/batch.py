@@ -1,6 +1,7 @@
 """From the groups of one step to each rank's padded micro-batches.
 
-    TrajectoryBatch ─► advantages of whole groups ─► trajectories by length, dealt to ranks ─► MicroBatch, ...
+    TrajectoryBatch ─► advantages of whole groups ─► mini-batches of whole groups, one an optimizer update
+                          each ─► trajectories by length, dealt to ranks ─► MicroBatch, ...
 
 Every rank holds the whole TrajectoryBatch, computes the same plan and takes its own share, so
 nothing needs to be exchanged: not the advantages, not the token count that the loss divides by.
@@ -9,7 +10,7 @@ Micro-batch j has the same padded shape on every rank, as ZeRO-3 demands.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +18,46 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from configs.algorithm_section import LossNormalization, Phase
 from configs.errors import LearnerError
-from learner.advantages import group_advantages, share_without_spread
+from configs.schema import RunConfig
+from learner.advantages import AdvantageSettings, advantages_of, share_without_spread
+from learner.loss import normalization
 from learner.phase_tokens import PhaseTokens
 from rollout.records import ScoredGroup, Trajectory, TrajectoryBatch
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """How a step's batch is cut, and how its tokens are weighed; fields as in `configs.schema`."""
+
+    num_ranks: int
+    micro_batch_size: int
+    advantages: AdvantageSettings
+    num_mini_batches: int = 1
+    phases: tuple[Phase, ...] = ("cot", "image")
+    """The phases that are trained; no other is passed, or counted as a token."""
+    loss_normalization: LossNormalization = "token"
+    max_cot_tokens: int = 0
+    """Only for loss_normalization "dr_grpo"."""
+
+    @classmethod
+    def of(cls, config: RunConfig, num_ranks: int) -> PlanSettings:
+        algorithm = config.algorithm
+        return cls(
+            num_ranks=num_ranks,
+            micro_batch_size=config.learner.micro_batch_size,
+            advantages=AdvantageSettings(
+                epsilon=algorithm.advantage_epsilon,
+                normalization=algorithm.advantage_normalization,
+                reward_normalization=algorithm.reward_normalization,
+                reward_weights={reward.name: reward.weight for reward in config.rewards},
+            ),
+            num_mini_batches=config.learner.mini_batches,
+            phases=algorithm.phases,
+            loss_normalization=algorithm.loss_normalization,
+            max_cot_tokens=config.rollout.max_cot_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,79 +69,148 @@ class PhaseBatch:
     """float32 [B, N], nats; 0 where the mask is False."""
     advantages: Tensor
     """float32 [B]."""
+    row_weights: Tensor | None
+    """float32 [B]: weight of each trajectory's tokens in the loss; None for 1 throughout."""
+    guidance_scales: Tensor
+    """float32 [B]: what the pictures were drawn with."""
+    versions: Tensor
+    """int64 [B]: the weight version that sampled all of a trajectory; -1 where there were several."""
 
     def to(self, device: torch.device) -> PhaseBatch:
-        return PhaseBatch(self.tokens.to(device), self.behaviour_logprobs.to(device), self.advantages.to(device))
+        return PhaseBatch(
+            self.tokens.to(device),
+            self.behaviour_logprobs.to(device),
+            self.advantages.to(device),
+            None if self.row_weights is None else self.row_weights.to(device),
+            self.guidance_scales.to(device),
+            self.versions.to(device),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     """Trajectories that pass the policy together, a phase at a time."""
 
-    cot: PhaseBatch
-    image: PhaseBatch
+    phases: tuple[PhaseBatch, ...]
+    """Those that are trained: CoT, then image."""
 
-    @property
-    def phases(self) -> tuple[PhaseBatch, PhaseBatch]:
-        return self.cot, self.image
+
+@dataclass(frozen=True, slots=True)
+class MiniBatch:
+    """What one optimizer update learns from: whole groups. The divisor is the same on every rank."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    """This rank's."""
+    loss_divisor: float
+    """What the sum of the loss over all ranks' tokens is divided by."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """What one rank does in one step; the figures are of the whole batch, the same on every rank."""
 
-    micro_batches: tuple[MicroBatch, ...]
+    mini_batches: tuple[MiniBatch, ...]
     num_trajectories: int
-    num_cot_tokens: int
-    num_image_tokens: int
-    advantage_std: float
+    num_tokens_by_phase: Mapping[Phase, int]
+    """Of the phases that are trained."""
+    cot_lengths: Tensor
+    """int64 [num_trajectories]."""
+    advantages: Tensor
+    """float32 [num_trajectories]."""
     groups_without_spread: float
     """Share of groups that teach nothing, since all their rewards are equal."""
 
     @property
     def num_tokens(self) -> int:
-        return self.num_cot_tokens + self.num_image_tokens
+        """Tokens that count in the loss."""
+        return sum(self.num_tokens_by_phase.values())
 
 
-def plan_step(
-    batch: TrajectoryBatch, *, rank: int, num_ranks: int, micro_batch_size: int, advantage_epsilon: float
-) -> StepPlan:
+def plan_step(batch: TrajectoryBatch, settings: PlanSettings, rank: int) -> StepPlan:
     """This rank's share of a step.
 
-    Trajectories are sorted by the length of their CoT (ties in the batch's order) and dealt in
-    turn, so that little is padding and all ranks have the same to do.
+    Advantages are of the whole batch; mini-batches are runs of groups in the batch's order. In each,
+    trajectories are sorted by the length of their CoT (ties in the batch's order) and dealt in turn,
+    so that little is padding and all ranks have the same to do.
 
     Raises LearnerError for a group whose rewards do not fit its trajectories or are not finite, for
-    groups of different sizes, and when the trajectories do not divide by num_ranks x micro_batch_size.
+    groups of different sizes, and when the trajectories of a mini-batch do not divide by num_ranks x
+    micro_batch_size.
     """
     rewards = _rewards(batch)
-    advantages = group_advantages(rewards, advantage_epsilon)
+    try:
+        columns = _columns(batch) if settings.advantages.reward_normalization == "group" else {}
+        advantages = advantages_of(rewards, columns, settings.advantages).flatten()
+    except ValueError as error:
+        raise LearnerError(f"step {batch.step}: {error}") from error
     trajectories = [trajectory for group in batch.groups for trajectory in group.rollout.trajectories]
-    round_size = num_ranks * micro_batch_size
-    if len(trajectories) % round_size:
+    if len(batch.groups) % settings.num_mini_batches:
         raise LearnerError(
-            f"step {batch.step}: {len(trajectories)} trajectories do not divide by {num_ranks} rank(s) x "
-            f"learner.micro_batch_size {micro_batch_size}"
+            f"step {batch.step}: {len(batch.groups)} groups do not divide into learner.mini_batches "
+            f"{settings.num_mini_batches}"
         )
-    order = np.argsort([len(trajectory.cot_ids) for trajectory in trajectories], kind="stable")
-    rounds = order.reshape(-1, round_size)
-    flat_advantages = advantages.flatten()
-    micro_batches = tuple(
-        _micro_batch(
-            [trajectories[index] for index in members[rank::num_ranks]],
-            flat_advantages[members[rank::num_ranks]],
-            _Widths.of([trajectories[index] for index in members]),
-        )
-        for members in rounds
+    size = len(trajectories) // settings.num_mini_batches
+    mini_batches = tuple(
+        _mini_batch(trajectories[start : start + size], advantages[start : start + size], settings, rank, batch.step)
+        for start in range(0, len(trajectories), size)
     )
+    cot_lengths = torch.tensor([len(trajectory.cot_ids) for trajectory in trajectories])
+    counts = {"cot": int(cot_lengths.sum()), "image": sum(len(trajectory.image_ids) for trajectory in trajectories)}
     return StepPlan(
-        micro_batches=micro_batches,
+        mini_batches=mini_batches,
         num_trajectories=len(trajectories),
-        num_cot_tokens=sum(len(trajectory.cot_ids) for trajectory in trajectories),
-        num_image_tokens=sum(len(trajectory.image_ids) for trajectory in trajectories),
-        advantage_std=float(flat_advantages.std()),
+        num_tokens_by_phase={phase: counts[phase] for phase in settings.phases},
+        cot_lengths=cot_lengths,
+        advantages=advantages,
         groups_without_spread=share_without_spread(rewards),
     )
+
+
+def _mini_batch(
+    trajectories: Sequence[Trajectory], advantages: Tensor, settings: PlanSettings, rank: int, step: int
+) -> MiniBatch:
+    round_size = settings.num_ranks * settings.micro_batch_size
+    if len(trajectories) % round_size:
+        raise LearnerError(
+            f"step {step}: {len(trajectories)} trajectories do not divide by {settings.num_ranks} rank(s) x "
+            f"learner.micro_batch_size {settings.micro_batch_size}"
+        )
+    row_weights, divisor = normalization(
+        settings.loss_normalization,
+        torch.tensor([_num_tokens(trajectory, settings.phases) for trajectory in trajectories]),
+        _max_tokens(trajectories, settings),
+    )
+    order = np.argsort([len(trajectory.cot_ids) for trajectory in trajectories], kind="stable")
+    micro_batches = []
+    for members in order.reshape(-1, round_size):
+        own = members[rank :: settings.num_ranks]
+        micro_batches.append(
+            _micro_batch(
+                [trajectories[index] for index in own],
+                advantages[own],
+                None if row_weights is None else row_weights[own].float(),
+                _Widths.of([trajectories[index] for index in members]),
+                settings.phases,
+            )
+        )
+    return MiniBatch(tuple(micro_batches), divisor)
+
+
+def _num_tokens(trajectory: Trajectory, phases: Sequence[Phase]) -> int:
+    lengths = {"cot": len(trajectory.cot_ids), "image": len(trajectory.image_ids)}
+    return sum(lengths[phase] for phase in phases)
+
+
+def _max_tokens(trajectories: Sequence[Trajectory], settings: PlanSettings) -> int:
+    """The most tokens that a trajectory could count with; all pictures of a model have as many."""
+    most = {"cot": settings.max_cot_tokens, "image": max(len(trajectory.image_ids) for trajectory in trajectories)}
+    return sum(most[phase] for phase in settings.phases)
+
+
+def _columns(batch: TrajectoryBatch) -> dict[str, Tensor]:
+    """Reward name -> float32 [num_groups, G]; of the names that all groups have."""
+    names = [name for name in batch.groups[0].reward_columns if all(name in g.reward_columns for g in batch.groups)]
+    return {name: torch.from_numpy(np.stack([g.reward_columns[name] for g in batch.groups])) for name in names}
 
 
 def _rewards(batch: TrajectoryBatch) -> Tensor:
@@ -149,24 +255,41 @@ class _Widths:
         )
 
 
-def _micro_batch(trajectories: Sequence[Trajectory], advantages: Tensor, widths: _Widths) -> MicroBatch:
-    cot_ids, cot_lengths = right_pad([trajectory.cot_ids for trajectory in trajectories], widths.cot)
-    image_ids, image_lengths = right_pad([trajectory.image_ids for trajectory in trajectories], widths.image)
-    cot_behaviour, _ = right_pad([trajectory.cot_logprobs for trajectory in trajectories], widths.cot)
-    image_behaviour, _ = right_pad([trajectory.image_logprobs for trajectory in trajectories], widths.image)
-    cot = PhaseTokens(
-        "cot",
-        *right_pad([trajectory.semantic_prompt_ids for trajectory in trajectories], widths.semantic_prompt),
-        cot_ids,
-        _mask(cot_lengths, widths.cot),
-    )
-    image = PhaseTokens(
-        "image",
-        *right_pad([trajectory.image_prompt_ids for trajectory in trajectories], widths.image_prompt),
-        image_ids,
-        _mask(image_lengths, widths.image),
-    )
-    return MicroBatch(PhaseBatch(cot, cot_behaviour, advantages), PhaseBatch(image, image_behaviour, advantages))
+def _micro_batch(
+    trajectories: Sequence[Trajectory],
+    advantages: Tensor,
+    row_weights: Tensor | None,
+    widths: _Widths,
+    phases: Sequence[Phase],
+) -> MicroBatch:
+    scales = torch.tensor([trajectory.guidance_scale for trajectory in trajectories])
+    versions = torch.tensor([_version(trajectory) for trajectory in trajectories])
+    batches = []
+    for phase in phases:
+        tokens, behaviour = (_cot_tokens if phase == "cot" else _image_tokens)(trajectories, widths)
+        batches.append(PhaseBatch(tokens, behaviour, advantages, row_weights, scales, versions))
+    return MicroBatch(tuple(batches))
+
+
+def _version(trajectory: Trajectory) -> int:
+    same = trajectory.oldest_weight_version == trajectory.newest_weight_version
+    return trajectory.newest_weight_version if same else -1
+
+
+def _cot_tokens(trajectories: Sequence[Trajectory], widths: _Widths) -> tuple[PhaseTokens, Tensor]:
+    """The CoTs of a micro-batch and their behaviour log-probabilities."""
+    ids, lengths = right_pad([trajectory.cot_ids for trajectory in trajectories], widths.cot)
+    behaviour, _ = right_pad([trajectory.cot_logprobs for trajectory in trajectories], widths.cot)
+    contexts = right_pad([trajectory.semantic_prompt_ids for trajectory in trajectories], widths.semantic_prompt)
+    return PhaseTokens("cot", *contexts, ids, _mask(lengths, widths.cot)), behaviour
+
+
+def _image_tokens(trajectories: Sequence[Trajectory], widths: _Widths) -> tuple[PhaseTokens, Tensor]:
+    """The pictures of a micro-batch and their behaviour log-probabilities."""
+    ids, lengths = right_pad([trajectory.image_ids for trajectory in trajectories], widths.image)
+    behaviour, _ = right_pad([trajectory.image_logprobs for trajectory in trajectories], widths.image)
+    contexts = right_pad([trajectory.image_prompt_ids for trajectory in trajectories], widths.image_prompt)
+    return PhaseTokens("image", *contexts, ids, _mask(lengths, widths.image)), behaviour
 
 
 def right_pad(sequences: Sequence[NDArray[np.int32] | NDArray[np.float32]], width: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """One optimizer over all ranks: DeepSpeed behind a small class.
 
-    init_distributed ─► DeepSpeedEngine ─► for each optimizer step:
+    init_distributed ─► DeepSpeedEngine ─► for each optimizer update:
                                                for each micro-batch: engine(...) ─► engine.backward(loss, is_last=...)
-                                               engine.step() ─► StepInfo
+                                               engine.step(ends_step=...) ─► StepInfo
 
 Every rank makes the same calls in the same order. Gradients are *summed* over ranks and
 micro-batches, so a loss that is divided by a global token count needs no further factor.
@@ -59,7 +59,7 @@ class OptimizerSettings:
         )
 
     def learning_rate(self, step: int) -> float:
-        """Of the optimizer step that follows `step` others: linear warm-up to `lr`, then the schedule."""
+        """Of the step that follows `step` others: linear warm-up to `lr`, then the schedule."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
@@ -74,7 +74,7 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, slots=True)
 class StepInfo:
-    """What one optimizer step did."""
+    """What one optimizer update did."""
 
     grad_norm: float
     """Global norm before clipping; not finite when the step was skipped."""
@@ -166,7 +166,7 @@ class DeepSpeedEngine:
         self.settings = settings
         self.zero_stage = zero_stage
         self.num_steps = 0
-        """Steps asked for, skipped ones too."""
+        """Steps of the schedule that were asked for, skipped ones too."""
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         # Torch's own AdamW: DeepSpeed's variants are compiled at first use, for minutes on a CPU.
         optimizer = torch.optim.AdamW(
@@ -203,12 +203,15 @@ class DeepSpeedEngine:
         # DeepSpeed averages over ranks; shares must be summed.
         self._engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
 
-    def step(self) -> StepInfo:
-        """Clip and make the optimizer step; skip it when a gradient is not finite."""
+    def step(self, *, ends_step: bool = True) -> StepInfo:
+        """Clip and make the optimizer's update; skip it when a gradient is not finite.
+
+        ends_step: whether this is the last update of a step of the schedule; all updates of one share its rate.
+        """
         lr = self.settings.learning_rate(self.num_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self.num_steps += 1
+        self.num_steps += ends_step
         if self.zero_stage == 0:
             return self._step_unpartitioned(lr)
         self._engine.step()

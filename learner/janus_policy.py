@@ -12,6 +12,8 @@ mask, positions 0, 1, 2, ...) gives every real token what it would get alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -53,8 +55,9 @@ class JanusPolicy(nn.Module):
     The language model and its head train, and with `train_generation` the generation embeddings,
     aligner and head, too (a warm start needs that where they are random). All else is frozen.
 
-    Log-probabilities are float32 and unguided, at temperature 1. Under ZeRO-3 all ranks must pass
-    batches of the same padded shape, since every call of a module gathers its parameters from all.
+    Log-probabilities are float32, unguided and at temperature 1 unless asked for otherwise. Under ZeRO-3
+    all ranks must pass batches of the same padded shape, since every call of a module gathers its
+    parameters from all.
     """
 
     def __init__(
@@ -105,8 +108,16 @@ class JanusPolicy(nn.Module):
         """Names in the Hugging Face checkpoint of everything that trains."""
         return [name for name, _ in self.named_trainable_parameters()]
 
-    def forward(self, tokens: PhaseTokens, unconditional: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Teacher-forced log-probability of each target, and the entropy there (without gradient), each [B, N], nats.
+    def forward(
+        self,
+        tokens: PhaseTokens,
+        unconditional: Tensor | None = None,
+        *,
+        guidance_scales: Tensor | None = None,
+        temperature: float = 1.0,
+        entropy_gradient: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Teacher-forced log-probability of each target, and the entropy there, each [B, N], nats.
 
         Values where the mask is False mean nothing. Phases go one by one, each with its own backward
         pass: that halves the activations, and ZeRO-3 with gradient checkpointing takes a layer once a pass.
@@ -114,35 +125,63 @@ class JanusPolicy(nn.Module):
         unconditional: bool [B], for pictures; these rows are drawn without their prompt: every
         context token but BOS and begin-of-image becomes the pad token, still attended to, as in the
         unconditional stream of classifier-free guidance.
+        guidance_scales: float [B], for pictures; then both streams pass, as one batch of 2B rows, and the
+        distribution is the guided one that the engine samples from, `softmax((u + w (c - u)) / temperature)`.
+        entropy_gradient: the entropy carries a gradient, as an entropy bonus needs it.
         """
         janus = self.model
         context_ids = tokens.context_ids
         if unconditional is not None:
             context_ids = self.drop_prompt(context_ids, unconditional)
         embed_text = janus.model.language_model.embed_tokens
-        context = embed_text(context_ids)
+        options: dict[str, Any] = {"temperature": temperature, "entropy_gradient": entropy_gradient}
         if tokens.phase == "cot":
-            return self._score(context, embed_text(tokens.target_ids), tokens, janus.lm_head)
+            targets = embed_text(tokens.target_ids)
+            return self._score(embed_text(context_ids), targets, tokens, janus.lm_head, **options)
         codes = janus.model.generation_aligner(janus.model.generation_embeddings(tokens.target_ids))
-        return self._score(context, codes, tokens, janus.model.generation_head)
+        if guidance_scales is not None:
+            everywhere = torch.ones_like(tokens.context_lengths, dtype=torch.bool)
+            context_ids = torch.cat([context_ids, self.drop_prompt(context_ids, everywhere)])
+            options["guidance_scales"] = guidance_scales
+        return self._score(embed_text(context_ids), codes, tokens, janus.model.generation_head, **options)
 
     def drop_prompt(self, context_ids: Tensor, rows: Tensor) -> Tensor:
         """context_ids int64 [B, P] with all but BOS and begin-of-image replaced by pad where rows [B] is True."""
         kept = torch.isin(context_ids, context_ids.new_tensor(self.kept_in_context))
         return context_ids.masked_fill(rows[:, None] & ~kept, self.pad_id)
 
-    def _score(self, context: Tensor, targets: Tensor, tokens: PhaseTokens, head: Head) -> tuple[Tensor, Tensor]:
-        """context [B, P, d] and targets [B, N, d] are embeddings. Returns logprobs and entropy, each [B, N]."""
+    def _score(
+        self,
+        context: Tensor,
+        targets: Tensor,
+        tokens: PhaseTokens,
+        head: Head,
+        *,
+        guidance_scales: Tensor | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """context [B, P, d], or [2B, P, d] with guidance, and targets [B, N, d] are embeddings.
+
+        Returns logprobs and entropy, each [B, N]. options: as of `chunked_logprobs`.
+        """
         num_rows, num_targets, width = targets.shape
+        num_streams = len(context) // num_rows
         steps = torch.arange(num_targets, device=targets.device)
-        places = tokens.context_lengths[:, None] + steps
+        places = (tokens.context_lengths[:, None] + steps).repeat(num_streams, 1)
         # The last target is predicted, but predicts nothing: it is no input.
-        inputs = torch.cat([context, context.new_zeros(num_rows, num_targets - 1, width)], dim=1)
-        inputs = inputs.scatter(1, places[:, :-1, None].expand(-1, -1, width), targets[:, :-1])
+        inputs = torch.cat([context, context.new_zeros(len(context), num_targets - 1, width)], dim=1)
+        drawn = targets[:, :-1].repeat(num_streams, 1, 1)
+        inputs = inputs.scatter(1, places[:, :-1, None].expand(-1, -1, width), drawn)
         hidden = self.model.model.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        hidden = hidden.gather(1, (places - 1)[..., None].expand(-1, -1, width))
+        hidden = hidden.gather(1, (places - 1)[..., None].expand(-1, -1, width)).reshape(num_streams, -1, width)
+        if guidance_scales is not None:
+            options["guidance_scales"] = guidance_scales.repeat_interleave(num_targets)
         logprobs, entropy = chunked_logprobs(
-            hidden.reshape(-1, width), head, tokens.target_ids.reshape(-1), self.chunk_tokens
+            hidden[0] if guidance_scales is None else hidden.transpose(0, 1),
+            head,
+            tokens.target_ids.reshape(-1),
+            self.chunk_tokens,
+            **options,
         )
         return logprobs.view(num_rows, num_targets), entropy.view(num_rows, num_targets)
 

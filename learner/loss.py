@@ -8,18 +8,77 @@ GRPO objective (DeepSeekMath, arXiv:2402.03300, equation 3), averaged over all t
 p: log-probability under the policy; q: under the weights that sampled the token (behaviour);
 r: under the reference; A: the trajectory's advantage. For image tokens all three are *conditional*,
 though the token was sampled from the guided mix: q is what the ratio needs to be 1 on-policy.
+(With `algorithm.policy: guided` all three are of the guided mix, for the same reason.)
+
+The variants change one part each, and the parts compose:
+
+    J = 1/D sum over tokens s_i [ phase_weight x w(k) x objective(ratio, A) - beta_phase KL + entropy_coef H ]
+
+objective: `learner.policy_losses`; w(k): `learner.mismatch`; s_i and D: `normalization` here; A: `learner.advantages`.
 
 All tensors here are [B, N], one phase of one micro-batch; `mask` is True at tokens that exist.
 Values elsewhere never count, whatever they are. The functions return sums over tokens, for the
-caller to divide by the count over all phases, micro-batches and ranks.
+caller to divide by D, which is of all phases, micro-batches and ranks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from configs.algorithm_section import AlgorithmConfig, LossNormalization, Phase, PolicyLoss
+from learner.mismatch import MismatchSettings, mismatch_weights
+from learner.policy_losses import cispo_objective, clipped_objective, importance_ratio, sequence_ratio
+
+
+@dataclass(frozen=True, slots=True)
+class LossSettings:
+    """The loss of one phase's tokens; the defaults are plain policy gradient without a KL."""
+
+    kl_coef: float = 0.0
+    policy_loss: PolicyLoss = "ppo"
+    clip_low: float | None = None
+    clip_high: float | None = None
+    weight: float = 1.0
+    """Factor of the policy term alone."""
+    entropy_coef: float = 0.0
+    mismatch: MismatchSettings = field(default_factory=MismatchSettings)
+
+    @classmethod
+    def of(cls, algorithm: AlgorithmConfig, phase: Phase) -> LossSettings:
+        return cls(
+            kl_coef=algorithm.kl_coef_of(phase),
+            policy_loss=algorithm.policy_loss,
+            clip_low=algorithm.clip_ratio_low,
+            clip_high=algorithm.clip_ratio_high,
+            weight=algorithm.cot_weight if phase == "cot" else algorithm.image_weight,
+            entropy_coef=algorithm.entropy_coef,
+            mismatch=MismatchSettings(algorithm.mismatch_correction, algorithm.mismatch_low, algorithm.mismatch_high),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTensors:
+    """What the loss is a function of: one phase of one micro-batch. Floats share one dtype."""
+
+    logprobs: Tensor
+    """p, float [B, N], nats: under the policy, with gradient."""
+    behaviour_logprobs: Tensor
+    """float [B, N]: as recorded when the token was sampled."""
+    advantages: Tensor
+    """A, float [B]."""
+    mask: Tensor
+    """bool [B, N]."""
+    reference_logprobs: Tensor | None = None
+    """r, float [B, N]; None: no KL."""
+    old_logprobs: Tensor | None = None
+    """q, float [B, N], where it is not `behaviour_logprobs`: recomputed before the first update with the batch."""
+    entropy: Tensor | None = None
+    """H, float [B, N], nats, with gradient; needed for an entropy bonus only."""
+    row_weights: Tensor | None = None
+    """s, float [B]; None for 1 throughout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +86,21 @@ class LossTerms:
     """Sums over the tokens of one phase of one micro-batch; divide by a token count for means."""
 
     loss: Tensor
-    """Scalar, with gradient: sum of -(ratio A - beta KL)."""
+    """Scalar, with gradient: the sum that J is the negative mean of."""
     kl: Tensor
     """Scalar: sum of the k3 estimates of KL(policy || reference); 0 without a reference."""
     behaviour_kl: Tensor
     """Scalar: sum of the k3 estimates of KL(behaviour || policy): how far the policy has moved since sampling."""
     num_clipped: Tensor
-    """Scalar: tokens whose gradient the clip removed."""
+    """Scalar: tokens whose gradient the clip removed, or with CISPO weakened."""
+    num_mismatched: Tensor
+    """Scalar: tokens that the mismatch correction cut or left out."""
     ratio: Tensor
-    """Scalar: sum of the ratios."""
+    """Scalar: sum of the ratios exp(p - q) of tokens."""
     ratio_min: Tensor
     """Scalar; +inf without tokens."""
     ratio_max: Tensor
     """Scalar; -inf without tokens."""
-
-
-def importance_ratio(logprobs: Tensor, behaviour_logprobs: Tensor) -> Tensor:
-    """exp(p - q), per token. Exactly 1 where the policy still is the one that sampled."""
-    return (logprobs - behaviour_logprobs).exp()
 
 
 def k3_kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
@@ -54,69 +110,87 @@ def k3_kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     return log_ratio.exp() - log_ratio - 1
 
 
-def policy_objective(
-    ratio: Tensor, advantages: Tensor, clip_low: float | None, clip_high: float | None
-) -> tuple[Tensor, Tensor]:
-    """min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) per token, and a bool mask of the tokens
-    whose gradient the clip removed (PPO, arXiv:1707.06347, equation 7).
+def normalization(kind: LossNormalization, num_tokens: Tensor, max_tokens: int) -> tuple[Tensor | None, float]:
+    """(s, D): the weight of each trajectory's tokens, None for 1 throughout, and what the whole sum is divided by.
 
-    A bound of None does not clip on its side; with both None this is ratio A, as T2I-R1 trains.
+    num_tokens: int64 [R], tokens that count of each of the R trajectories that are averaged over; max_tokens: the
+    most that one could have. s is float64 [R].
+
+    token      s = 1,             D = sum of num_tokens    all tokens alike (T2I-R1; DAPO, arXiv:2503.14476, 3.3)
+    sequence   s = 1/num_tokens,  D = R                    all trajectories alike (GRPO, arXiv:2402.03300, eq. 3)
+    dr_grpo    s = 1,             D = R max_tokens         a constant, unlike a length (arXiv:2503.20783, 3.2)
     """
-    objective = ratio * advantages
-    if clip_low is None and clip_high is None:
-        return objective, torch.zeros_like(ratio, dtype=torch.bool)
-    low = None if clip_low is None else 1.0 - clip_low
-    high = None if clip_high is None else 1.0 + clip_high
-    clipped = ratio.clamp(low, high) * advantages
-    return torch.minimum(objective, clipped), clipped < objective
+    match kind:
+        case "token":
+            return None, float(num_tokens.sum())
+        case "sequence":
+            return 1.0 / num_tokens.clamp(min=1).double(), float(len(num_tokens))
+        case "dr_grpo":
+            return None, float(len(num_tokens) * max_tokens)
 
 
-def bicot_grpo_terms(
-    logprobs: Tensor,
-    behaviour_logprobs: Tensor,
-    reference_logprobs: Tensor | None,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    kl_coef: float,
-    clip_low: float | None = None,
-    clip_high: float | None = None,
-) -> LossTerms:
+def bicot_grpo_terms(tokens: TokenTensors, settings: LossSettings) -> LossTerms:
     """The loss of one phase of one micro-batch, with what is worth watching.
-
-    logprobs [B, N] carries the gradient; behaviour_logprobs and reference_logprobs [B, N] are
-    constants, the latter None when kl_coef is 0; advantages [B]; mask bool [B, N]. Floats share one dtype.
 
     Without any token all sums are 0. An infinite or NaN log-probability of a token that counts gives
     a loss or gradient that is not finite, which the engine skips; it is never clamped to look fine.
 
-    Raises ValueError for shapes that do not fit, and for a kl_coef without a reference.
+    Raises ValueError for shapes that do not fit, for a kl_coef without a reference, and for an
+    entropy_coef without an entropy.
     """
-    _check_shapes(logprobs, behaviour_logprobs, reference_logprobs, advantages, mask)
-    if kl_coef and reference_logprobs is None:
-        raise ValueError(f"kl_coef is {kl_coef}, but there are no reference_logprobs")
+    _check(tokens, settings)
+    mask = tokens.mask
     rows = mask.nonzero()[:, 0]
     # Picking the tokens that count, not multiplying by 0, keeps NaN in the padding out of the gradient.
-    current, behaviour = logprobs[mask], behaviour_logprobs[mask]
-    ratio = importance_ratio(current, behaviour)
-    objective, is_clipped = policy_objective(ratio, advantages[rows], clip_low, clip_high)
-    zero = logprobs.new_zeros(())
-    loss, kl_sum = -objective.sum(), zero
-    if reference_logprobs is not None:
-        kl = k3_kl(current, reference_logprobs[mask])
+    current, behaviour = tokens.logprobs[mask], tokens.behaviour_logprobs[mask]
+    old = behaviour if tokens.old_logprobs is None else tokens.old_logprobs[mask]
+    row_weights = None if tokens.row_weights is None else tokens.row_weights[rows]
+    ratio = importance_ratio(current, old)
+    objective, is_clipped = _objective(current, old, ratio, tokens.advantages[rows], mask, settings)
+    weights, is_mismatched = mismatch_weights(old, behaviour, mask, settings.mismatch)
+    if weights is not None:
+        # Not weights * objective: a token left out for an infinite weight must not leave NaN behind.
+        objective = torch.where(weights > 0, weights * objective, 0.0)
+    loss = -_weighted_sum(objective, row_weights)
+    if settings.weight != 1.0:
+        loss = settings.weight * loss
+    kl_sum = tokens.logprobs.new_zeros(())
+    if tokens.reference_logprobs is not None:
+        kl = k3_kl(current, tokens.reference_logprobs[mask])
         kl_sum = kl.detach().sum()
-        if kl_coef:
-            loss = loss + kl_coef * kl.sum()
-    fixed_ratio = ratio.detach()
+        if settings.kl_coef:
+            loss = loss + settings.kl_coef * _weighted_sum(kl, row_weights)
+    if settings.entropy_coef and tokens.entropy is not None:
+        loss = loss - settings.entropy_coef * _weighted_sum(tokens.entropy[mask], row_weights)
+    fixed_ratio, zero = ratio.detach(), tokens.logprobs.new_zeros(())
     return LossTerms(
         loss=loss,
         kl=kl_sum,
         behaviour_kl=k3_kl(behaviour, current.detach()).sum(),
-        num_clipped=is_clipped.sum().to(logprobs.dtype),
+        num_clipped=is_clipped.sum().to(current.dtype),
+        num_mismatched=is_mismatched.sum().to(current.dtype),
         ratio=fixed_ratio.sum(),
         ratio_min=fixed_ratio.min() if len(fixed_ratio) else zero + float("inf"),
         ratio_max=fixed_ratio.max() if len(fixed_ratio) else zero - float("inf"),
     )
+
+
+def _objective(
+    current: Tensor, old: Tensor, ratio: Tensor, advantages: Tensor, mask: Tensor, settings: LossSettings
+) -> tuple[Tensor, Tensor]:
+    """The policy term of each token [T], and which the clip touched."""
+    bounds = settings.clip_low, settings.clip_high
+    match settings.policy_loss:
+        case "ppo":
+            return clipped_objective(ratio, advantages, *bounds)
+        case "gspo":
+            return clipped_objective(sequence_ratio(current, old, mask), advantages, *bounds)
+        case "cispo":
+            return cispo_objective(current, ratio, advantages, *bounds)
+
+
+def _weighted_sum(values: Tensor, row_weights: Tensor | None) -> Tensor:
+    return values.sum() if row_weights is None else (row_weights * values).sum()
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
@@ -124,16 +198,21 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     return values[mask].sum()
 
 
-def _check_shapes(
-    logprobs: Tensor, behaviour: Tensor, reference: Tensor | None, advantages: Tensor, mask: Tensor
-) -> None:
-    if logprobs.dim() != 2:
-        raise ValueError(f"logprobs must be [B, N]; got {tuple(logprobs.shape)}")
-    expected = tuple(logprobs.shape)
-    for name, tensor in {"behaviour_logprobs": behaviour, "reference_logprobs": reference, "mask": mask}.items():
+def _check(tokens: TokenTensors, settings: LossSettings) -> None:
+    if tokens.logprobs.dim() != 2:
+        raise ValueError(f"logprobs must be [B, N]; got {tuple(tokens.logprobs.shape)}")
+    expected = tuple(tokens.logprobs.shape)
+    for name in ("behaviour_logprobs", "reference_logprobs", "old_logprobs", "entropy", "mask"):
+        tensor: Tensor | None = getattr(tokens, name)
         if tensor is not None and tuple(tensor.shape) != expected:
             raise ValueError(f"{name} must be {expected} like logprobs; got {tuple(tensor.shape)}")
-    if tuple(advantages.shape) != expected[:1]:
-        raise ValueError(f"advantages must be {expected[:1]}, one a trajectory; got {tuple(advantages.shape)}")
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask must be bool; got {mask.dtype}")
+    for name in ("advantages", "row_weights"):
+        tensor = getattr(tokens, name)
+        if tensor is not None and tuple(tensor.shape) != expected[:1]:
+            raise ValueError(f"{name} must be {expected[:1]}, one a trajectory; got {tuple(tensor.shape)}")
+    if tokens.mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool; got {tokens.mask.dtype}")
+    if settings.kl_coef and tokens.reference_logprobs is None:
+        raise ValueError(f"kl_coef is {settings.kl_coef}, but there are no reference_logprobs")
+    if settings.entropy_coef and tokens.entropy is None:
+        raise ValueError(f"entropy_coef is {settings.entropy_coef}, but there is no entropy")

@@ -1,9 +1,6 @@
 """One learner rank: trajectories in, weight versions out.
 
-    TrajectoryBatch ─► plan_step ─► for each micro-batch, for each phase:
-                                        reference log-probabilities (no gradient)
-                                        policy log-probabilities ─► bicot_grpo_terms ─► backward
-                                    step ─► StepReport, weight version + 1 ─► export_weights
+    TrajectoryBatch ─► plan_step ─► BatchUpdater ─► StepReport, weight version + 1 ─► export_weights
 
 Every rank runs the same calls with the same batch; each takes its share of it. A plain class:
 `cluster` makes it a Ray actor.
@@ -14,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,8 @@ import torch
 
 from configs.errors import LearnerError
 from configs.schema import RunConfig
-from learner.batch import PhaseBatch, StepPlan, plan_step
+from learner.batch import PlanSettings, plan_step
+from learner.batch_updates import BatchUpdater
 from learner.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from learner.deepspeed_engine import (
     DeepSpeedEngine,
@@ -34,9 +32,7 @@ from learner.deepspeed_engine import (
 )
 from learner.export import export_buckets, export_tensors, save_pretrained, weight_layout
 from learner.janus_policy import JanusPolicy
-from learner.loss import bicot_grpo_terms
 from learner.nccl_sender import NcclSender
-from learner.step_sums import StepSums
 from rollout.records import TrajectoryBatch, WeightBucket
 
 logger = logging.getLogger(__name__)
@@ -44,13 +40,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one optimizer step did, over all ranks."""
+    """What one step did, over all ranks."""
 
     weight_version: int
     """The version that the step made; rollout workers are to have it next."""
     metrics: Mapping[str, float]
     skipped: str | None
     """Why the weights were left as they were: "non-finite loss" or "non-finite gradient"; else None."""
+    note: str | None = None
+    """What a person should know of this step."""
 
 
 class LearnerWorker:
@@ -84,9 +82,9 @@ class LearnerWorker:
         self._policy = self._load_policy()
         if learner.gradient_checkpointing:
             self._policy.enable_gradient_checkpointing()
-        self._reference: JanusPolicy | None = None
-        if self._config.algorithm.kl_coef > 0:
-            self._reference = self._load_policy().requires_grad_(False).to(self._device)
+        reference: JanusPolicy | None = None
+        if self._config.algorithm.needs_reference:
+            reference = self._load_policy().requires_grad_(False).to(self._device)
         self._engine = DeepSpeedEngine(
             self._policy,
             OptimizerSettings.of(learner, self._config.run.steps),
@@ -94,6 +92,7 @@ class LearnerWorker:
             dtype=self._dtype,
             device=self._device,
         )
+        self._updater = BatchUpdater(self._config, self._engine, reference, self._device)
 
     def _load_policy(self) -> JanusPolicy:
         return JanusPolicy.load(
@@ -105,67 +104,39 @@ class LearnerWorker:
 
     @property
     def weight_version(self) -> int:
-        """Optimizer steps made. A skipped one counts: its version has the weights of the one before,
-        and the bound on staleness keeps counting in steps of the run."""
+        """Batches consumed: one weight version a batch, however many optimizer updates it was good for. A skipped
+        update counts, too: the bound on staleness keeps counting in steps of the run."""
         return self._engine.num_steps
 
     def train_step(self, batch: TrajectoryBatch) -> StepReport:
-        """One optimizer step on a whole batch. Raises LearnerError for a batch that cannot be learned from."""
+        """Learn from a whole batch. Raises LearnerError for one that cannot be learned from, and at the parity gate."""
         started_s = time.perf_counter()
-        algorithm, learner = self._config.algorithm, self._config.learner
-        plan = plan_step(
-            batch,
-            rank=self._rank,
-            num_ranks=self._world_size,
-            micro_batch_size=learner.micro_batch_size,
-            advantage_epsilon=algorithm.advantage_epsilon,
-        )
-        sums = StepSums(self._device)
-        passes = [phase for micro_batch in plan.micro_batches for phase in micro_batch.phases]
-        for number, phase in enumerate(passes):
-            self._accumulate(phase.to(self._device), plan, sums, is_last=number == len(passes) - 1)
+        plan = plan_step(batch, PlanSettings.of(self._config, self._world_size), self._rank)
         step_version = self.weight_version
-        info = self._engine.step()
-        sums.reduce_over_ranks()
+        outcome = self._updater.update(plan)
         metrics = {
-            **sums.metrics(plan),
+            **outcome.metrics,
             **_staleness(batch, step_version),
-            "grad_norm": info.grad_norm,
-            "lr": info.lr,
+            "grad_norm": sum(update.grad_norm for update in outcome.updates) / len(outcome.updates),
+            "lr": outcome.updates[-1].lr,
         }
-        skipped = self._note_skipped(info, metrics["loss"], batch.step)
+        skipped = self._note_skipped(outcome.updates, metrics["loss"], batch.step)
         duration_s = time.perf_counter() - started_s
-        metrics |= {"skipped_steps": float(self._num_skipped), "tokens_per_s": plan.num_tokens / duration_s}
-        return StepReport(self.weight_version, metrics, skipped)
+        num_passed = plan.num_tokens * self._config.learner.updates_per_batch
+        metrics |= {"skipped_steps": float(self._num_skipped), "tokens_per_s": num_passed / duration_s}
+        return StepReport(self.weight_version, metrics, skipped, outcome.note)
 
-    def _accumulate(self, phase: PhaseBatch, plan: StepPlan, sums: StepSums, *, is_last: bool) -> None:
-        """Gradient of one phase of one micro-batch."""
-        algorithm = self._config.algorithm
-        reference_logprobs = None
-        if self._reference is not None:
-            with torch.no_grad():
-                reference_logprobs, _ = self._reference(phase.tokens)
-        logprobs, entropy = self._engine(phase.tokens)
-        terms = bicot_grpo_terms(
-            logprobs,
-            phase.behaviour_logprobs,
-            reference_logprobs,
-            phase.advantages,
-            phase.tokens.target_mask,
-            kl_coef=algorithm.kl_coef,
-            clip_low=algorithm.clip_ratio_low,
-            clip_high=algorithm.clip_ratio_high,
-        )
-        self._engine.backward(terms.loss / plan.num_tokens, is_last=is_last)
-        sums.add(phase.tokens.phase, terms, entropy, phase.tokens.target_mask)
-
-    def _note_skipped(self, info: StepInfo, loss: float, step: int) -> str | None:
-        if info.applied:
+    def _note_skipped(self, updates: Sequence[StepInfo], loss: float, step: int) -> str | None:
+        num_skipped = sum(not update.applied for update in updates)
+        if not num_skipped:
             return None
         reason = "non-finite gradient" if math.isfinite(loss) else "non-finite loss"
-        self._num_skipped += 1
+        self._num_skipped += num_skipped
         if self._rank == 0:
-            logger.warning("step %d: %s; the step is skipped, the weights stay as they were", step, reason)
+            logger.warning(
+                "step %d: %s; %d of %d updates skipped, the weights stay as they were",
+                step, reason, num_skipped, len(updates),
+            )  # fmt: skip
         return reason
 
     def export_weights(self, version: int) -> Iterator[WeightBucket]:
@@ -239,10 +210,12 @@ class LearnerWorker:
 
 
 def _staleness(batch: TrajectoryBatch, version: int) -> dict[str, float]:
-    """Of the batch's trajectories, in optimizer steps, at the version that learns from them."""
+    """Of the batch's trajectories, in steps, at the version that learns from them: mean, largest, and the share at
+    each number of steps."""
     lags = [
         version - trajectory.oldest_weight_version
         for group in batch.groups
         for trajectory in group.rollout.trajectories
     ]
-    return {"staleness/mean": sum(lags) / len(lags), "staleness/max": float(max(lags))}
+    shares = {f"staleness/share_{lag}": lags.count(lag) / len(lags) for lag in sorted(set(lags))}
+    return {"staleness/mean": sum(lags) / len(lags), "staleness/max": float(max(lags)), **shares}

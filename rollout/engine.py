@@ -40,7 +40,9 @@ class SequenceResult:
     token_ids: Int32Array
     """int32 [N]: text ids with the final EOS, or VQ codes from 0."""
     logprobs: Float32Array
-    """float32 [N], nats, at temperature 1: of text tokens under the policy; of image tokens the *conditional* one."""
+    """float32 [N], nats, at temperature 1: of text tokens under the policy; of image tokens the *conditional* one.
+    An engine made with sampled_logprobs records those of the distribution that it samples from instead: at the
+    request's temperature (at 1 for a greedy one), and of image tokens the *guided* one."""
     oldest_weight_version: int
     newest_weight_version: int
 

@@ -14,7 +14,8 @@ only carries the unconditional logits to `rollout.guidance_processor`, which mix
     log_softmax(text) | log_softmax(conditional codes) | unconditional code logits
 
 The first two blocks are what vLLM reports for a sampled token in `logprobs_mode="raw_logits"`: the
-conditional log-probability at temperature 1, however the token was sampled.
+conditional log-probability at temperature 1, however the token was sampled. (In "processed_logprobs" vLLM
+reports the one it sampled with: guided, at the request's temperature.)
 
 Text decoding runs the unconditional stream for nothing: its KV is not needed later, since a
 picture is a request of its own. That is the price of one batch for both phases.

@@ -82,13 +82,15 @@ class Trajectory:
     cot_ids: Int32Array
     """int32 [N_cot]: the semantic CoT as sampled; ends with EOS unless cut at max_cot_tokens."""
     cot_logprobs: Float32Array
-    """float32 [N_cot], nats: under the weights that sampled each token."""
+    """float32 [N_cot], nats: under the weights that sampled each token; at temperature 1, with `algorithm.policy:
+    guided` at the one it was sampled with."""
     image_prompt_ids: Int32Array
     """int32 [N_image_prompt]: context of the picture, from BOS to begin-of-image."""
     image_ids: Int32Array
     """int32 [N_image]: VQ codes in raster order."""
     image_logprobs: Float32Array
-    """float32 [N_image], nats: *conditional* log-probability, though sampling was guided."""
+    """float32 [N_image], nats: *conditional* log-probability, though sampling was guided; with `algorithm.policy:
+    guided` the guided one, at the temperature it was sampled with."""
     cot_text: str
     """The CoT in words, without special tokens."""
     guidance_scale: float

@@ -6,7 +6,8 @@
 It is the measure of the fast engine, and good enough for a handful of pictures. A picture is drawn
 by two streams with a key-value cache each: the conditional one sees the prompt, the unconditional
 one sees padding in its place (`Conversation.unconditional_prompt`); both see the same image tokens.
-A token is sampled from `u + w (c - u)`; what is recorded is its log-probability under c alone.
+A token is sampled from `u + w (c - u)`; what is recorded is its log-probability under c alone, unless
+those of the sampled distribution are asked for.
 """
 
 from __future__ import annotations
@@ -63,11 +64,18 @@ class TransformersEngine:
     """Implements `rollout.engine.Engine` with `JanusForConditionalGeneration`."""
 
     def __init__(
-        self, model_path: str, dtype: str = "float32", device: str = "cpu", revision: str | None = None
+        self,
+        model_path: str,
+        dtype: str = "float32",
+        device: str = "cpu",
+        revision: str | None = None,
+        sampled_logprobs: bool = False,
     ) -> None:
-        """dtype: `float32` or `bfloat16`; device: a torch device."""
+        """dtype: `float32` or `bfloat16`; device: a torch device; sampled_logprobs: which log-probabilities are
+        recorded, see `rollout.engine.SequenceResult`."""
         self._model_path = model_path
         self._revision = revision
+        self._sampled_logprobs = sampled_logprobs
         self._dtype = getattr(torch, dtype)
         self._device = torch.device(device)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers-engine")
@@ -162,7 +170,8 @@ class TransformersEngine:
             sampling_logits = unconditional + request.guidance_scale * (policy_logits - unconditional)
         token_id = _sample(sampling_logits, request.temperature, sequence.generator)
         sequence.token_ids.append(token_id)
-        sequence.logprobs.append(float(policy_logits.log_softmax(-1)[token_id]))
+        recorded = sampling_logits / (request.temperature or 1.0) if self._sampled_logprobs else policy_logits
+        sequence.logprobs.append(float(recorded.log_softmax(-1)[token_id]))
         sequence.weight_versions.append(self._weight_version)
         sequence.finished = token_id == sequence.stop_id or len(sequence.token_ids) == request.max_new_tokens
         embedding = self._embed_code(token_id) if request.phase == "image" else self._embed_text([token_id])

@@ -44,13 +44,22 @@ class VllmEngine:
 
     model_path: folder or hub id of a Janus checkpoint with safetensors files.
     dtype: `float32` or `bfloat16`; guidance and log-probabilities are float32 in both.
+    sampled_logprobs: which log-probabilities are recorded, see `rollout.engine.SequenceResult`.
     """
 
-    def __init__(self, model_path: str | Path, config: RolloutConfig, dtype: str, revision: str | None = None) -> None:
+    def __init__(
+        self,
+        model_path: str | Path,
+        config: RolloutConfig,
+        dtype: str,
+        revision: str | None = None,
+        sampled_logprobs: bool = False,
+    ) -> None:
         self._model_path = str(model_path)
         self._config = config
         self._dtype = dtype
         self._revision = revision
+        self._sampled_logprobs = sampled_logprobs
         self._weight_version = 0
         self._update_lock = asyncio.Lock()
         self._broken: str | None = None
@@ -79,7 +88,8 @@ class VllmEngine:
 
         try:
             # In this thread: vLLM ties its output handler to the loop that is running here.
-            self._llm = AsyncLLM.from_engine_args(engine_args(self._config, self._checkpoint, self._dtype))
+            arguments = engine_args(self._config, self._checkpoint, self._dtype, self._sampled_logprobs)
+            self._llm = AsyncLLM.from_engine_args(arguments)
         except (RuntimeError, ValueError, OSError) as error:
             raise ModelError(f"vLLM cannot run model {self._checkpoint.folder}: {error}") from error
         await self._llm.update_weight_version("0")

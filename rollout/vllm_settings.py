@@ -64,8 +64,10 @@ def environment(config: RolloutConfig) -> dict[str, str]:
     return variables
 
 
-def engine_args(config: RolloutConfig, checkpoint: JanusCheckpoint, dtype: str) -> AsyncEngineArgs:
-    """Arguments of `AsyncLLM` for a checkpoint; imports vLLM."""
+def engine_args(
+    config: RolloutConfig, checkpoint: JanusCheckpoint, dtype: str, sampled_logprobs: bool = False
+) -> AsyncEngineArgs:
+    """Arguments of `AsyncLLM` for a checkpoint; imports vLLM. sampled_logprobs: see `rollout.engine.SequenceResult`."""
     from vllm import AsyncEngineArgs
     from vllm.config.weight_transfer import WeightTransferConfig
 
@@ -94,7 +96,8 @@ def engine_args(config: RolloutConfig, checkpoint: JanusCheckpoint, dtype: str) 
         tensor_parallel_size=config.tensor_parallel_size,
         distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else "uni",
         logits_processors=["rollout.guidance_processor:GuidanceProcessor"],
-        logprobs_mode="raw_logits",
+        # "Raw" is what the model gives, before guidance and temperature; "processed" is what vLLM samples from.
+        logprobs_mode="processed_logprobs" if sampled_logprobs else "raw_logits",
         worker_extension_cls="rollout.vllm_plugin.WorkerExtension",
         weight_transfer_config=WeightTransferConfig(backend=WEIGHT_BACKEND),
         disable_log_stats=True,

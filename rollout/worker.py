@@ -35,7 +35,13 @@ class RolloutWorker:
         self._model_path = model_path
         self._config = config
         self._worker_id = worker_id
-        self._engine = create_engine(model_path, config.rollout, config.model.dtype, config.model.revision)
+        self._engine = create_engine(
+            model_path,
+            config.rollout,
+            config.model.dtype,
+            config.model.revision,
+            config.algorithm.records_sampled_logprobs,
+        )
         self._sampler: GroupSampler | None = None
 
     async def start(self) -> None:
@@ -120,8 +126,10 @@ def device_of(config: RolloutConfig) -> str:
     return "cuda" if config.gpus_per_worker > 0 else "cpu"
 
 
-def create_engine(model_path: str, config: RolloutConfig, dtype: str, revision: str | None = None) -> Engine:
-    """The engine that `config.engine` names, not started."""
+def create_engine(
+    model_path: str, config: RolloutConfig, dtype: str, revision: str | None = None, sampled_logprobs: bool = False
+) -> Engine:
+    """The engine that `config.engine` names, not started. sampled_logprobs: see `rollout.engine.SequenceResult`."""
     if config.engine == "vllm":
-        return VllmEngine(model_path, config, dtype, revision)
-    return TransformersEngine(model_path, dtype, device_of(config), revision)
+        return VllmEngine(model_path, config, dtype, revision, sampled_logprobs)
+    return TransformersEngine(model_path, dtype, device_of(config), revision, sampled_logprobs)

@@ -20,11 +20,11 @@ from cluster.benchmarks.isolation import isolated
 from cluster.benchmarks.models import make_model, shapes_config
 from cluster.benchmarks.report import Scope, Table, ratio, spread
 from configs.schema import RunConfig, TinyJanusConfig
-from learner.batch import PhaseBatch, plan_step
+from learner.batch import PhaseBatch, PlanSettings, plan_step
 from learner.deepspeed_engine import OptimizerSettings
 from learner.janus_policy import load_janus
 from learner.logprobs import chunked_logprobs
-from learner.loss import bicot_grpo_terms
+from learner.loss import LossSettings, TokenTensors, bicot_grpo_terms
 from learner.phase_tokens import PhaseTokens
 from learner.worker import LearnerWorker
 from rollout.conversation import Conversation
@@ -98,6 +98,7 @@ def _measure_speed(scope: Scope) -> Table:
                 f"algorithm.groups_per_step={num_groups}",
                 f"learner.threads_per_rank={scope.num_threads}",
                 f"run.steps={num_rounds + 1}",
+                "parity.max_abs=1000",  # the batch's log-probabilities are made up
             ],
         )
         batch = make_batch(folder, config)
@@ -145,15 +146,9 @@ class PlainLearner:
 
     def train_step(self, batch: TrajectoryBatch) -> tuple[float, int]:
         """One optimizer step; returns the loss and how many tokens it is the mean of."""
-        plan = plan_step(
-            batch,
-            rank=0,
-            num_ranks=1,
-            micro_batch_size=self._config.learner.micro_batch_size,
-            advantage_epsilon=self._config.algorithm.advantage_epsilon,
-        )
+        plan = plan_step(batch, PlanSettings.of(self._config, num_ranks=1), rank=0)
         total = 0.0
-        for micro_batch in plan.micro_batches:
+        for micro_batch in plan.mini_batches[0].micro_batches:
             for phase in micro_batch.phases:
                 loss = self._loss(phase) / plan.num_tokens
                 loss.backward()
@@ -169,15 +164,14 @@ class PlainLearner:
     def _loss(self, phase: PhaseBatch) -> Tensor:
         with torch.no_grad():
             reference_logprobs = plain_logprobs(self._reference, phase.tokens)
-        terms = bicot_grpo_terms(
+        tokens = TokenTensors(
             plain_logprobs(self._policy, phase.tokens),
             phase.behaviour_logprobs,
-            reference_logprobs,
             phase.advantages,
             phase.tokens.target_mask,
-            kl_coef=self._config.algorithm.kl_coef,
+            reference_logprobs=reference_logprobs,
         )
-        return terms.loss
+        return bicot_grpo_terms(tokens, LossSettings.of(self._config.algorithm, phase.tokens.phase)).loss
 
 
 def plain_logprobs(model: JanusForConditionalGeneration, tokens: PhaseTokens) -> Tensor:

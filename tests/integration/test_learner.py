@@ -164,6 +164,8 @@ def make_config(folder: Path, dtype: str = "float32", **learner: object) -> RunC
             },
             "learner": {"micro_batch_size": 2, "lr": LR, "logprob_chunk_tokens": 10, **learner},
             "weight_sync": {"bucket_mb": 1},
+            # The batches' behaviour log-probabilities are noisy on purpose.
+            "parity": {"max_abs": 1.0},
         }
     )
 

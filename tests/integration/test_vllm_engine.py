@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from transformers import JanusForConditionalGeneration
 
 from configs.errors import ConfigError, ModelError, RolloutError, WeightSyncError
 from configs.schema import RolloutConfig
+from learner.janus_policy import JanusPolicy
+from learner.phase_tokens import PhaseTokens
 from rollout.engine import SequenceRequest, SequenceResult
 from rollout.records import Int32Array, WeightBucket
 from rollout.vllm_engine import VllmEngine
@@ -182,6 +185,37 @@ async def test_logprobs_of_sampled_tokens_are_the_conditional_ones(
     assert any(ends), "some CoT should reach EOS, or its log-probability goes untested"
     assert all(end or length == CONFIG.max_cot_tokens for end, length in zip(ends, lengths, strict=True))
     assert all(len(result.token_ids) == NUM_IMAGE_TOKENS for result in results[:16])
+
+
+async def test_an_engine_can_record_the_logprobs_of_what_it_samples_from(
+    folder: Path, janus: JanusForConditionalGeneration
+) -> None:
+    """Guided, at the request's temperature: equal to the slow engine's teacher forcing through both streams."""
+    engine = VllmEngine(folder, CONFIG, "float32", sampled_logprobs=True)
+    await engine.start()
+    try:
+        requests = [
+            *requests_for(ragged_prompts(6, 2, janus, image=True), "image", "guided", temperature=0.8),
+            *requests_for(ragged_prompts(6, 2, janus, image=True), "image", "guided-at-1"),
+            *requests_for(ragged_prompts(6, 3, janus, image=False), "cot", "guided", temperature=0.8),
+        ]
+        results = await generate(engine, requests)
+    finally:
+        await engine.close()
+    policy = JanusPolicy(copy.deepcopy(janus), logprob_chunk_tokens=64)
+    for request, result in zip(requests, results, strict=True):
+        expected = sampled_logprobs(policy, request, result)
+        np.testing.assert_allclose(result.logprobs, expected, atol=TOLERANCE, err_msg=request.request_id)
+
+
+@torch.no_grad()
+def sampled_logprobs(policy: JanusPolicy, request: SequenceRequest, result: SequenceResult) -> np.ndarray:
+    """As the learner finds them, with `algorithm.policy: guided`."""
+    ids, targets = (torch.from_numpy(values).long()[None] for values in (request.prompt_ids, result.token_ids))
+    tokens = PhaseTokens(request.phase, ids, torch.tensor([ids.shape[1]]), targets, torch.ones_like(targets).bool())
+    scales = torch.tensor([request.guidance_scale]) if request.phase == "image" else None
+    logprobs, _ = policy(tokens, guidance_scales=scales, temperature=request.temperature)
+    return logprobs[0].numpy()
 
 
 async def test_a_seed_decides_the_tokens_whatever_else_is_in_the_batch(

@@ -121,3 +121,77 @@ def test_wrong_shapes_are_refused() -> None:
         chunked_logprobs(hidden, head, targets[:3], 2)
     with pytest.raises(ValueError, match="chunk_size"):
         chunked_logprobs(hidden, head, targets, 0)
+
+
+def guided_case(num_positions: int) -> tuple[Tensor, nn.Module, Tensor, Tensor]:
+    """hidden [T, 2, d], head, targets, guidance scales [T]."""
+    _, head, targets = make_case(num_positions)
+    hidden = torch.randn(num_positions, 2, 5, dtype=torch.float64, requires_grad=True)
+    return hidden, head, targets, torch.linspace(1.0, 5.0, num_positions, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_guided_values_and_gradients_equal_the_plain_computation(chunk_size: int, temperature: float) -> None:
+    hidden, head, targets, scales = guided_case(12)
+    logits = torch.stack([head(u) + w * (head(c) - head(u)) for (c, u), w in zip(hidden, scales, strict=True)])
+    log_probabilities = (logits / temperature).log_softmax(-1)
+    expected = log_probabilities.gather(-1, targets[:, None])[:, 0]
+    expected_entropy = -(log_probabilities.exp() * log_probabilities).sum(-1)
+    actual, entropy = chunked_logprobs(
+        hidden, head, targets, chunk_size, guidance_scales=scales, temperature=temperature
+    )
+    weights = torch.randn(12, dtype=torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(entropy, expected_entropy, rtol=1e-10, atol=1e-12)
+    gradients = [torch.autograd.grad((x * weights).sum(), [hidden, *head.parameters()]) for x in (actual, expected)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("chunk_size", [1, 5, 100])
+def test_the_gradient_of_the_entropy_equals_the_plain_one(chunk_size: int, guided: bool) -> None:
+    if guided:
+        hidden, head, targets, scales = guided_case(12)
+        logits = head(hidden[:, 1]) + scales[:, None] * (head(hidden[:, 0]) - head(hidden[:, 1]))
+    else:
+        hidden, head, targets = make_case(12)
+        logits, scales = head(hidden), None
+    log_probabilities = logits.log_softmax(-1)
+    expected = -(log_probabilities.exp() * log_probabilities).sum(-1)
+    _, entropy = chunked_logprobs(hidden, head, targets, chunk_size, guidance_scales=scales, entropy_gradient=True)
+    weights = torch.randn(12, dtype=torch.float64)
+    gradients = [torch.autograd.grad((x * weights).sum(), [hidden, *head.parameters()]) for x in (entropy, expected)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
+
+
+def test_a_token_without_probability_leaves_the_gradient_of_the_entropy_finite() -> None:
+    logits = torch.tensor([[0.0, -math.inf, 0.5]], requires_grad=True)
+    _, entropy = chunked_logprobs(logits, nn.Identity(), torch.tensor([0]), 1, entropy_gradient=True)
+    entropy.sum().backward()
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+    assert logits.grad[0, 1] == 0.0
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_variants_grow_with_the_chunk_and_not_with_the_number_of_positions(guided: bool) -> None:
+    vocabulary, chunk_size, width, num_positions = 500, 16, 4, 512
+    head = nn.Linear(width, vocabulary)
+    hidden = torch.randn(num_positions, *([2] if guided else []), width, requires_grad=True)
+    scales = torch.full((num_positions,), 5.0) if guided else None
+    targets = torch.randint(0, vocabulary, (num_positions,))
+    with LargestTensor() as largest:
+        logprobs, entropy = chunked_logprobs(
+            hidden, head, targets, chunk_size, guidance_scales=scales, entropy_gradient=True
+        )
+        (logprobs.sum() + entropy.sum()).backward()
+    assert largest.num_elements == (1 + guided) * chunk_size * vocabulary
+
+
+def test_wrong_shapes_of_guidance_are_refused() -> None:
+    hidden, head, targets, scales = guided_case(4)
+    with pytest.raises(ValueError, match=r"hidden must be \[T, 2, d\]"):
+        chunked_logprobs(hidden[:, 0], head, targets, 2, guidance_scales=scales)
+    with pytest.raises(ValueError, match=r"guidance_scales must be \[T\]"):
+        chunked_logprobs(hidden, head, targets, 2, guidance_scales=scales[:3])

@@ -103,6 +103,35 @@ async def test_image_logprobs_are_conditional_and_equal_teacher_forcing(
     np.testing.assert_allclose(drawn.logprobs, expected.numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+async def test_sampled_logprobs_are_those_of_the_guided_mix_at_its_temperature(
+    folder: Path, model: JanusForConditionalGeneration, conversation: Conversation, temperature: float
+):
+    """By transformers' own forward, over the whole of both streams."""
+    engine = TransformersEngine(str(folder), sampled_logprobs=True)
+    await engine.start()
+    prompt_ids = conversation.image_prompt(PROMPTS[1], "star left")
+    drawn = await engine.generate(image_request(prompt_ids, seed=3, temperature=temperature))
+    written = await engine.generate(cot_request(conversation.semantic_prompt(PROMPTS[0]), temperature=temperature))
+    await engine.close()
+    codes = torch.as_tensor(drawn.token_ids, dtype=torch.long)
+    streams = []
+    with torch.no_grad():
+        for context in (prompt_ids, conversation.unconditional_prompt(prompt_ids)):
+            prompt = model.get_input_embeddings()(row(context))
+            picture = model.prepare_embeddings_for_image_generation(codes[None])
+            hidden = model.model.language_model(inputs_embeds=torch.cat([prompt, picture], 1)).last_hidden_state[0]
+            streams.append(model.model.generation_head(hidden[len(context) - 1 : -1]))
+        whole = np.concatenate([conversation.semantic_prompt(PROMPTS[0]), written.token_ids])
+        cot_logits = model(input_ids=row(whole)).logits[0, -len(written.token_ids) - 1 : -1]
+    guided = streams[1] + 5.0 * (streams[0] - streams[1])
+    expected = (guided / temperature).log_softmax(-1).gather(1, codes[:, None])[:, 0]
+    np.testing.assert_allclose(drawn.logprobs, expected.numpy(), atol=1e-4)
+    words = torch.as_tensor(written.token_ids, dtype=torch.long)
+    expected = (cot_logits / temperature).log_softmax(-1).gather(1, words[:, None])[:, 0]
+    np.testing.assert_allclose(written.logprobs, expected.numpy(), atol=1e-4)
+
+
 async def test_cot_logprobs_equal_teacher_forcing_at_any_temperature(
     engine: TransformersEngine, model: JanusForConditionalGeneration, conversation: Conversation
 ):
