@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,12 +17,25 @@ from configs.schema import RunConfig, TinyJanusConfig
 from learner.janus_policy import LANGUAGE_MODEL
 from learner.tiny_janus import save_random_tiny_janus
 from rollout.conversation import ConversationFormat
-from rollout.records import Trajectory, TrajectoryBatch
+from rollout.records import ScoredGroup, Trajectory, TrajectoryBatch
 from tests.integration.learner_ranks import Job, JobResult, all_equal, run_jobs
 from tests.records import make_scored_group
 
 pytestmark = pytest.mark.timeout(600)
 
+VARIANTS = {
+    "policy_loss": "gspo",
+    "loss_normalization": "sequence",
+    "advantage_normalization": "batch",
+    "reward_normalization": "group",
+    "old_logprobs": "recompute",
+    "mismatch_correction": "icepop",
+    "mismatch_low": 0.95,
+    "mismatch_high": 1.05,
+    "cot_weight": 0.5,
+    "kl_coef_image": 0.0,
+    "entropy_coef": 0.01,
+}
 NUM_STEPS = 3
 GROUP_SIZE = 4
 LR = 1e-3
@@ -50,16 +63,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trajectory_logprobs(model: JanusForConditionalGeneration, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+def trajectory_logprobs(
+    model: JanusForConditionalGeneration, trajectory: Trajectory, guided: bool = False
+) -> tuple[Tensor, Tensor]:
     """[N_cot] and [N_image] by transformers' own forward: one unpadded sequence, all logits."""
     prompt, cot = (torch.from_numpy(ids).long()[None] for ids in (trajectory.semantic_prompt_ids, trajectory.cot_ids))
     logits = model(input_ids=torch.cat([prompt, cot], 1)).logits[0, prompt.shape[1] - 1 : -1]
     cot_logprobs = logits.log_softmax(-1).gather(-1, cot[0][:, None])[:, 0]
     prompt, codes = (torch.from_numpy(ids).long()[None] for ids in (trajectory.image_prompt_ids, trajectory.image_ids))
+    logits = _image_logits(model, prompt, codes)
+    if guided:
+        special = model.generation_config
+        kept = (prompt == special.bos_token_id) | (prompt == special.generation_kwargs["boi_token_id"])
+        unconditional = _image_logits(model, prompt.masked_fill(~kept, special.pad_token_id), codes)
+        logits = unconditional + trajectory.guidance_scale * (logits - unconditional)
+    return cot_logprobs, logits.log_softmax(-1).gather(-1, codes[0][:, None])[:, 0]
+
+
+def _image_logits(model: JanusForConditionalGeneration, prompt: Tensor, codes: Tensor) -> Tensor:
+    """[N_image, num_codes] of one stream."""
     inputs = torch.cat([model.get_input_embeddings()(prompt), model.prepare_embeddings_for_image_generation(codes)], 1)
-    hidden = model.model(inputs_embeds=inputs).last_hidden_state[0, prompt.shape[1] - 1 : -1]
-    image_logprobs = model.model.generation_head(hidden).log_softmax(-1).gather(-1, codes[0][:, None])[:, 0]
-    return cot_logprobs, image_logprobs
+    return model.model.generation_head(model.model(inputs_embeds=inputs).last_hidden_state[0, prompt.shape[1] - 1 : -1])
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +93,34 @@ def batches(folder: Path) -> list[TrajectoryBatch]:
     return [_random_batch(model, step) for step in range(NUM_STEPS)]
 
 
-def _random_batch(model: JanusForConditionalGeneration, step: int) -> TrajectoryBatch:
+@pytest.fixture(scope="module")
+def guided_batches(folder: Path) -> list[TrajectoryBatch]:
+    """The same tokens, with behaviour log-probabilities near those of the guided mix."""
+    model = JanusForConditionalGeneration.from_pretrained(folder)
+    return [_random_batch(model, step, guided=True) for step in range(NUM_STEPS)]
+
+
+@pytest.fixture(scope="module")
+def exact_batch(folder: Path) -> TrajectoryBatch:
+    """With the starting policy's own log-probabilities, as an engine without a fault records them."""
+    return _random_batch(JanusForConditionalGeneration.from_pretrained(folder), step=0, noise=0.0)
+
+
+def _random_batch(
+    model: JanusForConditionalGeneration, step: int, guided: bool = False, noise: float = 0.1
+) -> TrajectoryBatch:
     rng = np.random.default_rng(step)
     groups = []
     for sequence in (2 * step, 2 * step + 1):
         group = make_scored_group(sequence, rng.random(GROUP_SIZE).round(2).tolist())
-        trajectories = tuple(_random_trajectory(model, rng, step) for _ in range(GROUP_SIZE))
+        trajectories = tuple(_random_trajectory(model, rng, step, guided, noise) for _ in range(GROUP_SIZE))
         groups.append(replace(group, rollout=replace(group.rollout, trajectories=trajectories)))
     return TrajectoryBatch(step, tuple(groups))
 
 
-def _random_trajectory(model: JanusForConditionalGeneration, rng: np.random.Generator, step: int) -> Trajectory:
+def _random_trajectory(
+    model: JanusForConditionalGeneration, rng: np.random.Generator, step: int, guided: bool, noise: float
+) -> Trajectory:
     def words(low: int, high: int) -> np.ndarray:
         return rng.integers(9, 80, rng.integers(low, high)).astype(np.int32)
 
@@ -101,13 +142,25 @@ def _random_trajectory(model: JanusForConditionalGeneration, rng: np.random.Gene
         newest_weight_version=step,
     )
     with torch.no_grad():
-        cot, image = trajectory_logprobs(model, trajectory)
-    noisy = [(values.numpy() + rng.normal(0, 0.1, len(values))).astype(np.float32) for values in (cot, image)]
+        cot, image = trajectory_logprobs(model, trajectory, guided)
+    noisy = [(values.numpy() + rng.normal(0, noise, len(values))).astype(np.float32) for values in (cot, image)]
     return replace(trajectory, cot_logprobs=noisy[0], image_logprobs=noisy[1])
 
 
 @pytest.fixture(scope="module")
 def plain(folder: Path, batches: list[TrajectoryBatch]) -> PlainRun:
+    return train_plainly(folder, batches)
+
+
+def train_plainly(
+    folder: Path,
+    batches: list[TrajectoryBatch],
+    *,
+    guided: bool = False,
+    num_mini_batches: int = 1,
+    num_updates: int = 1,
+    recompute: bool = False,
+) -> PlainRun:
     """The same training, written down as the paper states it: one trajectory and one token at a time."""
     model = JanusForConditionalGeneration.from_pretrained(folder)
     reference = JanusForConditionalGeneration.from_pretrained(folder)
@@ -115,19 +168,48 @@ def plain(folder: Path, batches: list[TrajectoryBatch]) -> PlainRun:
     optimizer = torch.optim.AdamW(trained.values(), lr=LR, weight_decay=0.0)
     run = PlainRun([], [], [])
     for batch in batches:
-        loss = torch.zeros(())
-        for group in batch.groups:
-            advantages = (group.rewards - group.rewards.mean()) / (group.rewards.std(ddof=1) + 1e-4)
-            for trajectory, advantage in zip(group.rollout.trajectories, advantages, strict=True):
-                loss = loss + _plain_loss(model, reference, trajectory, float(advantage))
-        loss = loss / sum(t.num_tokens for group in batch.groups for t in group.rollout.trajectories)
-        optimizer.zero_grad()
-        loss.backward()
-        run.grad_norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)))
-        optimizer.step()
-        run.losses.append(float(loss.detach()))
+        if recompute:
+            batch = _with_logprobs_of(model, batch)
+        losses, grad_norms = [], []
+        size = len(batch.groups) // num_mini_batches
+        for start in [*range(0, len(batch.groups), size)] * num_updates:
+            loss = _plain_batch_loss(model, reference, batch.groups[start : start + size], guided)
+            optimizer.zero_grad()
+            loss.backward()
+            grad_norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)))
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        run.losses.append(sum(losses) / len(losses))
+        run.grad_norms.append(sum(grad_norms) / len(grad_norms))
         run.weights.append({name: parameter.detach().clone() for name, parameter in trained.items()})
     return run
+
+
+@torch.no_grad()
+def _with_logprobs_of(model: JanusForConditionalGeneration, batch: TrajectoryBatch) -> TrajectoryBatch:
+    """The batch as if `model` had sampled it."""
+    groups = []
+    for group in batch.groups:
+        trajectories = []
+        for trajectory in group.rollout.trajectories:
+            cot, image = trajectory_logprobs(model, trajectory)
+            trajectories.append(replace(trajectory, cot_logprobs=cot.numpy(), image_logprobs=image.numpy()))
+        groups.append(replace(group, rollout=replace(group.rollout, trajectories=tuple(trajectories))))
+    return replace(batch, groups=tuple(groups))
+
+
+def _plain_batch_loss(
+    model: JanusForConditionalGeneration,
+    reference: JanusForConditionalGeneration,
+    groups: Sequence[ScoredGroup],
+    guided: bool,
+) -> Tensor:
+    loss = torch.zeros(())
+    for group in groups:
+        advantages = (group.rewards - group.rewards.mean()) / (group.rewards.std(ddof=1) + 1e-4)
+        for trajectory, advantage in zip(group.rollout.trajectories, advantages, strict=True):
+            loss = loss + _plain_loss(model, reference, trajectory, float(advantage), guided)
+    return loss / sum(t.num_tokens for group in groups for t in group.rollout.trajectories)
 
 
 def _plain_loss(
@@ -135,12 +217,13 @@ def _plain_loss(
     reference: JanusForConditionalGeneration,
     trajectory: Trajectory,
     advantage: float,
+    guided: bool,
 ) -> Tensor:
     with torch.no_grad():
-        fixed = trajectory_logprobs(reference, trajectory)
+        fixed = trajectory_logprobs(reference, trajectory, guided)
     loss = torch.zeros(())
     behaviours = (trajectory.cot_logprobs, trajectory.image_logprobs)
-    for current, base, behaviour in zip(trajectory_logprobs(model, trajectory), fixed, behaviours, strict=True):
+    for current, base, behaviour in zip(trajectory_logprobs(model, trajectory, guided), fixed, behaviours, strict=True):
         for p, r, q in zip(current, base, behaviour, strict=True):
             ratio = (p - float(q)).exp()
             surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
@@ -148,7 +231,15 @@ def _plain_loss(
     return loss
 
 
-def make_config(folder: Path, dtype: str = "float32", **learner: object) -> RunConfig:
+def make_config(
+    folder: Path,
+    dtype: str = "float32",
+    *,
+    algorithm: Mapping[str, object] | None = None,
+    parity: float | None = 1.0,
+    **learner: object,
+) -> RunConfig:
+    """parity: the gate's limit; the batches' behaviour log-probabilities are noisy on purpose."""
     return RunConfig.model_validate(
         {
             "run": {"steps": NUM_STEPS},
@@ -161,11 +252,11 @@ def make_config(folder: Path, dtype: str = "float32", **learner: object) -> RunC
                 "kl_coef": KL_COEF,
                 "clip_ratio_low": CLIP,
                 "clip_ratio_high": CLIP,
+                **(algorithm or {}),
             },
             "learner": {"micro_batch_size": 2, "lr": LR, "logprob_chunk_tokens": 10, **learner},
             "weight_sync": {"bucket_mb": 1},
-            # The batches' behaviour log-probabilities are noisy on purpose.
-            "parity": {"max_abs": 1.0},
+            "parity": {"max_abs": parity},
         }
     )
 
@@ -181,7 +272,19 @@ def spoil(batch: TrajectoryBatch) -> TrajectoryBatch:
     )
 
 
-def jobs_on_one_rank(folder: Path, batches: list[TrajectoryBatch], directory: Path) -> list[Job]:
+def updating_config(folder: Path, **learner: object) -> RunConfig:
+    """Four optimizer updates a batch, against log-probabilities of the learner's own."""
+    algorithm = {"old_logprobs": "recompute"}
+    return make_config(folder, algorithm=algorithm, mini_batches=2, updates_per_batch=2, **learner)
+
+
+def jobs_on_one_rank(
+    folder: Path,
+    batches: list[TrajectoryBatch],
+    guided_batches: list[TrajectoryBatch],
+    exact_batch: TrajectoryBatch,
+    directory: Path,
+) -> list[Job]:
     first, second, third = batches
     checkpoint = directory / "checkpoint-1"
     zero1 = make_config(folder, zero_stage=1)
@@ -198,10 +301,22 @@ def jobs_on_one_rank(folder: Path, batches: list[TrajectoryBatch], directory: Pa
         ),
         Job("bfloat16", make_config(folder, dtype="bfloat16", zero_stage=2), batches),
         Job("repeated", make_config(folder), [first] * 6),
+        Job("guided", make_config(folder, algorithm={"policy": "guided"}), guided_batches),
+        Job("updates", updating_config(folder), batches),
+        Job("exact", make_config(folder, parity=None), [exact_batch]),
+        Job("not exact", make_config(folder, parity=None), [first]),
+        Job("variants", make_config(folder, algorithm=VARIANTS, mini_batches=2, updates_per_batch=2), batches),
+        Job("semantic", make_config(folder, algorithm={"optimize": "semantic"}), [first]),
+        *(
+            Job(f"image{stage}", make_config(folder, zero_stage=stage, algorithm={"optimize": "image"}), [first])
+            for stage in (0, 3)
+        ),
     ]
 
 
-def jobs_on_two_ranks(folder: Path, batches: list[TrajectoryBatch], directory: Path) -> list[Job]:
+def jobs_on_two_ranks(
+    folder: Path, batches: list[TrajectoryBatch], guided_batches: list[TrajectoryBatch], directory: Path
+) -> list[Job]:
     first, second, third = batches
     checkpoint = directory / "checkpoint-2"
     zero3 = make_config(folder, zero_stage=3, num_ranks=2)
@@ -211,6 +326,8 @@ def jobs_on_two_ranks(folder: Path, batches: list[TrajectoryBatch], directory: P
         Job("until checkpoint", zero3, [first, second], save_checkpoint_to=checkpoint),
         Job("after checkpoint", zero3, [third], load_from=checkpoint, save_pretrained_to=directory / "saved-2"),
         Job("spoiled3", zero3, [first, spoil(second), third]),
+        Job("guided", make_config(folder, zero_stage=3, num_ranks=2, algorithm={"policy": "guided"}), guided_batches),
+        Job("updates", updating_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True), batches),
     ]
 
 
@@ -220,11 +337,17 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(folder: Path, batches: list[TrajectoryBatch], directory: Path) -> dict[int, Mapping[str, JobResult]]:
+def results(
+    folder: Path,
+    batches: list[TrajectoryBatch],
+    guided_batches: list[TrajectoryBatch],
+    exact_batch: TrajectoryBatch,
+    directory: Path,
+) -> dict[int, Mapping[str, JobResult]]:
     """Results by number of ranks and name of the job."""
     return {
-        1: run_jobs(jobs_on_one_rank(folder, batches, directory), 1, directory),
-        2: run_jobs(jobs_on_two_ranks(folder, batches, directory), 2, directory),
+        1: run_jobs(jobs_on_one_rank(folder, batches, guided_batches, exact_batch, directory), 1, directory),
+        2: run_jobs(jobs_on_two_ranks(folder, batches, guided_batches, directory), 2, directory),
     }
 
 
@@ -240,15 +363,92 @@ def test_losses_gradient_norms_and_weights_equal_a_plain_loop(
 ) -> None:
     """Losses within 1e-5, gradient norms within 1e-4 of themselves, and each weight's change since the start within
     1 % of its norm: Adam divides by the gradient, so an element whose gradient is all but 0 may go either way."""
+    assert_same_training(results[num_ranks][job], plain, folder)
+
+
+def assert_same_training(result: JobResult, plain: PlainRun, folder: Path) -> None:
     start = dict(JanusForConditionalGeneration.from_pretrained(folder).named_parameters())
-    result = results[num_ranks][job]
     assert [report.metrics["loss"] for report in result.reports] == pytest.approx(plain.losses, abs=1e-5)
     assert [report.metrics["grad_norm"] for report in result.reports] == pytest.approx(plain.grad_norms, rel=1e-4)
+    assert [report.weight_version for report in result.reports] == [1, 2, 3]
     for weights, expected in zip(result.weights, plain.weights, strict=True):
         assert weights.keys() == expected.keys()
         for name, tensor in weights.items():
             change = (expected[name] - start[name]).norm()
             assert (tensor - expected[name]).norm() <= 0.01 * change, name
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_guided_policy_trains_as_a_plain_loop_through_both_streams(
+    results: dict[int, Mapping[str, JobResult]],
+    guided_batches: list[TrajectoryBatch],
+    folder: Path,
+    num_ranks: int,
+) -> None:
+    assert_same_training(results[num_ranks]["guided"], train_plainly(folder, guided_batches, guided=True), folder)
+
+
+def test_mini_batches_and_several_updates_are_those_of_a_plain_loop_and_make_one_version_a_batch(
+    results: dict[int, Mapping[str, JobResult]], batches: list[TrajectoryBatch], folder: Path
+) -> None:
+    plain = train_plainly(folder, batches, num_mini_batches=2, num_updates=2, recompute=True)
+    for num_ranks in (1, 2):
+        result = results[num_ranks]["updates"]
+        assert_same_training(result, plain, folder)
+        assert [report.metrics["lr"] for report in result.reports] == [LR] * 3
+        assert result.reports[0].metrics["ratio/max"] > 1.0
+
+
+def test_the_parity_gate_reads_next_to_nothing_where_engine_and_learner_agree(
+    results: dict[int, Mapping[str, JobResult]],
+) -> None:
+    metrics = results[1]["exact"].reports[0].metrics
+    for phase in ("cot", "image"):
+        assert metrics[f"parity/mean_abs/{phase}"] <= 1e-4
+        assert metrics[f"parity/max_abs/{phase}"] <= 1e-3
+        assert metrics[f"parity/kl/{phase}"] <= 1e-6
+
+
+def test_the_parity_gate_ends_a_run_whose_engine_and_learner_disagree_before_it_learns(
+    results: dict[int, Mapping[str, JobResult]],
+) -> None:
+    error = results[1]["not exact"].error
+    assert error is not None
+    assert "parity gate, weight version 0" in error
+    assert "parity.max_abs allows 0.001" in error
+    assert not results[1]["not exact"].reports
+
+
+def test_all_variants_together_make_finite_steps_that_change_the_policy(
+    results: dict[int, Mapping[str, JobResult]],
+) -> None:
+    result = results[1]["variants"]
+    assert [report.skipped for report in result.reports] == [None] * 3
+    assert all(math.isfinite(report.metrics["loss"]) for report in result.reports)
+    assert not all_equal(result.weights[0], result.weights[2])
+    assert result.reports[0].metrics["mismatch_fraction"] > 0
+
+
+def test_semantic_training_counts_and_trains_the_cots_tokens_alone(
+    results: dict[int, Mapping[str, JobResult]], batches: list[TrajectoryBatch]
+) -> None:
+    metrics = results[1]["semantic"].reports[0].metrics
+    assert metrics["tokens"] == sum(len(t.cot_ids) for group in batches[0].groups for t in group.rollout.trajectories)
+    assert math.isfinite(metrics["entropy/cot"])
+    assert math.isnan(metrics["entropy/image"])
+
+
+@pytest.mark.parametrize("job", ["image0", "image3"])
+def test_image_training_leaves_the_head_of_the_text_alone(
+    results: dict[int, Mapping[str, JobResult]], folder: Path, job: str
+) -> None:
+    result = results[1][job]
+    start = JanusForConditionalGeneration.from_pretrained(folder).state_dict()
+    assert result.reports[0].skipped is None
+    assert result.reports[0].metrics["tokens"] == 2 * GROUP_SIZE * 16
+    changed = {name for name, tensor in result.weights[0].items() if not torch.equal(tensor, start[name])}
+    assert "lm_head.weight" not in changed
+    assert any("mlp" in name for name in changed)
 
 
 def test_what_is_exported_trains_and_is_cut_into_buckets(
