@@ -11,6 +11,9 @@ from pydantic import Field
 
 from configs.model_sections import Section
 
+LANGUAGE_MODEL = ("model.language_model.*", "lm_head.*")
+"""The parameters that T2I-R1 trains."""
+
 
 class LearnerConfig(Section):
     """DeepSpeed ranks and the optimizer (AdamW)."""
@@ -20,6 +23,12 @@ class LearnerConfig(Section):
     gpus_per_rank: float = Field(0.0, ge=0, le=1)
     threads_per_rank: int | None = Field(None, ge=1, description="OpenMP threads; null: 1 on CPU")
     zero_stage: Literal[0, 1, 2, 3] = 0
+    trainable: tuple[str, ...] = Field(
+        LANGUAGE_MODEL,
+        min_length=1,
+        description="parameters that train: names of the Hugging Face checkpoint, with * and ? as wildcards; of the "
+        "language model, lm_head, generation_embeddings, generation_aligner and generation_head",
+    )
     micro_batch_size: int = Field(8, ge=1, description="trajectories a forward pass on one rank")
     mini_batches: int = Field(1, ge=1, description="parts of a step's groups, each with an optimizer update of its own")
     updates_per_batch: int = Field(

@@ -29,11 +29,11 @@ _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
 def export_buckets(engine: DeepSpeedEngine, policy: JanusPolicy, bucket_mb: int) -> Iterator[WeightBucket]:
-    """All trainable parameters under their checkpoint's names; on ranks other than 0 nothing comes.
+    """All parts of the model that training changes, under their checkpoint's names; nothing on ranks other than 0.
 
     bucket_mb: 2**20 bytes a bucket; a larger parameter has its own. One bucket is gathered at a time.
     """
-    for tensors in engine.gathered(policy.named_trainable_parameters(), bucket_mb * 2**20):
+    for tensors in engine.gathered(policy.named_changing_parameters(), bucket_mb * 2**20):
         if dist.get_rank() == 0:
             yield pack_bucket(tensors)
 
@@ -42,14 +42,14 @@ def weight_layout(engine: DeepSpeedEngine, policy: JanusPolicy) -> list[tuple[st
     """(name, dtype, shape) of what `export_tensors` gives, in its order. Not collective."""
     return [
         (name, str(parameter.dtype).removeprefix("torch."), engine.whole_shape(parameter))
-        for name, parameter in policy.named_trainable_parameters()
+        for name, parameter in policy.named_changing_parameters()
     ]
 
 
 def export_tensors(engine: DeepSpeedEngine, policy: JanusPolicy) -> Iterator[tuple[str, Tensor]]:
-    """All trainable parameters, one by one, on the device; each is the receiver's own at ZeRO-3, where the
+    """What `export_buckets` gives, tensor by tensor, on the device; each is the receiver's own at ZeRO-3, where the
     gathered one is freed again. Every rank must run to the end."""
-    for tensors in engine.gathered(policy.named_trainable_parameters(), _GATHER_BYTES):
+    for tensors in engine.gathered(policy.named_changing_parameters(), _GATHER_BYTES):
         for name, tensor in tensors:
             yield name, tensor.clone() if engine.zero_stage == 3 else tensor
 

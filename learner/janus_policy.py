@@ -12,6 +12,8 @@ mask, positions 0, 1, 2, ...) gives every real token what it would get alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -20,12 +22,14 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, JanusForConditionalGeneration
 
 from configs.errors import ModelError
+from configs.learner_sections import LANGUAGE_MODEL
 from learner.logprobs import Head, chunked_logprobs
 from learner.phase_tokens import PhaseTokens
 from rollout.janus_checkpoint import resolve_folder
+from rollout.weight_manifest import ENGINE_PARTS, part_of
 
-LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
-GENERATION = ("model.generation_embeddings.", "model.generation_aligner.", "model.generation_head.")
+EVERYTHING = tuple(f"{part}*" for part in ENGINE_PARTS)
+"""Patterns of all that a policy keeps of a model."""
 
 
 def load_janus(path: str, dtype: torch.dtype, revision: str | None = None) -> JanusForConditionalGeneration:
@@ -52,8 +56,8 @@ def load_janus(path: str, dtype: torch.dtype, revision: str | None = None) -> Ja
 class JanusPolicy(nn.Module):
     """The parts of Janus that write and draw. Only these are kept; the others never change in training.
 
-    The language model and its head train, and with `train_generation` the generation embeddings,
-    aligner and head, too (a warm start needs that where they are random). All else is frozen.
+    Of them, parameters whose names match a pattern of `trainable` train, by default the language model
+    and its head (a warm start trains everything, since it may start from random weights).
 
     Log-probabilities are float32, unguided and at temperature 1 unless asked for otherwise. Under ZeRO-3
     all ranks must pass batches of the same padded shape, since every call of a module gathers its
@@ -61,11 +65,17 @@ class JanusPolicy(nn.Module):
     """
 
     def __init__(
-        self, model: JanusForConditionalGeneration, *, logprob_chunk_tokens: int, train_generation: bool = False
+        self,
+        model: JanusForConditionalGeneration,
+        *,
+        logprob_chunk_tokens: int,
+        trainable: Sequence[str] = LANGUAGE_MODEL,
     ) -> None:
         """Takes over `model`: its vision model, vision aligner and VQ model are let go.
 
-        Raises ModelError when the generation config does not name BOS, pad and begin-of-image.
+        trainable: names in the Hugging Face checkpoint, with wildcards as in the shell.
+        Raises ModelError when the generation config does not name BOS, pad and begin-of-image, and for
+        a pattern that no parameter matches.
         """
         super().__init__()
         self.kept_in_context = _kept_in_context(model.generation_config)
@@ -74,9 +84,15 @@ class JanusPolicy(nn.Module):
             delattr(model.model, part)
         self.model = model
         self.chunk_tokens = logprob_chunk_tokens
-        trained = LANGUAGE_MODEL + GENERATION if train_generation else LANGUAGE_MODEL
+        self._is_checkpointing = False
+        names = [name for name, _ in model.named_parameters()]
+        for pattern in trainable:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ModelError(
+                    f"learner.trainable: no parameter's name matches '{pattern}'; names are like {names[0]}"
+                )
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(trained))
+            parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in trainable))
         self.eval()
 
     @classmethod
@@ -87,11 +103,11 @@ class JanusPolicy(nn.Module):
         *,
         logprob_chunk_tokens: int,
         revision: str | None = None,
-        train_generation: bool = False,
+        trainable: Sequence[str] = LANGUAGE_MODEL,
     ) -> JanusPolicy:
         """From a hub id or folder, on the CPU. Raises ModelError."""
         model = load_janus(path, dtype, revision)
-        return cls(model, logprob_chunk_tokens=logprob_chunk_tokens, train_generation=train_generation)
+        return cls(model, logprob_chunk_tokens=logprob_chunk_tokens, trainable=trainable)
 
     def enable_gradient_checkpointing(self) -> None:
         """Keep only each layer's input for backward. Janus has no dropout, so training mode changes nothing else."""
@@ -99,14 +115,16 @@ class JanusPolicy(nn.Module):
         # Reentrant, because ZeRO-3 has let a layer's parameters go when the other kind wants them.
         language_model.gradient_checkpointing_enable({"use_reentrant": True})
         language_model.train()
+        self._is_checkpointing = True
 
     def named_trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """(name in the Hugging Face checkpoint, parameter) of everything that trains, in the model's order."""
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
 
-    def trainable_names(self) -> list[str]:
-        """Names in the Hugging Face checkpoint of everything that trains."""
-        return [name for name, _ in self.named_trainable_parameters()]
+    def named_changing_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The same, and what is frozen beside them: engines take a part of the model (`ENGINE_PARTS`) as a whole."""
+        parts = {part_of(name) for name, _ in self.named_trainable_parameters()}
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if part_of(name) in parts]
 
     def forward(
         self,
@@ -172,6 +190,8 @@ class JanusPolicy(nn.Module):
         inputs = torch.cat([context, context.new_zeros(len(context), num_targets - 1, width)], dim=1)
         drawn = targets[:, :-1].repeat(num_streams, 1, 1)
         inputs = inputs.scatter(1, places[:, :-1, None].expand(-1, -1, width), drawn)
+        if self._is_checkpointing and torch.is_grad_enabled() and not inputs.requires_grad:
+            inputs.requires_grad_()  # where the embedding is frozen: reentrant checkpointing asks its inputs alone
         hidden = self.model.model.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
         hidden = hidden.gather(1, (places - 1)[..., None].expand(-1, -1, width)).reshape(num_streams, -1, width)
         if guidance_scales is not None:

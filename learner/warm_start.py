@@ -41,7 +41,7 @@ from configs.load import load_config
 from configs.schema import RunConfig, VQTrainingConfig, WarmStartConfig
 from learner.deepspeed_engine import DeepSpeedEngine, OptimizerSettings, close_distributed, init_distributed
 from learner.export import save_pretrained
-from learner.janus_policy import JanusPolicy, load_janus
+from learner.janus_policy import EVERYTHING, JanusPolicy, load_janus
 from learner.supervised import Shard, TokenizedExamples, train_supervised
 from learner.vq_training import canonical_tokens, encode_pictures, train_vq_model
 from learner.warm_start_base import prepare_base
@@ -223,7 +223,7 @@ class _WarmStart:
             max_grad_norm=section.max_grad_norm,
         )
         policy = JanusPolicy.load(
-            str(folder), self.dtype, logprob_chunk_tokens=learner.logprob_chunk_tokens, train_generation=True
+            str(folder), self.dtype, logprob_chunk_tokens=learner.logprob_chunk_tokens, trainable=EVERYTHING
         )
         if learner.gradient_checkpointing:
             policy.enable_gradient_checkpointing()

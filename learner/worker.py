@@ -100,6 +100,7 @@ class LearnerWorker:
             self._dtype,
             logprob_chunk_tokens=self._config.learner.logprob_chunk_tokens,
             revision=self._config.model.revision,
+            trainable=self._config.learner.trainable,
         )
 
     @property
@@ -140,7 +141,7 @@ class LearnerWorker:
         return reason
 
     def export_weights(self, version: int) -> Iterator[WeightBucket]:
-        """The trainable parameters, a bucket at a time; every rank must run to the end, only rank 0 yields.
+        """All that training changes, a bucket at a time; every rank must run to the end, only rank 0 yields.
 
         Raises LearnerError when `version` is not the one at hand.
         """
@@ -165,7 +166,7 @@ class LearnerWorker:
             self._sender = NcclSender(master_address, master_port, world_size)
 
     def send_collective(self, version: int) -> None:
-        """Broadcast the trainable parameters to the group; every rank enters. Raises LearnerError, WeightSyncError."""
+        """Broadcast all that training changes to the group; every rank enters. Raises LearnerError, WeightSyncError."""
         self._check_version(version)
         tensors = export_tensors(self._engine, self._policy)
         if self._sender is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from torch import Tensor
 from transformers import AutoTokenizer, JanusForConditionalGeneration
 
 from configs.schema import RunConfig, TinyJanusConfig
-from learner.janus_policy import LANGUAGE_MODEL
 from learner.tiny_janus import save_random_tiny_janus
 from rollout.conversation import ConversationFormat
 from rollout.records import ScoredGroup, Trajectory, TrajectoryBatch
@@ -23,6 +23,8 @@ from tests.records import make_scored_group
 
 pytestmark = pytest.mark.timeout(600)
 
+SOME = ["model.language_model.layers.1.*", "model.generation_head.proj_out.*"]
+"""Patterns of parameters to train in place of the whole language model."""
 VARIANTS = {
     "policy_loss": "gspo",
     "loss_normalization": "sequence",
@@ -36,6 +38,7 @@ VARIANTS = {
     "kl_coef_image": 0.0,
     "entropy_coef": 0.01,
 }
+LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
 NUM_STEPS = 3
 GROUP_SIZE = 4
 LR = 1e-3
@@ -306,6 +309,12 @@ def jobs_on_one_rank(
         Job("exact", make_config(folder, parity=None), [exact_batch]),
         Job("not exact", make_config(folder, parity=None), [first]),
         Job("variants", make_config(folder, algorithm=VARIANTS, mini_batches=2, updates_per_batch=2), batches),
+        Job(
+            "some",
+            make_config(folder, zero_stage=2, trainable=SOME, gradient_checkpointing=True),
+            [first],
+            save_pretrained_to=directory / "some",
+        ),
         Job("semantic", make_config(folder, algorithm={"optimize": "semantic"}), [first]),
         *(
             Job(f"image{stage}", make_config(folder, zero_stage=stage, algorithm={"optimize": "image"}), [first])
@@ -417,6 +426,20 @@ def test_the_parity_gate_ends_a_run_whose_engine_and_learner_disagree_before_it_
     assert "parity gate, weight version 0" in error
     assert "parity.max_abs allows 0.001" in error
     assert not results[1]["not exact"].reports
+
+
+def test_only_parameters_whose_names_match_train_and_engines_get_whole_parts(
+    results: dict[int, Mapping[str, JobResult]], folder: Path, directory: Path
+) -> None:
+    start = JanusForConditionalGeneration.from_pretrained(folder).state_dict()
+    exported = results[1]["some"].weights[0]
+    assert set(exported) == {
+        name for name in start if name.startswith(("model.language_model.", "model.generation_head."))
+    }
+    changed = {name for name, tensor in exported.items() if not torch.equal(tensor, start[name])}
+    assert changed == {name for name in start if any(fnmatchcase(name, pattern) for pattern in SOME)}
+    saved = JanusForConditionalGeneration.from_pretrained(directory / "some").state_dict()
+    assert all(torch.equal(tensor, exported.get(name, start[name])) for name, tensor in saved.items())
 
 
 def test_all_variants_together_make_finite_steps_that_change_the_policy(

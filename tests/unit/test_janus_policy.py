@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
+from configs.errors import ModelError
 from configs.schema import TinyJanusConfig
 from learner.batch import right_pad
 from learner.janus_policy import JanusPolicy
@@ -139,3 +140,18 @@ def test_guidance_of_one_trains_the_conditional_distribution(folder: Path, polic
         guided, guided_entropy = policy(tokens, guidance_scales=torch.ones(3, dtype=torch.float64))
     torch.testing.assert_close(guided, plain, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(guided_entropy, plain_entropy, rtol=1e-10, atol=1e-10)
+
+
+def test_the_language_model_trains_unless_other_names_are_given(folder: Path, policy: JanusPolicy) -> None:
+    names = [name for name, _ in policy.named_trainable_parameters()]
+    assert all(name.startswith(("model.language_model.", "lm_head.")) for name in names)
+    some = JanusPolicy.load(str(folder), torch.float32, logprob_chunk_tokens=7, trainable=["*.layers.0.mlp.*"])
+    assert [name.rpartition(".mlp.")[2] for name, _ in some.named_trainable_parameters()] == [
+        "gate_proj.weight", "up_proj.weight", "down_proj.weight",
+    ]  # fmt: skip
+    assert [name for name, _ in some.named_changing_parameters()] == [n for n in names if not n.startswith("lm_head.")]
+
+
+def test_a_pattern_that_no_parameter_matches_is_refused_by_name(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"learner\.trainable: no parameter's name matches 'model\.vqmodel\.\*'"):
+        JanusPolicy.load(str(folder), torch.float32, logprob_chunk_tokens=7, trainable=["model.vqmodel.*"])

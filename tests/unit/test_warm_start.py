@@ -15,7 +15,7 @@ from torch import Tensor
 
 from configs.errors import ConfigError, DataError
 from configs.schema import RunConfig, TinyJanusConfig, WarmStartConfig
-from learner.janus_policy import JanusPolicy
+from learner.janus_policy import EVERYTHING, JanusPolicy
 from learner.phase_tokens import PhaseTokens
 from learner.supervised import Shard, TokenizedExamples, iterate_batches, train_supervised
 from learner.tiny_janus import build_tiny_janus
@@ -236,7 +236,7 @@ def make_examples(num: int) -> TokenizedExamples:
 def make_engine(lr: float = 1e-2) -> PlainEngine:
     config = TinyJanusConfig(hidden_size=32, num_layers=1, num_codes=8, image_size=8)
     model, _ = build_tiny_janus(config, [f"word{index}" for index in range(10)])
-    return PlainEngine(JanusPolicy(model, logprob_chunk_tokens=64, train_generation=True), lr)
+    return PlainEngine(JanusPolicy(model, logprob_chunk_tokens=64, trainable=EVERYTHING), lr)
 
 
 def test_a_few_steps_lower_both_losses():
