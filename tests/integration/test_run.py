@@ -69,7 +69,7 @@ def test_the_run_directory_holds_config_metrics_pictures_and_curves(asynchronous
     directory = asynchronous.directory
     assert load_config(directory.config_path) == asynchronous.config
     assert [row["step"] for row in asynchronous.rows] == [1, 2, 3]
-    assert {*METRICS, "reward/shapes", f"reward/{BRIGHTNESS}"} == set(asynchronous.rows[0])
+    assert {*METRICS, "reward/shapes", f"reward/{BRIGHTNESS}", "staleness/share_0"} == set(asynchronous.rows[0])
     for step in range(1, NUM_STEPS + 1):
         with Image.open(directory.samples_path(step)) as picture:
             assert min(picture.size) > 32
@@ -132,3 +132,28 @@ def test_without_staleness_the_same_seed_gives_the_same_groups(synchronous: list
         for trajectory, twin in zip(mine.rollout.trajectories, theirs.rollout.trajectories, strict=True):
             np.testing.assert_array_equal(trajectory.cot_ids, twin.cot_ids)
             np.testing.assert_array_equal(trajectory.image_ids, twin.image_ids)
+
+
+def test_engine_and_learner_agree_on_what_they_sampled(asynchronous: Outcome) -> None:
+    """The parity gate in float32 on the CPU: vLLM against the learner, conditional log-probabilities."""
+    for phase in ("cot", "image"):
+        assert asynchronous.rows[0][f"parity/mean_abs/{phase}"] < 1e-4
+
+
+def test_a_guided_policy_at_a_temperature_passes_the_parity_gate_at_every_version(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    tree = run_tree(
+        "guided",
+        tmp_path,
+        algorithm={"policy": "guided", "max_staleness": 0},
+        rollout={"temperature": 0.8, "guidance_scale": 3.0},
+        parity={"every_steps": 1},
+    )
+    outcome = asyncio.run(train(tree))
+    assert outcome.error is None
+    assert outcome.log.notes == []
+    for row in outcome.rows:
+        assert row["parity/mean_abs/image"] < 1e-4
+        assert row["parity/mean_abs/cot"] < 1e-4
+        assert row["ratio/max"] == pytest.approx(1.0, abs=1e-2)
