@@ -7,12 +7,24 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.model_sections import Section
 
 LANGUAGE_MODEL = ("model.language_model.*", "lm_head.*")
 """The parameters that T2I-R1 trains."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters beside the language model's linear layers, which then are all that trains."""
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(32.0, gt=0, description="the adapter's product is scaled by alpha / rank")
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="names of the linear layers that get an adapter",
+    )
 
 
 class LearnerConfig(Section):
@@ -29,6 +41,7 @@ class LearnerConfig(Section):
         description="parameters that train: names of the Hugging Face checkpoint, with * and ? as wildcards; of the "
         "language model, lm_head, generation_embeddings, generation_aligner and generation_head",
     )
+    lora: LoraConfig | None = Field(None, description="train adapters; the base is the reference, not a second copy")
     micro_batch_size: int = Field(8, ge=1, description="trajectories a forward pass on one rank")
     mini_batches: int = Field(1, ge=1, description="parts of a step's groups, each with an optimizer update of its own")
     updates_per_batch: int = Field(
@@ -42,6 +55,14 @@ class LearnerConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     gradient_checkpointing: bool = False
     logprob_chunk_tokens: int = Field(1024, ge=1, description="positions whose logits are held at once")
+
+    @model_validator(mode="after")
+    def _check(self) -> LearnerConfig:
+        if self.lora is not None and self.trainable != LANGUAGE_MODEL:
+            raise ValueError(
+                f"lora trains adapters alone, but trainable is {list(self.trainable)}; leave one of the two out"
+            )
+        return self
 
     @property
     def optimizer_updates_per_step(self) -> int:

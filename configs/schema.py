@@ -14,6 +14,7 @@ from pydantic import field_validator, model_validator
 # Re-exported: this module is where the whole config is imported from.
 from configs.algorithm_section import AlgorithmConfig as AlgorithmConfig
 from configs.learner_sections import LearnerConfig as LearnerConfig
+from configs.learner_sections import LoraConfig as LoraConfig
 from configs.learner_sections import ParityConfig as ParityConfig
 from configs.learner_sections import WeightSyncConfig as WeightSyncConfig
 from configs.model_sections import TINY_JANUS as TINY_JANUS

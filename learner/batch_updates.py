@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +24,21 @@ from configs.schema import RunConfig
 from learner.batch import MiniBatch, PhaseBatch, StepPlan
 from learner.deepspeed_engine import DeepSpeedEngine, StepInfo
 from learner.janus_policy import JanusPolicy
+from learner.lora import adapters_off
 from learner.loss import LossSettings, TokenTensors, bicot_grpo_terms
 from learner.parity import ParityGate, ParitySums
 from learner.step_sums import StepSums
+
+
+@dataclass(frozen=True, slots=True)
+class BaseReference:
+    """The policy that adapters were put beside, as its own reference."""
+
+    engine: DeepSpeedEngine
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        with adapters_off(self.engine.module):
+            return self.engine(*args, **kwargs)
 
 
 @dataclass(slots=True)
@@ -53,8 +66,8 @@ class BatchUpdater:
 
     config: RunConfig
     engine: DeepSpeedEngine
-    reference: JanusPolicy | None
-    """None: no token has a KL."""
+    reference: JanusPolicy | BaseReference
+    """Only asked when some token has a KL."""
     device: torch.device
     _losses: dict[Phase, LossSettings] = field(init=False)
     _gate: ParityGate = field(init=False)
@@ -100,7 +113,7 @@ class BatchUpdater:
         for number, one in enumerate(passes):
             phase = one.phase.to(self.device)
             settings = self._losses[phase.tokens.phase]
-            if self.reference is not None and one.reference_logprobs is None:
+            if self.config.algorithm.needs_reference and one.reference_logprobs is None:
                 with torch.no_grad():
                     one.reference_logprobs, _ = self._logprobs(self.reference, phase)
             logprobs, entropy = self._logprobs(self.engine, phase, entropy_gradient=settings.entropy_coef > 0)
@@ -125,7 +138,7 @@ class BatchUpdater:
             sums.add(phase.tokens.phase, mini_batch, loss_divisor, terms, entropy, phase.tokens.target_mask)
 
     def _logprobs(
-        self, policy: DeepSpeedEngine | JanusPolicy, phase: PhaseBatch, entropy_gradient: bool = False
+        self, policy: DeepSpeedEngine | JanusPolicy | BaseReference, phase: PhaseBatch, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropy of the distribution that `algorithm.policy` names, each [B, N]."""
         if self.config.algorithm.policy == "conditional":

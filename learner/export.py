@@ -1,7 +1,7 @@
 """The policy's weights, out of DeepSpeed: as buckets for the engines, and as a Hugging Face folder.
 
-    DeepSpeedEngine.gathered ─┬─► export_buckets ─► WeightBucket, WeightBucket, ...
-                              └─► save_pretrained ─► starting model + trained weights ─► folder
+    DeepSpeedEngine.gathered ─► adapters merged ─┬─► export_buckets ─► WeightBucket, WeightBucket, ...
+                                                 └─► save_pretrained ─► starting model + trained weights ─► folder
 
 At ZeRO-3 gathering is collective: every rank must enter, and run to the end. Only rank 0 gives out anything.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 from configs.errors import LearnerError
 from learner.deepspeed_engine import DeepSpeedEngine
 from learner.janus_policy import JanusPolicy, load_janus
+from learner.lora import merged_weight
 from rollout.janus_checkpoint import resolve_folder
 from rollout.records import WeightBucket
 from rollout.weight_buckets import pack_bucket
@@ -33,9 +34,31 @@ def export_buckets(engine: DeepSpeedEngine, policy: JanusPolicy, bucket_mb: int)
 
     bucket_mb: 2**20 bytes a bucket; a larger parameter has its own. One bucket is gathered at a time.
     """
-    for tensors in engine.gathered(policy.named_changing_parameters(), bucket_mb * 2**20):
+    for tensors in _merged(engine, policy, bucket_mb * 2**20):
         if dist.get_rank() == 0:
             yield pack_bucket(tensors)
+
+
+def _merged(engine: DeepSpeedEngine, policy: JanusPolicy, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """`engine.gathered` of what training changes, with the adapters, if any, in the weights that they change."""
+    adapters = policy.adapters()
+    factors: dict[str, Tensor] = {}
+    for tensors in engine.gathered(
+        [
+            (f"{name}/{factor}", getattr(layer, factor))
+            for name, layer in adapters.items()
+            for factor in ("lora_a", "lora_b")
+        ],
+        _GATHER_BYTES,
+    ):
+        factors.update((name, tensor.clone()) for name, tensor in tensors)
+    for tensors in engine.gathered(policy.named_changing_parameters(), bucket_bytes):
+        yield [
+            (name, merged_weight(tensor, factors[f"{name}/lora_a"], factors[f"{name}/lora_b"], adapters[name].scale))
+            if name in adapters
+            else (name, tensor)
+            for name, tensor in tensors
+        ]
 
 
 def weight_layout(engine: DeepSpeedEngine, policy: JanusPolicy) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -49,7 +72,7 @@ def weight_layout(engine: DeepSpeedEngine, policy: JanusPolicy) -> list[tuple[st
 def export_tensors(engine: DeepSpeedEngine, policy: JanusPolicy) -> Iterator[tuple[str, Tensor]]:
     """What `export_buckets` gives, tensor by tensor, on the device; each is the receiver's own at ZeRO-3, where the
     gathered one is freed again. Every rank must run to the end."""
-    for tensors in engine.gathered(policy.named_changing_parameters(), _GATHER_BYTES):
+    for tensors in _merged(engine, policy, _GATHER_BYTES):
         for name, tensor in tensors:
             yield name, tensor.clone() if engine.zero_stage == 3 else tensor
 
@@ -70,7 +93,7 @@ def save_pretrained(
     one. Every rank returns after that. Raises LearnerError when it cannot be written.
     """
     trained: dict[str, Tensor] = {}
-    for tensors in engine.gathered(policy.named_trainable_parameters(), _GATHER_BYTES):
+    for tensors in _merged(engine, policy, _GATHER_BYTES):
         if dist.get_rank() == 0:
             trained.update((name, tensor.to("cpu", dtype, copy=True)) for name, tensor in tensors)
     failure: list[str | None] = [None]

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, JanusForConditionalGeneration
 
 from configs.errors import ModelError
-from configs.learner_sections import LANGUAGE_MODEL
+from configs.learner_sections import LANGUAGE_MODEL, LoraConfig
 from learner.logprobs import Head, chunked_logprobs
+from learner.lora import LoraLinear, add_adapters, checkpoint_name, named_adapters
 from learner.phase_tokens import PhaseTokens
 from rollout.janus_checkpoint import resolve_folder
 from rollout.weight_manifest import ENGINE_PARTS, part_of
@@ -70,10 +71,12 @@ class JanusPolicy(nn.Module):
         *,
         logprob_chunk_tokens: int,
         trainable: Sequence[str] = LANGUAGE_MODEL,
+        lora: LoraConfig | None = None,
     ) -> None:
         """Takes over `model`: its vision model, vision aligner and VQ model are let go.
 
-        trainable: names in the Hugging Face checkpoint, with wildcards as in the shell.
+        trainable: names in the Hugging Face checkpoint, with wildcards as in the shell; lora: adapters,
+        which then train in their place.
         Raises ModelError when the generation config does not name BOS, pad and begin-of-image, and for
         a pattern that no parameter matches.
         """
@@ -92,7 +95,10 @@ class JanusPolicy(nn.Module):
                     f"learner.trainable: no parameter's name matches '{pattern}'; names are like {names[0]}"
                 )
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in trainable))
+            is_trainable = lora is None and any(fnmatchcase(name, pattern) for pattern in trainable)
+            parameter.requires_grad_(is_trainable)
+        if lora is not None:
+            add_adapters(model.model.language_model, lora)
         self.eval()
 
     @classmethod
@@ -104,10 +110,11 @@ class JanusPolicy(nn.Module):
         logprob_chunk_tokens: int,
         revision: str | None = None,
         trainable: Sequence[str] = LANGUAGE_MODEL,
+        lora: LoraConfig | None = None,
     ) -> JanusPolicy:
         """From a hub id or folder, on the CPU. Raises ModelError."""
         model = load_janus(path, dtype, revision)
-        return cls(model, logprob_chunk_tokens=logprob_chunk_tokens, trainable=trainable)
+        return cls(model, logprob_chunk_tokens=logprob_chunk_tokens, trainable=trainable, lora=lora)
 
     def enable_gradient_checkpointing(self) -> None:
         """Keep only each layer's input for backward. Janus has no dropout, so training mode changes nothing else."""
@@ -118,13 +125,24 @@ class JanusPolicy(nn.Module):
         self._is_checkpointing = True
 
     def named_trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """(name in the Hugging Face checkpoint, parameter) of everything that trains, in the model's order."""
+        """(name, parameter) of everything that trains, in the model's order; names are those of the Hugging Face
+        checkpoint, but for adapters, which it does not have."""
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
 
     def named_changing_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The same, and what is frozen beside them: engines take a part of the model (`ENGINE_PARTS`) as a whole."""
+        """(name in the Hugging Face checkpoint, parameter) of what training changes, with what is frozen beside it:
+        engines take a part of the model (`ENGINE_PARTS`) as a whole. Adapters are left out; see `adapters`."""
         parts = {part_of(name) for name, _ in self.named_trainable_parameters()}
-        return [(name, parameter) for name, parameter in self.model.named_parameters() if part_of(name) in parts]
+        own = {id(factor) for layer in self.adapters().values() for factor in (layer.lora_a, layer.lora_b)}
+        return [
+            (checkpoint_name(name), parameter)
+            for name, parameter in self.model.named_parameters()
+            if part_of(name) in parts and id(parameter) not in own
+        ]
+
+    def adapters(self) -> dict[str, LoraLinear]:
+        """Name of a weight in the Hugging Face checkpoint -> the layer with the adapter that changes it."""
+        return named_adapters(self.model)
 
     def forward(
         self,

@@ -21,7 +21,7 @@ import torch
 from configs.errors import LearnerError
 from configs.schema import RunConfig
 from learner.batch import PlanSettings, plan_step
-from learner.batch_updates import BatchUpdater
+from learner.batch_updates import BaseReference, BatchUpdater
 from learner.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from learner.deepspeed_engine import (
     DeepSpeedEngine,
@@ -83,7 +83,7 @@ class LearnerWorker:
         if learner.gradient_checkpointing:
             self._policy.enable_gradient_checkpointing()
         reference: JanusPolicy | None = None
-        if self._config.algorithm.needs_reference:
+        if self._config.algorithm.needs_reference and learner.lora is None:
             reference = self._load_policy().requires_grad_(False).to(self._device)
         self._engine = DeepSpeedEngine(
             self._policy,
@@ -92,7 +92,7 @@ class LearnerWorker:
             dtype=self._dtype,
             device=self._device,
         )
-        self._updater = BatchUpdater(self._config, self._engine, reference, self._device)
+        self._updater = BatchUpdater(self._config, self._engine, reference or BaseReference(self._engine), self._device)
 
     def _load_policy(self) -> JanusPolicy:
         return JanusPolicy.load(
@@ -101,6 +101,7 @@ class LearnerWorker:
             logprob_chunk_tokens=self._config.learner.logprob_chunk_tokens,
             revision=self._config.model.revision,
             trainable=self._config.learner.trainable,
+            lora=self._config.learner.lora,
         )
 
     @property

@@ -23,6 +23,8 @@ from tests.records import make_scored_group
 
 pytestmark = pytest.mark.timeout(600)
 
+ADAPTED = ("q_proj.weight", "down_proj.weight")
+LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "down_proj"]}
 SOME = ["model.language_model.layers.1.*", "model.generation_head.proj_out.*"]
 """Patterns of parameters to train in place of the whole language model."""
 VARIANTS = {
@@ -315,6 +317,7 @@ def jobs_on_one_rank(
             [first],
             save_pretrained_to=directory / "some",
         ),
+        Job("lora", make_config(folder, lora=LORA), batches, save_pretrained_to=directory / "lora"),
         Job("semantic", make_config(folder, algorithm={"optimize": "semantic"}), [first]),
         *(
             Job(f"image{stage}", make_config(folder, zero_stage=stage, algorithm={"optimize": "image"}), [first])
@@ -336,6 +339,7 @@ def jobs_on_two_ranks(
         Job("after checkpoint", zero3, [third], load_from=checkpoint, save_pretrained_to=directory / "saved-2"),
         Job("spoiled3", zero3, [first, spoil(second), third]),
         Job("guided", make_config(folder, zero_stage=3, num_ranks=2, algorithm={"policy": "guided"}), guided_batches),
+        Job("lora", make_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True, lora=LORA), batches),
         Job("updates", updating_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True), batches),
     ]
 
@@ -440,6 +444,28 @@ def test_only_parameters_whose_names_match_train_and_engines_get_whole_parts(
     assert changed == {name for name in start if any(fnmatchcase(name, pattern) for pattern in SOME)}
     saved = JanusForConditionalGeneration.from_pretrained(directory / "some").state_dict()
     assert all(torch.equal(tensor, exported.get(name, start[name])) for name, tensor in saved.items())
+
+
+def test_adapters_train_with_the_base_as_reference_and_are_merged_into_what_leaves_the_learner(
+    results: dict[int, Mapping[str, JobResult]], plain: PlainRun, folder: Path, directory: Path
+) -> None:
+    start = JanusForConditionalGeneration.from_pretrained(folder).state_dict()
+    for num_ranks in (1, 2):
+        result = results[num_ranks]["lora"]
+        assert result.reports[0].metrics["loss"] == pytest.approx(plain.losses[0], abs=1e-5)
+        assert result.reports[0].metrics["kl"] == 0.0
+        assert result.reports[2].metrics["kl"] > 0.0
+        changes = {name: tensor - start[name] for name, tensor in result.weights[-1].items()}
+        changed = {name for name, change in changes.items() if change.any()}
+        assert changed == {name for name in start if name.startswith(LANGUAGE_MODEL) and name.endswith(ADAPTED)}
+        assert all(torch.linalg.matrix_rank(changes[name], rtol=1e-4) <= 4 for name in changed)
+    merged = results[1]["lora"].weights[-1]
+    saved = JanusForConditionalGeneration.from_pretrained(directory / "lora").state_dict()
+    assert saved.keys() == start.keys()
+    assert all(torch.equal(tensor, merged.get(name, start[name])) for name, tensor in saved.items())
+    # The two ranks went the same way as the one.
+    for name, tensor in results[2]["lora"].weights[-1].items():
+        assert (tensor - merged[name]).norm() <= 0.02 * (merged[name] - start[name]).norm(), name
 
 
 def test_all_variants_together_make_finite_steps_that_change_the_policy(
