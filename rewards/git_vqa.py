@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, GitForCausalLM
 
+from rewards import t2i_r1
 from rewards.image_input import check_pictures, to_pil
 from rewards.pretrained import load_model, load_tokenizer, model_errors, single_token_id
 from rollout.records import Prompt, Score, UInt8Array
@@ -28,10 +29,14 @@ class GitVqaReward:
     """Mean probability of "yes" over the attribute questions of a prompt, 0 to 1.
 
     model: hub id or folder of transformers' GitForCausalLM with its tokenizer and image processor.
+    t2i_r1_compat: a constant 0 for relations and counts, as in T2I-R1 (rewards/t2i_r1.py).
     Raises ModelError when it cannot be loaded.
     """
 
-    def __init__(self, device: str, model: str = DEFAULT_MODEL, dtype: str = "float32") -> None:
+    def __init__(
+        self, device: str, model: str = DEFAULT_MODEL, dtype: str = "float32", t2i_r1_compat: bool = False
+    ) -> None:
+        self._t2i_r1_compat = t2i_r1_compat
         with model_errors("git_vqa", model):
             git = load_model(GitForCausalLM, model, dtype, device)
             self._tokenizer = load_tokenizer(model)
@@ -50,9 +55,12 @@ class GitVqaReward:
         check_pictures(pictures, prompts)
         # Pictures with equally many questions go together: GIT tiles a picture's features over its questions.
         by_num_questions: dict[int, list[int]] = defaultdict(list)
-        for i, prompt in enumerate(prompts):
-            by_num_questions[len(prompt.attr_nouns)].append(i)
         scores = [Score(0.0, applicable=False)] * len(prompts)
+        for i, prompt in enumerate(prompts):
+            if self._t2i_r1_compat and t2i_r1.git_adds_nothing(prompt):
+                scores[i] = Score(0.0)
+            else:
+                by_num_questions[len(prompt.attr_nouns)].append(i)
         for num_questions, indices in by_num_questions.items():
             if num_questions == 0:
                 continue

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
+from rewards import t2i_r1
 from rewards.image_input import check_pictures
 from rewards.open_clip_conversion import convert_state_dict, infer_config, read_checkpoint
 from rewards.pretrained import freeze, load_model, load_tokenizer, model_errors, parse_dtype, refuse_missing
@@ -33,12 +34,19 @@ class HPSReward:
 
     model: an open_clip checkpoint file, local or on the hub as `owner/repo/file.pt`; or a folder or hub id of
     transformers' CLIPModel. tokenizer: hub id or folder; null is the model's own, or that of ViT-H/14 for a file.
+    t2i_r1_compat: end in float16, as T2I-R1 does (rewards/t2i_r1.py).
     Raises ModelError when either cannot be loaded.
     """
 
     def __init__(
-        self, device: str, model: str = DEFAULT_MODEL, dtype: str = "float32", tokenizer: str | None = None
+        self,
+        device: str,
+        model: str = DEFAULT_MODEL,
+        dtype: str = "float32",
+        tokenizer: str | None = None,
+        t2i_r1_compat: bool = False,
     ) -> None:
+        self._t2i_r1_compat = t2i_r1_compat
         is_file = model.endswith(CHECKPOINT_SUFFIXES)
         with model_errors("hps", model):
             clip = _load_open_clip(model, dtype, device) if is_file else load_model(CLIPModel, model, dtype, device)
@@ -55,6 +63,8 @@ class HPSReward:
         pixels = preprocess(torch.tensor(pictures), self._clip.config.vision_config.image_size)
         embedded = self._clip.get_image_features(pixels.to(self._clip.device, self._clip.dtype)).pooler_output
         cosine = (_normalize(embedded) * self._embed_texts([prompt.text for prompt in prompts])).sum(dim=-1)
+        if self._t2i_r1_compat:
+            cosine = t2i_r1.round_hps(cosine)
         return [Score(value) for value in cosine.tolist()]
 
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:

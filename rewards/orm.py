@@ -5,7 +5,7 @@ the probability of "yes" against "no" at a temperature, read off one forward pas
 
     score = sigmoid((z_yes - z_no) / temperature)
 
-which is the expectation of what T2I-R1 samples from the same two answers, at the same temperature, without the noise.
+at T2I-R1's temperature, without the noise of sampling an answer (`t2i_r1_compat` samples; see rewards/t2i_r1.py).
 
     [system, user | picture | question, assistant]  ─►  logits after the last token
 
@@ -32,6 +32,7 @@ from transformers import (
 from transformers.image_utils import PILImageResampling
 
 from configs.errors import ConfigError
+from rewards import t2i_r1
 from rewards.image_input import check_pictures, pad_to_square, to_pil
 from rewards.llava_qwen_conversion import KEY_MAPPING, MODEL_TYPE, convert_config
 from rewards.pretrained import load_model, load_tokenizer, model_errors, single_token_id
@@ -52,16 +53,23 @@ class OrmReward:
     """Probability that the picture represents its prompt, 0 to 1.
 
     model: hub id or folder of a `llava_qwen` checkpoint, or of transformers' LlavaOnevisionForConditionalGeneration,
-    with its tokenizer. temperature: T2I-R1 samples at 0.3.
+    with its tokenizer. temperature: T2I-R1's is 0.3. t2i_r1_compat: sample an answer, and 0 for any but yes or no.
     Raises ModelError when the model cannot be loaded, ConfigError for a temperature that is not positive.
     """
 
     def __init__(
-        self, device: str, model: str = DEFAULT_MODEL, dtype: str = "float32", temperature: float = 0.3
+        self,
+        device: str,
+        model: str = DEFAULT_MODEL,
+        dtype: str = "float32",
+        temperature: float = 0.3,
+        t2i_r1_compat: bool = False,
     ) -> None:
         if not temperature > 0:
             raise ConfigError(f"rewards[].options.temperature of orm is {temperature}; set it above 0, say 0.3")
         self._temperature = temperature
+        self.is_random = t2i_r1_compat
+        self._generator = torch.Generator().manual_seed(0)
         with model_errors("orm", model):
             self._llava = _load_llava(model, dtype, device)
             tokenizer = load_tokenizer(model)
@@ -80,6 +88,8 @@ class OrmReward:
             for patches, prompt in zip(self._embed_pictures(pictures), prompts, strict=True)
         ]
         logits = self._last_logits(rows)
+        if self.is_random:
+            return t2i_r1.sample_orm(logits, self._yes_id, self._temperature, self._tokenizer.decode, self._generator)
         values = torch.sigmoid((logits[:, self._yes_id] - logits[:, self._no_id]) / self._temperature).tolist()
         return [Score(value, parts={"answer": "yes" if value > 0.5 else "no"}) for value in values]
 

@@ -1,13 +1,16 @@
 """The Reward protocol, and the table of the rewards that bicot ships.
 
-A reward is any class with a `score` method (see `Reward`). A config names it by its name in
-`REGISTERED`, or as `module:Class`, so that a user's own needs no change here.
+A reward is any class with a `score` method (see `Reward`), or a plain function of pictures and prompts that
+returns numbers. A config names it by its name in `REGISTERED`, or as `module:Class` or `module:function`, so that
+a user's own needs no change here.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from configs.errors import ConfigError
@@ -24,7 +27,11 @@ REGISTERED: Mapping[str, str] = {
 
 class Reward(Protocol):
     """Scores pictures. Made once per replica, with the config's `options` as keyword arguments and
-    `device` ("cpu" or "cuda")."""
+    `device` ("cpu" or "cuda").
+
+    One that may score the same picture differently another time has a true attribute `is_random`: its scores are
+    not to be kept.
+    """
 
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """One Score a picture, in order.
@@ -35,7 +42,7 @@ class Reward(Protocol):
 
 
 def reward_path(name: str) -> str:
-    """`module:Class` of a reward's name. Imports nothing.
+    """`module:Class` or `module:function` of a reward's name. Imports nothing.
 
     Raises ConfigError for a name that is neither registered nor of that form.
     """
@@ -45,20 +52,38 @@ def reward_path(name: str) -> str:
     if module and attribute:
         return name
     raise ConfigError(
-        f"rewards: '{name}' is not a reward; use one of {', '.join(sorted(REGISTERED))}, or module:Class for your own"
+        f"rewards: '{name}' is not a reward; use one of {', '.join(sorted(REGISTERED))}, "
+        "or module:Class or module:function for your own"
     )
 
 
+class FunctionReward:
+    """A plain function as a reward: it takes uint8 [B, height, width, 3] and B prompts, and returns B numbers."""
+
+    def __init__(self, function: Callable[[UInt8Array, Sequence[Prompt]], Sequence[float]]) -> None:
+        self._function = function
+
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+        """One Score a number. Raises TypeError when the function returns something else than numbers."""
+        return [Score(float(value)) for value in self._function(pictures, prompts)]
+
+
 def create_reward(name: str, options: Mapping[str, Any], device: str) -> Reward:
-    """Import and make a reward. Raises ConfigError when it cannot be imported or refuses its options."""
+    """Import and make a reward; of a function, `options` are further keyword arguments, and `device` is not passed on.
+
+    Raises ConfigError when it cannot be imported or refuses its options.
+    """
     path = reward_path(name)
     module_name, _, attribute = path.partition(":")
     try:
-        reward_class = getattr(importlib.import_module(module_name), attribute)
+        maker = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"rewards: cannot import {path} for reward '{name}': {error}") from error
     try:
-        reward: Reward = reward_class(device=device, **options)
+        if inspect.isfunction(maker):
+            inspect.signature(maker).bind(None, None, **options)
+            return FunctionReward(partial(maker, **options))
+        reward: Reward = maker(device=device, **options)
     except TypeError as error:
         raise ConfigError(f"rewards: '{name}' does not take options {dict(options)}: {error}") from error
     return reward

@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessorPil, GitConfig, GitForCausalLM, PreTr
 
 from configs.errors import ModelError
 from rewards.git_vqa import GitVqaReward
-from rollout.records import Prompt, UInt8Array
+from rollout.records import CountInfo, Prompt, SpatialInfo, UInt8Array
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "yes", "no", "?", "a", "red", "green", "apple", "bench", "shiny")
 
@@ -105,6 +105,20 @@ def test_a_batch_scores_as_its_pictures_one_by_one(reward: GitVqaReward) -> None
     batch = [score.value for score in reward.score(pictures, PROMPTS)]
     single = [reward.score(pictures[i : i + 1], PROMPTS[i : i + 1])[0].value for i in range(4)]
     assert batch == pytest.approx(single, abs=1e-5)
+
+
+def test_t2i_r1_compat_adds_a_nought_where_the_default_does_not_apply(folder: Path, reward: GitVqaReward) -> None:
+    relation = SpatialInfo("apple", "bench", "left of")
+    prompts = [
+        Prompt("a", "t", spatial_info=relation),
+        PROMPTS[1],
+        Prompt("c", "t", numeracy_info=(CountInfo("a", 2),)),
+    ]
+    default = reward.score(some_pictures(3), prompts)
+    compat = GitVqaReward(device="cpu", model=str(folder), t2i_r1_compat=True).score(some_pictures(3), prompts)
+    assert [score.applicable for score in default] == [False, True, False]
+    assert [score.applicable for score in compat] == [True, True, True]
+    assert [score.value for score in compat] == [0.0, default[1].value, 0.0]
 
 
 def test_each_question_goes_to_its_own_picture(reward: GitVqaReward) -> None:

@@ -17,7 +17,9 @@ from transformers import (
 )
 
 from configs.errors import ConfigError, ModelError
-from rewards.grounding_dino import Detections, GroundingDinoReward, score_detections, wanted_nouns
+from rewards import t2i_r1
+from rewards.detections import Detections, drop_duplicates, score_detections, wanted_nouns
+from rewards.grounding_dino import GroundingDinoReward
 from rollout.records import CountInfo, Prompt, SpatialInfo, UInt8Array
 
 # The ids of [CLS], [SEP], "." and "?" in BERT's vocabulary are written into the model.
@@ -123,8 +125,10 @@ def test_detections_are_those_of_the_model_run_on_one_picture(reward: GroundingD
     num_boxes = 0
     for picture, words, names, found in zip(pictures, pieces, nouns, reward.detect(pictures, nouns), strict=True):
         expected = slow_detections(folder, picture, words)
+        height, width = picture.shape[:2]
         for name, boxes in zip(names, expected, strict=True):
-            joined = np.column_stack([found[name].boxes, found[name].confidences])
+            objects = drop_duplicates(found[name], width, height, max_iou=0.5)
+            joined = np.column_stack([objects.boxes, objects.confidences])
             np.testing.assert_allclose(joined, np.reshape(boxes, (-1, 5)), atol=1e-3, rtol=1e-4)
             num_boxes += len(boxes)
     assert num_boxes > 10, "the model must find boxes, or the test could not fail"
@@ -142,6 +146,21 @@ def test_a_batch_scores_as_its_pictures_one_by_one(reward: GroundingDinoReward) 
     single = [reward.score(pictures[i : i + 1], prompts[i : i + 1])[0] for i in range(4)]
     assert [score.value for score in batch] == pytest.approx([score.value for score in single], abs=1e-5)
     assert batch[2].parts["found"] == single[2].parts["found"]
+
+
+def test_t2i_r1_compat_scores_the_same_boxes_by_its_own_rules(reward: GroundingDinoReward, folder: Path) -> None:
+    compat = GroundingDinoReward(device="cpu", model=str(folder), box_threshold=THRESHOLD, t2i_r1_compat=True)
+    pictures = some_pictures(3)
+    counted = Prompt("b", "t", nouns=("cat",), numeracy_info=(CountInfo("cat", 1),))
+    prompts = [Prompt("a", "joy"), counted, Prompt("c", "t", nouns=("a red truck", "cat"))]
+    expected = [t2i_r1.score_candidates(prompts[0], {}, 0.5)]
+    for i in (1, 2):
+        (candidates,) = reward.detect(pictures[i : i + 1], [t2i_r1.detector_nouns(prompts[i])])
+        expected.append(t2i_r1.score_candidates(prompts[i], candidates, 0.5))
+    scores = compat.score(pictures, prompts)
+    assert [score.value for score in scores] == pytest.approx([score.value for score in expected], abs=1e-5)
+    assert scores[0].value == 1.0
+    assert not reward.score(pictures[:1], prompts[:1])[0].applicable
 
 
 def test_a_prompt_without_nouns_is_not_scored(reward: GroundingDinoReward) -> None:

@@ -154,6 +154,14 @@ def test_a_batch_scores_as_its_pictures_one_by_one(reward: HPSReward) -> None:
     assert batch == pytest.approx(single, abs=1e-5)
 
 
+def test_t2i_r1_compat_gives_the_cosine_in_float16(reward: HPSReward, folder: Path) -> None:
+    compat = HPSReward("cpu", str(folder / "checkpoint.pt"), tokenizer=str(folder), t2i_r1_compat=True)
+    pictures, prompts = some_pictures(3), [prompt("a red star")] * 3
+    exact = [score.value for score in reward.score(pictures, prompts)]
+    rounded = [score.value for score in compat.score(pictures, prompts)]
+    assert rounded == [float(np.float16(value)) for value in exact] != exact
+
+
 def test_a_prompt_longer_than_the_context_keeps_its_end_token(reward: HPSReward) -> None:
     long, cut = "a red star and a blue circle and a star", "a red star and a blue"
     pictures = some_pictures(1)

@@ -171,6 +171,18 @@ def test_the_score_is_the_probability_of_yes_against_no(reward: OrmReward, hf_fo
     assert np.ptp(expected) > 1e-2, "the pictures must differ, or the test could not fail"
 
 
+def test_t2i_r1_compat_gives_nought_for_a_reply_that_is_neither_yes_nor_no(reward: OrmReward, hf_folder: Path) -> None:
+    compat = OrmReward(device="cpu", model=str(hf_folder), temperature=3.0, t2i_r1_compat=True)
+    pictures, asked = some_pictures(40), prompts(*TEXTS[:1] * 40)
+    scores = compat.score(pictures, asked)
+    answers = {score.parts["answer"] for score in scores}
+    assert compat.is_random
+    assert len(answers) > 3, "a model of random weights says anything"
+    assert all(score.value == 0 for score in scores if score.parts["answer"] not in ("yes", "no"))
+    assert [score.value for score in compat.score(pictures, asked)] != [score.value for score in scores]
+    assert not reward.is_random
+
+
 def test_tiles_score_as_in_transformers_own_forward_pass(hf_folder: Path, tmp_path: Path) -> None:
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(hf_folder).eval()
     model.config.vision_aspect_ratio = "anyres_max_9"
