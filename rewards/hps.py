@@ -7,18 +7,26 @@ embedding, about 0.2 to 0.35; within one group it spreads over about 0.01 only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPModel, PreTrainedTokenizerBase
+from transformers import CLIPModel
 
 from rewards import t2i_r1
+from rewards.clip_embedder import ClipEmbedder
 from rewards.image_input import check_pictures
-from rewards.open_clip_conversion import convert_state_dict, infer_config, read_checkpoint
-from rewards.pretrained import freeze, load_model, load_tokenizer, model_errors, parse_dtype, refuse_missing
+from rewards.open_clip_conversion import convert_state_dict, infer_config
+from rewards.pretrained import (
+    fetch_file,
+    freeze,
+    load_model,
+    load_tokenizer,
+    model_errors,
+    parse_dtype,
+    read_state_dict,
+    refuse_missing,
+)
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "xswu/HPSv2/HPS_v2.1_compressed.pt"
@@ -51,40 +59,18 @@ class HPSReward:
         with model_errors("hps", model):
             clip = _load_open_clip(model, dtype, device) if is_file else load_model(CLIPModel, model, dtype, device)
         assert isinstance(clip, CLIPModel)
-        self._clip: CLIPModel = clip
         tokenizer = tokenizer or (OPEN_CLIP_TOKENIZER if is_file else model)
         with model_errors("hps", tokenizer):
-            self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(tokenizer)
+            self._clip = ClipEmbedder(clip, load_tokenizer(tokenizer))
 
-    @torch.inference_mode()
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """The cosine for each picture; pictures uint8 [B, height, width, 3]."""
         check_pictures(pictures, prompts)
-        pixels = preprocess(torch.tensor(pictures), self._clip.config.vision_config.image_size)
-        embedded = self._clip.get_image_features(pixels.to(self._clip.device, self._clip.dtype)).pooler_output
-        cosine = (_normalize(embedded) * self._embed_texts([prompt.text for prompt in prompts])).sum(dim=-1)
+        pixels = preprocess(torch.tensor(pictures), self._clip.image_size)
+        cosine = self._clip.cosines(pixels, [prompt.text for prompt in prompts])
         if self._t2i_r1_compat:
             cosine = t2i_r1.round_hps(cosine)
         return [Score(value) for value in cosine.tolist()]
-
-    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings, float32 [B, e]. The prompts of a group are one text, embedded once."""
-        unique = list(dict.fromkeys(texts))
-        # Right padding needs no mask: the text tower's attention is causal, and the first EOS is pooled.
-        token_ids = self._tokenizer(
-            unique,
-            padding=True,
-            truncation=True,
-            max_length=self._clip.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        ).input_ids
-        embedded = _normalize(self._clip.get_text_features(token_ids.to(self._clip.device)).pooler_output)
-        return embedded[[unique.index(text) for text in texts]]
-
-
-def _normalize(embedded: Tensor) -> Tensor:
-    """In float32 whatever the model's dtype: in float16 the cosine moves in steps of 2.4e-4 and makes ties."""
-    return functional.normalize(embedded.float(), dim=-1)
 
 
 def preprocess(pictures: Tensor, size: int) -> Tensor:
@@ -107,13 +93,7 @@ def preprocess(pictures: Tensor, size: int) -> Tensor:
 
 
 def _load_open_clip(model: str, dtype: str, device: str) -> CLIPModel:
-    path = model
-    if not Path(path).is_file():
-        owner_and_repo, _, filename = model.rpartition("/")
-        if owner_and_repo.count("/") != 1 or Path(model).is_absolute():
-            raise FileNotFoundError(f"{model} is no file")
-        path = hf_hub_download(owner_and_repo, filename)
-    weights = convert_state_dict(read_checkpoint(path))
+    weights = convert_state_dict(read_state_dict(fetch_file(model)))
     clip = CLIPModel(infer_config(weights)).to(parse_dtype(dtype))
     report = clip.load_state_dict(weights, strict=False)
     refuse_missing(report.missing_keys, model)

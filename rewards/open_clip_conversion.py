@@ -14,7 +14,6 @@ import math
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 from transformers import CLIPConfig
 
@@ -133,15 +132,3 @@ def infer_config(weights: Mapping[str, Tensor]) -> CLIPConfig:
 def _num_layers(weights: Mapping[str, Tensor], tower: str) -> int:
     pattern = re.compile(rf"^{tower}\.encoder\.layers\.(\d+)\.")
     return 1 + max(int(match[1]) for match in map(pattern.match, weights) if match)
-
-
-def read_checkpoint(path: str) -> StateDict:
-    """The state dict of an open_clip .pt or .bin file, plain or under `state_dict`, as saved or from a parallel run.
-
-    Only tensors are unpickled. Raises OSError or ValueError when the file cannot be read or is of another kind.
-    """
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise ValueError(f"{path} holds no state dict")
-    return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from configs.errors import ConfigError, ModelError
@@ -57,6 +60,29 @@ def freeze(model: PreTrainedModel, device: str) -> PreTrainedModel:
     model.requires_grad_(False)
     model.eval()
     return model.to(torch.device(device))
+
+
+def fetch_file(name: str) -> str:
+    """Path of a file: a local one, or one on the hub as `owner/repo/file`, downloaded if need be. Raises OSError."""
+    if Path(name).is_file():
+        return name
+    owner_and_repo, _, filename = name.rpartition("/")
+    if owner_and_repo.count("/") != 1 or Path(name).is_absolute():
+        raise FileNotFoundError(f"{name} is no file")
+    path: str = hf_hub_download(owner_and_repo, filename)
+    return path
+
+
+def read_state_dict(path: str) -> dict[str, Tensor]:
+    """The state dict of a .pt, .pth or .bin file, plain or under `state_dict`, as saved or from a parallel run.
+
+    Only tensors are unpickled. Raises OSError or ValueError when the file cannot be read or is of another kind.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
+        raise ValueError(f"{path} holds no state dict")
+    return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:

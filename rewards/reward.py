@@ -22,6 +22,10 @@ REGISTERED: Mapping[str, str] = {
     "grounding_dino": "rewards.grounding_dino:GroundingDinoReward",
     "git_vqa": "rewards.git_vqa:GitVqaReward",
     "orm": "rewards.orm:OrmReward",
+    "pick_score": "rewards.clip_scores:PickScoreReward",
+    "clip_score": "rewards.clip_scores:ClipScoreReward",
+    "aesthetic": "rewards.aesthetic:AestheticReward",
+    "image_reward": "rewards.image_reward:ImageReward",
 }
 
 
