@@ -6,7 +6,10 @@ used, so that the worker of a plain NumPy reward needs neither.
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +19,17 @@ from rollout.records import Prompt, UInt8Array
 if TYPE_CHECKING:
     from PIL import Image
 
+MAX_PIXELS = 2**26
+"""Of a picture file: 8,192 x 8,192. Beyond it, a file is a mistake or an attack on the memory."""
+
 
 def check_pictures(pictures: Any, prompts: Sequence[Prompt]) -> None:
     """Raise ValueError unless `pictures` is uint8 [B, height, width, 3] with one prompt a picture."""
     if not isinstance(pictures, np.ndarray):
         raise ValueError(f"pictures must be a NumPy array, not {type(pictures).__name__}")
     if pictures.dtype != np.uint8:
-        raise ValueError(f"pictures must be uint8 (0 to 255), not {pictures.dtype}; round and convert them first")
+        nan = " with NaN in them" if pictures.dtype.kind == "f" and np.isnan(pictures).any() else ""
+        raise ValueError(f"pictures must be uint8 (0 to 255), not {pictures.dtype}{nan}; round and convert them first")
     if pictures.ndim != 4:
         raise ValueError(f"pictures must be [B, height, width, 3], not of shape {pictures.shape}")
     if pictures.shape[3] != 3:
@@ -31,6 +38,39 @@ def check_pictures(pictures: Any, prompts: Sequence[Prompt]) -> None:
         raise ValueError(f"pictures are empty: shape {pictures.shape}")
     if len(pictures) != len(prompts):
         raise ValueError(f"{len(pictures)} pictures came with {len(prompts)} prompts; give one prompt a picture")
+
+
+def read_picture(path: Path) -> UInt8Array:
+    """A picture file as uint8 [height, width, 3], RGB, turned upright as its EXIF data say.
+
+    Raises ValueError, saying what is wrong: no picture, truncated or damaged, animated, too large, or of other
+    channels than RGB (what is behind a transparent picture, nobody knows).
+    """
+    from PIL import Image, ImageOps
+
+    damage = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+    try:
+        with Image.open(path) as image:
+            fault = _fault_of(image)
+            pixels = None if fault else np.asarray(ImageOps.exif_transpose(image), dtype=np.uint8)
+    except damage as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot be read as a picture: {reason}") from error
+    if pixels is None:
+        raise ValueError(fault)
+    return pixels
+
+
+def _fault_of(image: Image.Image) -> str:
+    """What is wrong with an opened picture, by its header; empty if nothing is."""
+    num_frames = getattr(image, "n_frames", 1)
+    if num_frames > 1:
+        return f"has {num_frames} frames; only still pictures are scored"
+    if image.width * image.height > MAX_PIXELS:
+        return f"has {image.width} x {image.height} pixels; at most {MAX_PIXELS} in all are read"
+    if image.mode != "RGB":
+        return f"has channels {image.mode}, not RGB; convert it first"
+    return ""
 
 
 def to_pil(pictures: UInt8Array) -> list[Image.Image]:

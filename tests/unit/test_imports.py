@@ -30,7 +30,7 @@ HOMES = {
     "deepspeed": {"learner"},
 }
 # Of rollout, rewards may use only what describes prompts and pictures.
-REWARDS_MAY_USE = ("rollout.records", "rollout.shapes_")
+REWARDS_MAY_USE = ("rollout.records", "rollout.shapes_", "rollout.prompt_files")
 
 # These must stay usable on a machine that has none of the heavy libraries ready.
 PURE = [
