@@ -26,6 +26,8 @@ REGISTERED: Mapping[str, str] = {
     "clip_score": "rewards.clip_scores:ClipScoreReward",
     "aesthetic": "rewards.aesthetic:AestheticReward",
     "image_reward": "rewards.image_reward:ImageReward",
+    "ocr": "rewards.ocr:OcrReward",
+    "nsfw": "rewards.nsfw:NsfwReward",
 }
 
 
