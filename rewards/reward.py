@@ -26,6 +26,9 @@ REGISTERED: Mapping[str, str] = {
     "clip_score": "rewards.clip_scores:ClipScoreReward",
     "aesthetic": "rewards.aesthetic:AestheticReward",
     "image_reward": "rewards.image_reward:ImageReward",
+    "vqa_score": "rewards.vqa_score:VqaScoreReward",
+    "vlm_judge": "rewards.vlm_judge:VlmJudgeReward",
+    "unified_reward": "rewards.vlm_judge:UnifiedReward",
     "ocr": "rewards.ocr:OcrReward",
     "nsfw": "rewards.nsfw:NsfwReward",
 }
