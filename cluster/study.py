@@ -1,0 +1,96 @@
+"""Answer a question about the algorithm by runs that differ in one thing.
+
+    python -m cluster.study phases --seeds 3 --steps 60
+
+Writes into runs/study_NAME (or --output-dir): each run's own directory, report.md and curves.png. Started
+again after an interruption, it makes the missing runs only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.progress import format_duration
+from cluster.studies.definitions import STUDIES
+from cluster.studies.report import EVALUATIONS, draw, markdown
+from cluster.studies.runs import Outcome, Plan, run_study
+from configs.errors import BicotError
+from configs.load import load_config
+
+DEFAULT_CONFIG = "configs/shapes_cpu.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    options = _parse(arguments)
+    command = shlex.join(["python", "-m", "cluster.study", *(sys.argv[1:] if arguments is None else arguments)])
+    try:
+        return _study(options, command)
+    except BicotError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the runs that are missing", file=sys.stderr)
+        return 130
+
+
+def _study(options: argparse.Namespace, command: str) -> int:
+    study = STUDIES[options.name]
+    directory = Path(options.output_dir or f"runs/study_{options.name}").absolute()
+    plan = Plan(Path(options.config), directory, tuple(range(options.seeds)), options.steps, tuple(options.set))
+    for arm in study.arms:  # a wrong override is refused now, and not after an hour
+        load_config(plan.config, [*study.overrides, *arm.overrides, *plan.overrides])
+    directory.mkdir(parents=True, exist_ok=True)
+    outcomes: list[Outcome] = []
+    num_runs = len(plan.seeds) * len(study.arms)
+    print(f"{study.question}\n{num_runs} runs of {plan.num_steps} steps, into {directory}", flush=True)
+    for outcome in run_study(study, plan):
+        outcomes.append(outcome)
+        print(_describe(outcome, outcomes, num_runs), flush=True)
+        (directory / "report.md").write_text(markdown(options.name, study, outcomes, command), encoding="utf-8")
+        draw(directory / "curves.png", study, outcomes)
+    print(f"\n{markdown(options.name, study, outcomes, command)}\ncurves  {directory / 'curves.png'}")
+    return 0
+
+
+def _describe(latest: Outcome, outcomes: Sequence[Outcome], num_runs: int) -> str:
+    changes = ", ".join(f"{name.replace('_', ' ')} {latest.change(name):+.3f}" for name in EVALUATIONS)
+    durations = [outcome.duration_s for outcome in outcomes if outcome.duration_s]
+    left = ""
+    if durations and len(outcomes) < num_runs:
+        left_s = (num_runs - len(outcomes)) * sum(durations) / len(durations)
+        left = f"; about {format_duration(left_s)} left"
+    took = f"in {format_duration(latest.duration_s)}" if latest.duration_s else "was there already"
+    return f"[{len(outcomes)}/{num_runs}] {latest.arm}, seed {latest.seed}: {changes}, {took}{left}"
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    studies = "\n".join(f"  {name:<10} {study.question}" for name, study in STUDIES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.study",
+        description="Answer a question about the algorithm by runs that differ in one thing.",
+        epilog=f"studies:\n{studies}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=STUDIES, metavar="NAME", help=f"one of {', '.join(STUDIES)}")
+    parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help=f"default {DEFAULT_CONFIG}")
+    parser.add_argument("--seeds", type=_positive, default=3, metavar="N", help="runs of each arm (default 3)")
+    parser.add_argument("--steps", type=_positive, default=60, metavar="N", help="optimizer steps a run (default 60)")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="for all arms; repeatable")
+    parser.add_argument("--output-dir", metavar="DIR", help="default runs/study_NAME")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
