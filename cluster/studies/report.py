@@ -50,9 +50,9 @@ def draw(path: Path, study: Study, outcomes: Sequence[Outcome]) -> None:
         for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
             for arm, color in zip(study.arms, _COLORS, strict=False):
                 runs = [outcome for outcome in outcomes if outcome.arm == arm.name]
-                if not runs:
+                curves = np.array([_curve(outcome, key) for outcome in runs])
+                if not np.isfinite(curves).any():
                     continue
-                curves = np.stack([_curve(outcome, key) for outcome in runs])
                 steps = np.arange(1, curves.shape[1] + 1)
                 axes.plot(steps, np.nanmean(curves, axis=0), color=color, linewidth=1.8, label=arm.name)
                 axes.fill_between(
