@@ -1,0 +1,96 @@
+"""One kill, and when the run has recovered from it.
+
+killed                                   recovered when
+rollout worker or engine, reward worker  another worker of its pool, that was not there before, is READY
+anything else                            the optimizer step after the one it died in is made
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from cluster.faults.supervisor import Supervisor
+from cluster.registry import Registry, RunSnapshot
+from configs.errors import RegistryError
+
+_POOL_OF: Final[Mapping[str, str]] = {"rollout": "rollout", "engine": "rollout", "reward": "reward"}
+"""Kind of victim -> how the registry's ids of its pool's workers begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One kill, and what came of it."""
+
+    kind: str
+    step: int
+    """Optimizer steps made when it happened."""
+    recovery_s: float
+    steps_redone: int
+    """Steps that were made, but after the newest whole checkpoint when the run was resumed from it."""
+    groups_rolled_again: int
+    resumed: bool
+    """Whether the launcher had to be started again."""
+
+
+class Recovery:
+    """Looks at the run before one kill and after it."""
+
+    def __init__(self, supervisor: Supervisor, kind: str) -> None:
+        """To be made just before the kill."""
+        self._supervisor = supervisor
+        self._kind = kind
+        self._step = self._lowest_step = supervisor.num_steps
+        self._num_failed = self._groups_failed()
+        self._num_resumes = supervisor.num_resumes
+        self._known = self._ready_workers()
+
+    def is_over(self) -> bool:
+        """Whether the run has recovered. A run that was resumed has when it has made a step more than before."""
+        step = self._supervisor.num_steps
+        self._lowest_step = min(self._lowest_step, step)
+        if self._kind in _POOL_OF and not self._was_resumed:
+            return bool(self._ready_workers() - self._known)
+        # A step may have been as good as made when the process died; the one after it was not.
+        return step >= self._step + 2
+
+    def fault(self, recovery_s: float) -> Fault:
+        """The record of it, once `is_over`."""
+        return Fault(
+            kind=self._kind,
+            step=self._step,
+            recovery_s=recovery_s,
+            steps_redone=self._step - self._lowest_step,
+            groups_rolled_again=max(0, self._groups_failed() - self._num_failed),
+            resumed=self._was_resumed,
+        )
+
+    @property
+    def _was_resumed(self) -> bool:
+        return self._supervisor.num_resumes > self._num_resumes
+
+    def _groups_failed(self) -> int:
+        rows = self._supervisor.rows()
+        return int(rows[-1]["groups_failed"] or 0) if rows else 0
+
+    def _ready_workers(self) -> set[str]:
+        if self._kind not in _POOL_OF:
+            return set()
+        try:
+            workers = read_registry(self._supervisor).workers
+        except RegistryError:
+            return set()  # it is being started again
+        beginning = _POOL_OF[self._kind]
+        return {name for name, worker in workers.items() if worker.state == "READY" and name.startswith(beginning)}
+
+
+def read_registry(supervisor: Supervisor) -> RunSnapshot:
+    """The registry as it stands. Raises RegistryError while its server is away."""
+
+    async def read() -> RunSnapshot:
+        async with Registry(supervisor.redis.url, supervisor.run_name) as registry:
+            return await registry.snapshot()
+
+    return asyncio.run(read())
