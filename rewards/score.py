@@ -139,6 +139,7 @@ async def _score_folder(
             task = progress.add_task("loading the rewards", total=len(pairs))
             for worker in workers.values():
                 await worker.start()
+            output.truncate(0)
             progress.update(task, description="scoring")
             for start in range(0, len(pairs), WINDOW):
                 window = list(_read_pictures(pairs[start : start + WINDOW], skipped))
@@ -155,9 +156,10 @@ async def _score_folder(
 
 
 def _open_output(path: Path) -> TextIO:
+    """Open, but not yet emptied: scores of an earlier run outlive a model that cannot be loaded."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("w", encoding="utf-8")
+        return path.open("a", encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path}: cannot write the scores: {error.strerror or error}") from error
 

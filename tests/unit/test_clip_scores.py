@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional
@@ -19,13 +18,13 @@ from rewards.aesthetic import AestheticReward
 from rewards.clip_scores import ClipScoreReward, PickScoreReward
 from rewards.score_head import PUBLISHED_NUMBERS, build_head
 from rollout.records import Prompt, UInt8Array
+from tests.pictures import slow_clip_pixels, tiled_pictures
 
 PREFIX = ("A", "photo", "depicts")
 WORDS = ("<s>", "[UNK]", "a", "red", "blue", "star", "circle", "and", *PREFIX, "</s>")
 SIZE, PATCH, WIDTH, NUM_HEADS, EMBEDDING = 32, 8, 32, 2, 24
 HEAD_WIDTHS = (EMBEDDING, 20, 16, 12, 8, 1)
 TEXTS = ["a red star", "a blue circle and a red star", "blue", "a red star"]
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def head_weights() -> dict[str, Tensor]:
@@ -67,15 +66,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="</s>", unk_token="[UNK]").save_pretrained(path)
     CLIPImageProcessorPil(
-        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}, image_mean=MEAN, image_std=STD
+        size={"shortest_edge": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
     ).save_pretrained(path)
     torch.save(head_weights(), path / "head.pth")
     return path
-
-
-def some_pictures(num_pictures: int, height: int = 40, width: int = 40) -> UInt8Array:
-    tiles = np.random.default_rng(0).integers(0, 256, (num_pictures, height // 10, width // 10, 3), dtype=np.uint8)
-    return tiles.repeat(10, axis=1).repeat(10, axis=2)
 
 
 def prompts(*texts: str) -> list[Prompt]:
@@ -110,12 +105,7 @@ def blocks(weights: dict[str, Tensor], tower: str, x: Tensor, causal: bool) -> T
 
 def slow_picture_embedding(weights: dict[str, Tensor], picture: UInt8Array) -> Tensor:
     """Unit embedding [e] of one picture: shorter side to SIZE, middle square, ViT, projection."""
-    scale = SIZE / min(picture.shape[:2])
-    height, width = (int(side * scale) for side in picture.shape[:2])
-    resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - SIZE) // 2, (height - SIZE) // 2
-    square = torch.tensor(np.array(resized)[top : top + SIZE, left : left + SIZE]).permute(2, 0, 1) / 255
-    pixels = (square - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    pixels = slow_clip_pixels(picture, SIZE)
     tower = "vision_model"
     patches = functional.conv2d(
         pixels[None], weights[f"{tower}.embeddings.patch_embedding.weight"], stride=PATCH
@@ -143,7 +133,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def test_pick_score_is_the_cosine_times_the_models_own_scale(folder: Path, weights: dict[str, Tensor]) -> None:
     reward = PickScoreReward(device="cpu", model=str(folder), processor=None)
-    pictures = some_pictures(4, height=40, width=60)
+    pictures = tiled_pictures(4, height=40, width=60)
     cosines = [slow_cosine(weights, picture, text.split()) for picture, text in zip(pictures, TEXTS, strict=True)]
     scale = math.exp(float(weights["logit_scale"]))
     scores = reward.score(pictures, prompts(*TEXTS))
@@ -159,7 +149,7 @@ def test_clip_score_is_two_and_a_half_cosines_of_the_prefixed_text_and_never_neg
     folder: Path, weights: dict[str, Tensor]
 ) -> None:
     reward = ClipScoreReward(device="cpu", model=str(folder))
-    pictures = some_pictures(8)
+    pictures = tiled_pictures(8)
     texts = [*TEXTS, "star", "circle circle", "red", "and"]
     cosines = [
         slow_cosine(weights, picture, [*PREFIX, *text.split()]) for picture, text in zip(pictures, texts, strict=True)
@@ -173,7 +163,7 @@ def test_the_aesthetic_score_is_the_published_head_on_the_unit_embedding(
     folder: Path, weights: dict[str, Tensor]
 ) -> None:
     reward = AestheticReward(device="cpu", model=str(folder), head=str(folder / "head.pth"))
-    pictures, head = some_pictures(4, height=60, width=40), head_weights()
+    pictures, head = tiled_pictures(4, height=60, width=40), head_weights()
     expected = []
     for picture in pictures:
         x = slow_picture_embedding(weights, picture)
@@ -194,7 +184,7 @@ def test_a_batch_scores_as_its_pictures_one_by_one(name: str, folder: Path) -> N
         reward = ClipScoreReward(device="cpu", model=str(folder))
     else:
         reward = AestheticReward(device="cpu", model=str(folder), head=str(folder / "head.pth"))
-    pictures, asked = some_pictures(4, height=30, width=50), prompts(*TEXTS)
+    pictures, asked = tiled_pictures(4, height=30, width=50), prompts(*TEXTS)
     batch = [score.value for score in reward.score(pictures, asked)]
     single = [reward.score(pictures[i : i + 1], asked[i : i + 1])[0].value for i in range(4)]
     assert batch == pytest.approx(single, rel=1e-5, abs=1e-5)

@@ -15,6 +15,7 @@ from transformers import CLIPImageProcessorPil, GitConfig, GitForCausalLM, PreTr
 from configs.errors import ModelError
 from rewards.git_vqa import GitVqaReward
 from rollout.records import CountInfo, Prompt, SpatialInfo, UInt8Array
+from tests.pictures import tiled_pictures
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "yes", "no", "?", "a", "red", "green", "apple", "bench", "shiny")
 
@@ -61,11 +62,6 @@ def reward(folder: Path) -> GitVqaReward:
     return GitVqaReward(device="cpu", model=str(folder))
 
 
-def some_pictures(num_pictures: int) -> UInt8Array:
-    tiles = np.random.default_rng(0).integers(0, 256, (num_pictures, 4, 4, 3), dtype=np.uint8)
-    return tiles.repeat(10, axis=1).repeat(10, axis=2)
-
-
 def prompt(*attr_nouns: str) -> Prompt:
     return Prompt(prompt_id="p", text=" and ".join(attr_nouns), attr_nouns=attr_nouns)
 
@@ -94,14 +90,14 @@ def slow_score(folder: Path, picture: UInt8Array, prompt: Prompt) -> float:
 
 
 def test_the_score_is_the_mean_share_of_yes_over_the_questions(reward: GitVqaReward, folder: Path) -> None:
-    pictures = some_pictures(4)
+    pictures = tiled_pictures(4)
     expected = [slow_score(folder, picture, prompt) for picture, prompt in zip(pictures, PROMPTS, strict=True)]
     assert [score.value for score in reward.score(pictures, PROMPTS)] == pytest.approx(expected, abs=1e-5)
     assert np.ptp(expected) > 1e-2, "the pictures must differ, or the test could not fail"
 
 
 def test_a_batch_scores_as_its_pictures_one_by_one(reward: GitVqaReward) -> None:
-    pictures = some_pictures(4)
+    pictures = tiled_pictures(4)
     batch = [score.value for score in reward.score(pictures, PROMPTS)]
     single = [reward.score(pictures[i : i + 1], PROMPTS[i : i + 1])[0].value for i in range(4)]
     assert batch == pytest.approx(single, abs=1e-5)
@@ -114,28 +110,28 @@ def test_t2i_r1_compat_adds_a_nought_where_the_default_does_not_apply(folder: Pa
         PROMPTS[1],
         Prompt("c", "t", numeracy_info=(CountInfo("a", 2),)),
     ]
-    default = reward.score(some_pictures(3), prompts)
-    compat = GitVqaReward(device="cpu", model=str(folder), t2i_r1_compat=True).score(some_pictures(3), prompts)
+    default = reward.score(tiled_pictures(3), prompts)
+    compat = GitVqaReward(device="cpu", model=str(folder), t2i_r1_compat=True).score(tiled_pictures(3), prompts)
     assert [score.applicable for score in default] == [False, True, False]
     assert [score.applicable for score in compat] == [True, True, True]
     assert [score.value for score in compat] == [0.0, default[1].value, 0.0]
 
 
 def test_each_question_goes_to_its_own_picture(reward: GitVqaReward) -> None:
-    pictures, same = some_pictures(2), prompt("a red apple", "a bench")
+    pictures, same = tiled_pictures(2), prompt("a red apple", "a bench")
     first, second = reward.score(pictures, [same, same])
     assert first.parts != second.parts
     assert reward.score(pictures[::-1], [same, same])[0].parts == pytest.approx(second.parts, abs=1e-5)
 
 
 def test_the_parts_hold_every_question_with_its_answer(reward: GitVqaReward) -> None:
-    (score,) = reward.score(some_pictures(1), PROMPTS[:1])
+    (score,) = reward.score(tiled_pictures(1), PROMPTS[:1])
     assert list(score.parts) == ["a red apple?", "a shiny green bench?"]
     assert score.value == pytest.approx(math.fsum(score.parts.values()) / 2)
 
 
 def test_a_prompt_without_attributes_is_not_scored(reward: GitVqaReward) -> None:
-    plain, asked = reward.score(some_pictures(2), [prompt(), PROMPTS[0]])
+    plain, asked = reward.score(tiled_pictures(2), [prompt(), PROMPTS[0]])
     assert not plain.applicable
     assert asked.applicable
 

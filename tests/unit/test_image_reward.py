@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional
@@ -25,12 +24,12 @@ from rewards.blip_conversion import (
 from rewards.image_reward import MAX_TOKENS, ImageReward
 from rewards.score_head import PUBLISHED_NUMBERS
 from rollout.records import Prompt, UInt8Array
+from tests.pictures import slow_clip_pixels, tiled_pictures
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "star", "circle", "and")
 SIZE, PATCH, HEAD_SIZE, NUM_LAYERS = 32, 8, 64, 2
 VISION_WIDTH, TEXT_WIDTH = 128, 64
 TEXTS = ["a red star", "a blue circle and a red star", "blue", "a red star"]
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -108,11 +107,6 @@ def reward(folder: Path) -> ImageReward:
     return ImageReward(device="cpu", model=str(folder / "model.pt"), tokenizer=str(folder))
 
 
-def some_pictures(num_pictures: int, height: int = 40, width: int = 40) -> UInt8Array:
-    tiles = np.random.default_rng(0).integers(0, 256, (num_pictures, height // 10, width // 10, 3), dtype=np.uint8)
-    return tiles.repeat(10, axis=1).repeat(10, axis=2)
-
-
 def prompts(*texts: str) -> list[Prompt]:
     return [Prompt(prompt_id=text, text=text) for text in texts]
 
@@ -134,12 +128,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def slow_patches(weights: dict[str, Tensor], picture: UInt8Array) -> Tensor:
     """timm's ViT on one picture: [1 + N, d]."""
-    scale = SIZE / min(picture.shape[:2])
-    height, width = (int(side * scale) for side in picture.shape[:2])
-    resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - SIZE) // 2, (height - SIZE) // 2
-    square = torch.tensor(np.array(resized)[top : top + SIZE, left : left + SIZE]).permute(2, 0, 1) / 255
-    pixels = (square - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    pixels = slow_clip_pixels(picture, SIZE)
     tower = "blip.visual_encoder"
     kernel, bias = (weights[f"{tower}.patch_embed.proj.{kind}"] for kind in ("weight", "bias"))
     patches = functional.conv2d(pixels[None], kernel, bias, stride=PATCH)[0].flatten(1).T
@@ -177,7 +166,7 @@ def slow_score(weights: dict[str, Tensor], picture: UInt8Array, words: list[str]
 
 
 def test_the_score_is_the_head_on_blips_own_arithmetic(reward: ImageReward) -> None:
-    weights, pictures = original_weights(), some_pictures(4, height=40, width=60)
+    weights, pictures = original_weights(), tiled_pictures(4, height=40, width=60)
     expected = [slow_score(weights, picture, text.split()) for picture, text in zip(pictures, TEXTS, strict=True)]
     values = [score.value for score in reward.score(pictures, prompts(*TEXTS))]
     assert values == pytest.approx(expected, abs=1e-5)
@@ -186,7 +175,7 @@ def test_the_score_is_the_head_on_blips_own_arithmetic(reward: ImageReward) -> N
 
 
 def test_a_batch_scores_as_its_pictures_one_by_one(reward: ImageReward) -> None:
-    pictures, asked = some_pictures(4, height=30, width=50), prompts(*TEXTS)
+    pictures, asked = tiled_pictures(4, height=30, width=50), prompts(*TEXTS)
     batch = [score.value for score in reward.score(pictures, asked)]
     single = [reward.score(pictures[i : i + 1], asked[i : i + 1])[0].value for i in range(4)]
     assert batch == pytest.approx(single, abs=1e-5)
@@ -195,7 +184,7 @@ def test_a_batch_scores_as_its_pictures_one_by_one(reward: ImageReward) -> None:
 def test_a_prompt_is_cut_at_35_tokens(reward: ImageReward) -> None:
     words = ["a", "red", "star", "and"] * 20
     long, cut = " ".join(words), " ".join(words[: MAX_TOKENS - 2])
-    pictures = some_pictures(2)[[0, 0]]
+    pictures = tiled_pictures(2)[[0, 0]]
     first, second = reward.score(pictures, prompts(long, cut))
     assert first.value == pytest.approx(second.value, abs=1e-6)
 

@@ -13,6 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from configs.errors import ConfigError, ModelError
 from rewards.nsfw import NsfwReward
 from rollout.records import Prompt, UInt8Array
+from tests.pictures import tiled_pictures
 
 SIZE = 32
 LABELS = ("normal", "nsfw", "gore")
@@ -36,11 +37,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def some_pictures(num_pictures: int) -> UInt8Array:
-    tiles = np.random.default_rng(0).integers(0, 256, (num_pictures, 4, 5, 3), dtype=np.uint8)
-    return tiles.repeat(10, axis=1).repeat(10, axis=2)
-
-
 PROMPTS = [Prompt(str(i), "a beach") for i in range(4)]
 
 
@@ -57,7 +53,7 @@ def slow_probabilities(folder: Path, picture: UInt8Array) -> list[float]:
 @pytest.mark.parametrize("unsafe", [("nsfw",), ("nsfw", "gore")])
 def test_the_score_is_what_the_unsafe_labels_leave(folder: Path, unsafe: tuple[str, ...]) -> None:
     reward = NsfwReward(device="cpu", model=str(folder), unsafe_labels=unsafe)
-    pictures = some_pictures(4)
+    pictures = tiled_pictures(4)
     probabilities = [slow_probabilities(folder, picture) for picture in pictures]
     expected = [1 - sum(row[LABELS.index(label)] for label in unsafe) for row in probabilities]
     scores = reward.score(pictures, PROMPTS)
@@ -67,7 +63,7 @@ def test_the_score_is_what_the_unsafe_labels_leave(folder: Path, unsafe: tuple[s
 
 
 def test_a_batch_scores_as_its_pictures_one_by_one(folder: Path) -> None:
-    reward, pictures = NsfwReward(device="cpu", model=str(folder)), some_pictures(4)
+    reward, pictures = NsfwReward(device="cpu", model=str(folder)), tiled_pictures(4)
     batch = [score.value for score in reward.score(pictures, PROMPTS)]
     single = [reward.score(pictures[i : i + 1], PROMPTS[:1])[0].value for i in range(4)]
     assert batch == pytest.approx(single, abs=1e-5)

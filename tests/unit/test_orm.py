@@ -28,6 +28,7 @@ from rewards.image_input import pad_to_square
 from rewards.llava_qwen_conversion import convert_config
 from rewards.orm import BEFORE_PICTURE, QUESTION, OrmReward
 from rollout.records import Prompt, UInt8Array
+from tests.pictures import tiled_pictures
 
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
 TEXTS = ("a red star", "a blue circle and a red star", "a red star", "no star")
@@ -127,11 +128,6 @@ def reward(hf_folder: Path) -> OrmReward:
     return OrmReward(device="cpu", model=str(hf_folder))
 
 
-def some_pictures(num_pictures: int, height: int = 40, width: int = 40) -> UInt8Array:
-    tiles = np.random.default_rng(0).integers(0, 256, (num_pictures, height // 10, width // 10, 3), dtype=np.uint8)
-    return tiles.repeat(10, axis=1).repeat(10, axis=2)
-
-
 def prompts(*texts: str) -> list[Prompt]:
     return [Prompt(prompt_id=text, text=text) for text in texts]
 
@@ -163,7 +159,7 @@ def slow_score(folder: Path, picture: UInt8Array, text: str, temperature: float 
 
 
 def test_the_score_is_the_probability_of_yes_against_no(reward: OrmReward, hf_folder: Path) -> None:
-    pictures = some_pictures(4)
+    pictures = tiled_pictures(4)
     expected = [slow_score(hf_folder, picture, text) for picture, text in zip(pictures, TEXTS, strict=True)]
     scores = reward.score(pictures, prompts(*TEXTS))
     assert [score.value for score in scores] == pytest.approx(expected, abs=1e-5)
@@ -173,7 +169,7 @@ def test_the_score_is_the_probability_of_yes_against_no(reward: OrmReward, hf_fo
 
 def test_t2i_r1_compat_gives_nought_for_a_reply_that_is_neither_yes_nor_no(reward: OrmReward, hf_folder: Path) -> None:
     compat = OrmReward(device="cpu", model=str(hf_folder), temperature=3.0, t2i_r1_compat=True)
-    pictures, asked = some_pictures(40), prompts(*TEXTS[:1] * 40)
+    pictures, asked = tiled_pictures(40), prompts(*TEXTS[:1] * 40)
     scores = compat.score(pictures, asked)
     answers = {score.parts["answer"] for score in scores}
     assert compat.is_random
@@ -188,7 +184,7 @@ def test_tiles_score_as_in_transformers_own_forward_pass(hf_folder: Path, tmp_pa
     model.config.vision_aspect_ratio = "anyres_max_9"
     model.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    pictures, encode = some_pictures(3, height=30, width=50), tokenizer()
+    pictures, encode = tiled_pictures(3, height=30, width=50), tokenizer()
     processor = LlavaOnevisionImageProcessorPil(
         size={"height": SIZE, "width": SIZE},
         image_grid_pinpoints=model.config.image_grid_pinpoints,
@@ -214,7 +210,7 @@ def test_tiles_score_as_in_transformers_own_forward_pass(hf_folder: Path, tmp_pa
 
 def test_the_score_is_that_of_transformers_own_forward_pass(reward: OrmReward, hf_folder: Path) -> None:
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(hf_folder).eval()
-    picture, encode = some_pictures(1)[0], tokenizer()
+    picture, encode = tiled_pictures(1)[0], tokenizer()
     num_image_tokens = (SIZE // PATCH) ** 2 + 1
     ids = [
         *encode(BEFORE_PICTURE).input_ids,
@@ -235,14 +231,14 @@ def test_the_score_is_that_of_transformers_own_forward_pass(reward: OrmReward, h
 
 
 def test_a_batch_scores_as_its_pictures_one_by_one(reward: OrmReward) -> None:
-    pictures = some_pictures(4, height=30, width=50)
+    pictures = tiled_pictures(4, height=30, width=50)
     batch = reward.score(pictures, prompts(*TEXTS))
     single = [reward.score(pictures[i : i + 1], prompts(TEXTS[i]))[0] for i in range(4)]
     assert [score.value for score in batch] == pytest.approx([score.value for score in single], abs=1e-5)
 
 
 def test_a_llava_qwen_checkpoint_scores_as_its_transformers_twin(reward: OrmReward, llava_qwen_folder: Path) -> None:
-    pictures = some_pictures(2)
+    pictures = tiled_pictures(2)
     converted = OrmReward(device="cpu", model=str(llava_qwen_folder)).score(pictures, prompts(*TEXTS[:2]))
     expected = reward.score(pictures, prompts(*TEXTS[:2]))
     assert [score.value for score in converted] == pytest.approx([score.value for score in expected], abs=1e-6)
@@ -278,7 +274,7 @@ def test_tile_sizes_are_read_as_llava_next_writes_them() -> None:
 
 
 def test_a_lower_temperature_makes_the_answer_surer(hf_folder: Path) -> None:
-    pictures, asked = some_pictures(4), prompts(*TEXTS)
+    pictures, asked = tiled_pictures(4), prompts(*TEXTS)
     sure = OrmReward(device="cpu", model=str(hf_folder), temperature=0.1).score(pictures, asked)
     unsure = OrmReward(device="cpu", model=str(hf_folder), temperature=1.0).score(pictures, asked)
     assert all(abs(a.value - 0.5) > abs(b.value - 0.5) for a, b in zip(sure, unsure, strict=True))

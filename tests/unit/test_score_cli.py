@@ -223,6 +223,16 @@ def test_wrong_input_is_one_clear_line(
     assert message in error
 
 
+def test_earlier_scores_outlive_a_reward_that_cannot_start_and_no_other(tmp_path: Path) -> None:
+    save(tmp_path, "0.png", 51)
+    write_prompts(tmp_path, {"prompt": "dusk"})
+    _, first = run(tmp_path, "--rewards", BRIGHTNESS)
+    code, kept = run(tmp_path, "--rewards", f"{__name__}:nothing")
+    assert (code, kept) == (2, first)
+    code, again = run(tmp_path, "--rewards", BRIGHTNESS)
+    assert (code, again) == (0, first)
+
+
 def test_without_rewards_or_config_there_is_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         parse_arguments(["--prompts", "p.txt", "--images", "."])

@@ -23,6 +23,7 @@ from transformers import (
 from configs.errors import ConfigError, ModelError
 from rewards.vqa_score import AFTER_PICTURE, BEFORE_PICTURE, QUESTION, SYSTEM, VqaScoreReward
 from rollout.records import Prompt, UInt8Array
+from tests.pictures import tiled_pictures
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TEXTS = ("a red star", "a blue circle and a red star", "a red star", "no star")
@@ -97,11 +98,6 @@ def reward(folder: Path) -> VqaScoreReward:
     return VqaScoreReward(device="cpu", model=str(folder))
 
 
-def some_pictures(num_pictures: int, height: int = 40, width: int = 40) -> UInt8Array:
-    tiles = np.random.default_rng(0).integers(0, 256, (num_pictures, height // 10, width // 10, 3), dtype=np.uint8)
-    return tiles.repeat(10, axis=1).repeat(10, axis=2)
-
-
 def prompts(*texts: str) -> list[Prompt]:
     return [Prompt(prompt_id=text, text=text) for text in texts]
 
@@ -122,7 +118,7 @@ def slow_score(folder: Path, picture: UInt8Array, text: str) -> float:
 
 
 def test_the_score_is_the_probability_of_yes(reward: VqaScoreReward, folder: Path) -> None:
-    pictures = some_pictures(4, height=40, width=60)
+    pictures = tiled_pictures(4, height=40, width=60)
     expected = [slow_score(folder, picture, text) for picture, text in zip(pictures, TEXTS, strict=True)]
     values = [score.value for score in reward.score(pictures, prompts(*TEXTS))]
     assert values == pytest.approx(expected, abs=1e-5)
@@ -130,7 +126,7 @@ def test_the_score_is_the_probability_of_yes(reward: VqaScoreReward, folder: Pat
 
 
 def test_a_batch_scores_as_its_pictures_one_by_one(reward: VqaScoreReward) -> None:
-    pictures, asked = some_pictures(4), prompts(*TEXTS)
+    pictures, asked = tiled_pictures(4), prompts(*TEXTS)
     batch = reward.score(pictures, asked)
     single = [reward.score(pictures[i : i + 1], asked[i : i + 1])[0] for i in range(4)]
     assert [score.value for score in batch] == pytest.approx([score.value for score in single], abs=1e-5)
@@ -139,14 +135,14 @@ def test_a_batch_scores_as_its_pictures_one_by_one(reward: VqaScoreReward) -> No
 
 def test_the_question_may_be_another(folder: Path, reward: VqaScoreReward) -> None:
     other = VqaScoreReward(device="cpu", model=str(folder), question="{prompt}? Please answer yes or no.")
-    pictures, asked = some_pictures(1), prompts(TEXTS[0])
+    pictures, asked = tiled_pictures(1), prompts(TEXTS[0])
     assert other.score(pictures, asked)[0].value != pytest.approx(reward.score(pictures, asked)[0].value, abs=1e-6)
     with pytest.raises(ConfigError, match=r"question of vqa_score is 'Is it nice\?'; put \{prompt\} into it"):
         VqaScoreReward(device="cpu", model=str(folder), question="Is it nice?")
 
 
 def test_a_prompt_with_braces_is_asked_as_it_is(reward: VqaScoreReward) -> None:
-    (score,) = reward.score(some_pictures(1), prompts("a {red} star"))
+    (score,) = reward.score(tiled_pictures(1), prompts("a {red} star"))
     assert 0 < score.value < 1
 
 
