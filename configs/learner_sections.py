@@ -81,15 +81,16 @@ class ParityConfig(Section):
         None,
         gt=0,
         description="largest mean |difference| of a phase's log-probabilities, in nats: at the first step that can be "
-        "compared, more ends the run; later it is noted. null: 1e-3 in float32, 0.05 in bfloat16",
+        "compared, more ends the run; later it is noted. null: 1e-3 in float32, 0.05 in bfloat16, and 2w - 1 times as "
+        "much for the image tokens of a guided policy, since guidance magnifies rounding so much",
     )
     every_steps: int = Field(10, ge=1, description="steps between two comparisons after the first")
 
-    def limit(self, dtype: str) -> float:
-        """`max_abs`, or what it is by default for a model of `dtype`."""
+    def limit(self, dtype: str, magnification: float = 1.0) -> float:
+        """`max_abs`, or what it is by default for a model of `dtype` whose rounding is magnified."""
         if self.max_abs is not None:
             return self.max_abs
-        return 1e-3 if dtype == "float32" else 0.05
+        return magnification * (1e-3 if dtype == "float32" else 0.05)
 
 
 class WeightSyncConfig(Section):

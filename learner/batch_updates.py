@@ -75,7 +75,8 @@ class BatchUpdater:
     def __post_init__(self) -> None:
         algorithm = self.config.algorithm
         self._losses = {phase: LossSettings.of(algorithm, phase) for phase in algorithm.phases}
-        self._gate = ParityGate(self.config.parity, self.config.model.dtype)
+        guidance_scale = self.config.rollout.guidance_scale if algorithm.policy == "guided" else 1.0
+        self._gate = ParityGate(self.config.parity, self.config.model.dtype, guidance_scale)
 
     def update(self, plan: StepPlan) -> BatchOutcome:
         """All updates with one batch. Raises LearnerError when the parity gate stays shut."""

@@ -76,9 +76,10 @@ class ParitySums:
 class ParityGate:
     """When to compare, and what to do about the result."""
 
-    def __init__(self, config: ParityConfig, dtype: str) -> None:
-        """dtype: the model's, `float32` or `bfloat16`."""
-        self._limit = config.limit(dtype)
+    def __init__(self, config: ParityConfig, dtype: str, guidance_scale: float = 1.0) -> None:
+        """dtype: the model's, `float32` or `bfloat16`; guidance_scale: w of a policy that trains guided."""
+        # The coefficients of u + w (c - u) are w and 1 - w: the mix is off by at most 2w - 1 times what c and u are.
+        self._limits = {"cot": config.limit(dtype), "image": config.limit(dtype, 2 * guidance_scale - 1)}
         self._every_steps = config.every_steps
         self._passed = False
         """Whether anything was compared before."""
@@ -94,15 +95,17 @@ class ParityGate:
         """
         means = sums.means()
         is_first, self._passed = not self._passed, self._passed or bool(means)
-        # `not <=`: NaN is above any limit.
-        above = {phase: mean for phase, mean in means.items() if math.isnan(mean) or mean > self._limit}
+        # A difference that is not a number is above every limit.
+        above = {phase: mean for phase, mean in means.items() if math.isnan(mean) or mean > self._limits[phase]}
         if not above:
             return None
-        figures = " and ".join(f"{mean:.3g} nats a token of the {_NAMES[phase]}" for phase, mean in above.items())
+        figures = " and ".join(
+            f"{mean:.3g} nats a token of the {_NAMES[phase]} (allowed: {self._limits[phase]:g})"
+            for phase, mean in above.items()
+        )
         note = (
             f"parity gate, weight version {version}: the log-probabilities that the engine recorded and those that the "
-            f"learner finds under the same weights differ by {figures}, on average; parity.max_abs allows "
-            f"{self._limit:g}"
+            f"learner finds under the same weights differ by {figures}, on average"
         )
         if is_first:
             raise LearnerError(

@@ -428,7 +428,8 @@ def test_the_parity_gate_ends_a_run_whose_engine_and_learner_disagree_before_it_
     error = results[1]["not exact"].error
     assert error is not None
     assert "parity gate, weight version 0" in error
-    assert "parity.max_abs allows 0.001" in error
+    assert "(allowed: 0.001)" in error
+    assert "raise parity.max_abs" in error
     assert not results[1]["not exact"].reports
 
 

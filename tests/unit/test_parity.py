@@ -45,7 +45,7 @@ def test_the_figures_equal_the_loops() -> None:
 
 def test_a_difference_at_the_start_ends_the_run_with_figures_and_remedy() -> None:
     gate = ParityGate(ParityConfig(max_abs=0.01), "float32")
-    with pytest.raises(LearnerError, match=r"weight version 0.* 0\.5 nats a token of the image.*max_abs allows 0\.01"):
+    with pytest.raises(LearnerError, match=r"weight version 0.* 0\.5 nats a token of the image \(allowed: 0\.01\)"):
         gate.judge(sums_of(0.5, "image"), 0)
 
 
@@ -80,3 +80,11 @@ def test_a_step_without_a_token_to_compare_is_no_start() -> None:
 def test_the_limit_follows_the_dtype_unless_it_is_set() -> None:
     assert ParityConfig().limit("float32") < ParityConfig().limit("bfloat16")
     assert ParityConfig(max_abs=0.3).limit("float32") == 0.3
+
+
+def test_guidance_may_magnify_the_rounding_of_image_tokens_but_not_of_the_plan() -> None:
+    gate = ParityGate(ParityConfig(), "float32", guidance_scale=5.0)
+    gate.judge(sums_of(0.0), 0)
+    assert gate.judge(sums_of(0.008, "image"), 1) is None
+    assert gate.judge(sums_of(0.01, "image"), 1) is not None
+    assert gate.judge(sums_of(0.008, "cot"), 1) is not None
