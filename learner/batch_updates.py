@@ -82,7 +82,7 @@ class BatchUpdater:
         """All updates with one batch. Raises LearnerError when the parity gate stays shut."""
         learner, version = self.config.learner, self.engine.num_steps
         sums = StepSums(self.device, len(plan.mini_batches))
-        parity = ParitySums(self.device) if self._gate.is_due(version) else None
+        parity = ParitySums(self.device) if self._is_comparable and self._gate.is_due(version) else None
         passes = [_passes(mini_batch) for mini_batch in plan.mini_batches]
         if self._recomputes and learner.optimizer_updates_per_step > 1:
             for one in (one for of_mini_batch in passes for one in of_mini_batch):
@@ -102,6 +102,11 @@ class BatchUpdater:
         sums.reduce_over_ranks()
         metrics = sums.metrics(plan, learner.updates_per_batch)
         return BatchOutcome(tuple(updates), metrics | (parity.metrics() if parity is not None else {}), note)
+
+    @property
+    def _is_comparable(self) -> bool:
+        """Whether engine and learner mean the same log-probability; old_logprobs guided differs on purpose."""
+        return self.config.algorithm.old_logprobs != "guided"
 
     @property
     def _recomputes(self) -> bool:
