@@ -46,7 +46,8 @@ class VlmJudgeReward:
     url: of the server, up to and with /v1; model: its name there. api_key_env: environment variable that holds the
     key. question: with {prompt} in it. pattern: regular expression whose first group is the number; its last match
     counts. num_parallel: requests at once. timeout_s: of a request; retries, backoff_s: when it gets no answer.
-    Keep `timeout_s x (retries + 1) x batch_size / num_parallel` below the reward's own `timeout_s`.
+    By default all requests of a batch go out at once and have ended before the reward's own `timeout_s`: 3 tries of
+    30 s and 3 s of waiting, against 120 s. Keep it so, or a slow server looks like a stuck replica.
     Raises ConfigError for a wrong option.
     """
 
@@ -65,8 +66,8 @@ class VlmJudgeReward:
         rescale: bool = True,
         temperature: float = 0.0,
         max_tokens: int = 512,
-        num_parallel: int = 16,
-        timeout_s: float = 60.0,
+        num_parallel: int = 32,
+        timeout_s: float = 30.0,
         retries: int = 2,
         backoff_s: float = 1.0,
     ) -> None:
@@ -123,8 +124,8 @@ class UnifiedReward(VlmJudgeReward):
         url: str,
         model: str = "CodeGoat24/UnifiedReward-qwen-7b",
         api_key_env: str | None = None,
-        num_parallel: int = 16,
-        timeout_s: float = 60.0,
+        num_parallel: int = 32,
+        timeout_s: float = 30.0,
         retries: int = 2,
         backoff_s: float = 1.0,
     ) -> None:

@@ -175,19 +175,33 @@ def test_the_aesthetic_score_is_the_published_head_on_the_unit_embedding(
     assert np.ptp(expected) > 1e-1, "the pictures must differ, or the test could not fail"
 
 
+ClipLike = PickScoreReward | ClipScoreReward | AestheticReward
+
+
+def make(name: str, folder: Path, dtype: str = "float32") -> ClipLike:
+    if name == "pick_score":
+        return PickScoreReward(device="cpu", model=str(folder), dtype=dtype, processor=None)
+    if name == "clip_score":
+        return ClipScoreReward(device="cpu", model=str(folder), dtype=dtype)
+    return AestheticReward(device="cpu", model=str(folder), dtype=dtype, head=str(folder / "head.pth"))
+
+
 @pytest.mark.parametrize("name", ["pick_score", "clip_score", "aesthetic"])
 def test_a_batch_scores_as_its_pictures_one_by_one(name: str, folder: Path) -> None:
-    reward: PickScoreReward | ClipScoreReward | AestheticReward
-    if name == "pick_score":
-        reward = PickScoreReward(device="cpu", model=str(folder), processor=None)
-    elif name == "clip_score":
-        reward = ClipScoreReward(device="cpu", model=str(folder))
-    else:
-        reward = AestheticReward(device="cpu", model=str(folder), head=str(folder / "head.pth"))
+    reward = make(name, folder)
     pictures, asked = tiled_pictures(4, height=30, width=50), prompts(*TEXTS)
     batch = [score.value for score in reward.score(pictures, asked)]
     single = [reward.score(pictures[i : i + 1], asked[i : i + 1])[0].value for i in range(4)]
     assert batch == pytest.approx(single, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pick_score", "clip_score", "aesthetic"])
+def test_bfloat16_scores_nearly_the_same(name: str, folder: Path) -> None:
+    pictures, asked = tiled_pictures(4), prompts(*TEXTS)
+    exact = np.array([score.value for score in make(name, folder).score(pictures, asked)])
+    rounded = np.array([score.value for score in make(name, folder, "bfloat16").score(pictures, asked)])
+    np.testing.assert_allclose(rounded, exact, atol=0.2 * np.ptp(exact))
+    assert (rounded != exact).any()
 
 
 def test_the_published_head_keeps_every_number() -> None:
@@ -220,8 +234,6 @@ def test_a_head_file_that_holds_more_than_tensors_is_refused_unread(folder: Path
 
 
 @pytest.mark.parametrize("reward", [PickScoreReward, ClipScoreReward, AestheticReward])
-def test_a_missing_model_is_named(
-    reward: type[PickScoreReward | ClipScoreReward | AestheticReward], tmp_path: Path
-) -> None:
+def test_a_missing_model_is_named(reward: type[ClipLike], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot load its model .*nothing"):
         reward(device="cpu", model=str(tmp_path / "nothing"))

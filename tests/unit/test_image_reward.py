@@ -181,6 +181,15 @@ def test_a_batch_scores_as_its_pictures_one_by_one(reward: ImageReward) -> None:
     assert batch == pytest.approx(single, abs=1e-5)
 
 
+def test_bfloat16_scores_nearly_the_same(reward: ImageReward, folder: Path) -> None:
+    half = ImageReward(device="cpu", model=str(folder / "model.pt"), tokenizer=str(folder), dtype="bfloat16")
+    pictures, asked = tiled_pictures(4), prompts(*TEXTS)
+    exact = np.array([score.value for score in reward.score(pictures, asked)])
+    rounded = np.array([score.value for score in half.score(pictures, asked)])
+    np.testing.assert_allclose(rounded, exact, atol=0.15)
+    assert (rounded != exact).any()
+
+
 def test_a_prompt_is_cut_at_35_tokens(reward: ImageReward) -> None:
     words = ["a", "red", "star", "and"] * 20
     long, cut = " ".join(words), " ".join(words[: MAX_TOKENS - 2])

@@ -133,6 +133,15 @@ def test_a_batch_scores_as_its_pictures_one_by_one(reward: VqaScoreReward) -> No
     assert [score.parts["answer"] for score in batch] == [score.parts["answer"] for score in single]
 
 
+def test_bfloat16_scores_nearly_the_same(reward: VqaScoreReward, folder: Path) -> None:
+    half = VqaScoreReward(device="cpu", model=str(folder), dtype="bfloat16")
+    pictures, asked = tiled_pictures(4), prompts(*TEXTS)
+    exact = np.array([score.value for score in reward.score(pictures, asked)])
+    rounded = np.array([score.value for score in half.score(pictures, asked)])
+    np.testing.assert_allclose(rounded, exact, atol=0.05)
+    assert (rounded != exact).any()
+
+
 def test_the_question_may_be_another(folder: Path, reward: VqaScoreReward) -> None:
     other = VqaScoreReward(device="cpu", model=str(folder), question="{prompt}? Please answer yes or no.")
     pictures, asked = tiled_pictures(1), prompts(TEXTS[0])
