@@ -98,7 +98,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("scores.jsonl"), metavar="FILE", help="default: %(default)s"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="of all; default: each as in --config, or cpu")
     arguments = parser.parse_args(argv)
     if not arguments.rewards and not arguments.config:
         parser.error("give --rewards, --config, or both")
@@ -115,7 +115,9 @@ def choose_rewards(arguments: argparse.Namespace) -> list[RewardConfig]:
     names = [name.strip() for name in (arguments.rewards or ",".join(by_name)).split(",")]
     for name in names:
         reward_path(name)
-    settings = {"gpus_per_replica": float(arguments.device == "cuda"), "timeout_s": TIMEOUT_S, "retries": 0}
+    settings: dict[str, Any] = {"timeout_s": TIMEOUT_S, "retries": 0}
+    if arguments.device:
+        settings["gpus_per_replica"] = float(arguments.device == "cuda")
     chosen = [by_name.get(name) or RewardConfig(name=name) for name in dict.fromkeys(names)]
     return [config.model_copy(update=settings) for config in chosen]
 

@@ -15,7 +15,7 @@ from PIL import Image
 from configs.errors import DataError
 from rewards.image_input import MAX_PIXELS, check_pictures, read_picture
 from rewards.picture_pairs import match_pictures
-from rewards.score import main, parse_arguments
+from rewards.score import choose_rewards, main, parse_arguments
 from rollout.records import Prompt, Score, UInt8Array
 
 
@@ -51,6 +51,18 @@ def write_prompts(folder: Path, *records: dict[str, Any] | str) -> Path:
     path = folder / "prompts.jsonl"
     lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
     path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_config(folder: Path, *rewards: dict[str, Any]) -> Path:
+    config = {
+        "run": {"name": "test"},
+        "model": {"path": "deepseek-community/Janus-Pro-1B", "dtype": "float32"},
+        "data": {"train": "shapes:train:10"},
+        "rewards": list(rewards),
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
     return path
 
 
@@ -190,17 +202,21 @@ def test_pictures_of_several_sizes_are_scored_in_their_order(tmp_path: Path) -> 
 def test_a_config_gives_the_rewards_and_their_options(tmp_path: Path) -> None:
     save(tmp_path, "0.png", 51)
     write_prompts(tmp_path, {"prompt": "dusk"})
-    config = {
-        "run": {"name": "test"},
-        "model": {"path": "deepseek-community/Janus-Pro-1B", "dtype": "float32"},
-        "data": {"train": "shapes:train:10"},
-        "rewards": [{"name": BRIGHTNESS, "options": {"scale": 2.0}}, {"name": "shapes"}],
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path = write_config(tmp_path, {"name": BRIGHTNESS, "options": {"scale": 2.0}}, {"name": "shapes"})
     code, lines = run(tmp_path, "--config", str(path), "--rewards", BRIGHTNESS)
     assert code == 0
     assert lines[0]["scores"] == {BRIGHTNESS: {"value": pytest.approx(0.4), "parts": {}}}
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus"), [([], [1.0, 0.0]), (["--device", "cpu"], [0.0, 0.0]), (["--device", "cuda"], [1.0, 1.0])]
+)
+def test_each_reward_runs_where_the_config_says_unless_told_otherwise(
+    device: list[str], gpus: list[float], tmp_path: Path
+) -> None:
+    path = write_config(tmp_path, {"name": FUSSY, "gpus_per_replica": 1.0}, {"name": BRIGHTNESS})
+    arguments = parse_arguments(["--config", str(path), "--prompts", "p.txt", "--images", ".", *device])
+    assert [config.gpus_per_replica for config in choose_rewards(arguments)] == gpus
 
 
 @pytest.mark.parametrize(
