@@ -1,0 +1,141 @@
+"""A run on several Ray nodes of this one machine, for `test_elasticity.py`: a process of its own, because the
+tests share one Ray that must stay as it is.
+
+    python -m tests.integration.elastic_run DIRECTORY
+
+    head: learner, reward, rollout-0        no room for another rollout worker
+    + a node        ─► the pool grows: rollout-1 draws, too
+    - that node     ─► rollout-1 is lost with the groups it was at; rollout-0 goes on
+    + another node  ─► rollout-2 joins there; the node is told to go ─► rollout-2 drains, and leaves
+
+Each event waits for the one before it, for so long as a busy machine may take. Prints what came of it as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+from cluster.registry import GroupState
+from tests.integration.training import Outcome, RecordingLog, run_tree, train
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+WAIT_S = 120.0
+PREEMPTION = 2
+"""Ray's number for this reason to drain a node."""
+
+
+class Story:
+    """What happens to the nodes while the run goes on."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._chapters = [self._add_node, self._kill_node, self._add_node, self._drain_node, self._stop]
+        self._waits_for: Callable[[RecordingLog], bool] = lambda log: True
+        self._node: Any = None
+        self.happened: dict[str, float] = {}
+
+    async def act(self, log: RecordingLog, event: str, number: int) -> None:
+        """Called after each step: the next event, once what it waits for has come."""
+        if event == "step" and self._chapters and self._waits_for(log):
+            chapter = self._chapters.pop(0)
+            self.happened[chapter.__name__.strip("_")] = time.monotonic()
+            await chapter(log)
+
+    async def _add_node(self, log: RecordingLog) -> None:
+        self._node = await asyncio.to_thread(self._cluster.add_node, **NODE)
+        newcomer = "rollout-2" if "kill_node" in self.happened else "rollout-1"
+        self._waits_for = lambda log: newcomer in drawers(log)
+
+    async def _kill_node(self, log: RecordingLog) -> None:
+        await asyncio.to_thread(self._cluster.remove_node, self._node, allow_graceful=False)
+        self._waits_for = lambda log: any("rollout-1" in note and "starting another" in note for note in log.notes)
+
+    async def _drain_node(self, log: RecordingLog) -> None:
+        from ray._raylet import GcsClient
+
+        client = GcsClient(address=ray.get_runtime_context().gcs_address)
+        deadline_ms = int((time.time() + 600) * 1000)
+        accepted, reason = client.drain_node(self._node.node_id, PREEMPTION, "spot notice", deadline_ms)
+        assert accepted, reason
+        self._waits_for = lambda log: any("rollout-2 leaves" in note for note in log.notes)
+
+    async def _stop(self, log: RecordingLog) -> None:
+        assert log.run is not None
+        log.run.stop()
+
+
+def drawers(log: RecordingLog) -> set[str]:
+    """The workers that drew the last step's groups."""
+    return {group.rollout.worker_id for group in log.groups[max(log.groups)]}
+
+
+def config_tree(directory: Path) -> dict[str, Any]:
+    return run_tree(
+        "elastic",
+        directory,
+        run={"steps": 5000, "start_timeout_s": WAIT_S},
+        algorithm={"groups_per_step": 4},
+        rollout={"num_workers": {"min": 1, "max": 2}, "cpus_per_worker": 0.4, "max_groups_per_worker": 4},
+        samples={"every_steps": 5000},
+        checkpoint={"every_steps": 5000},
+        cluster={
+            "heartbeat_s": 2.0,
+            "heartbeat_timeout_s": 20.0,
+            "scaling": {"every_s": 0.2, "grow_after_s": 1.0, "shrink_after_s": 600.0},
+        },
+    )
+
+
+def report(outcome: Outcome, story: Story) -> dict[str, Any]:
+    groups = [group for step in sorted(outcome.log.groups) for group in outcome.log.groups[step]]
+    counts = outcome.snapshot.group_counts if outcome.snapshot is not None else {}
+    return {
+        "error": None if outcome.error is None else repr(outcome.error),
+        "status": None if outcome.summary is None else outcome.summary.status,
+        "events": list(story.happened),
+        "sequences": [group.rollout.request.sequence for group in groups],
+        "workers": sorted({group.rollout.worker_id for group in groups}),
+        "num_trained": counts.get(GroupState.TRAINED, 0),
+        "failed_on": sorted({reason.split()[0] for _, reason in outcome.log.failures}),
+        "notes": outcome.log.notes,
+    }
+
+
+def main(directory: Path) -> None:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    with tempfile.TemporaryDirectory(prefix="bt-", ignore_cleanup_errors=True) as temporary:
+        cluster = Cluster()
+        # A dead node is noticed after about a second; Ray's own defaults take a quarter of a minute.
+        health = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500}
+        system = {**health, "health_check_timeout_ms": 2000, "health_check_failure_threshold": 3, "worker_niceness": 0}
+        cluster.add_node(**NODE, include_dashboard=False, temp_dir=temporary, _system_config=system)
+        environment = {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
+        ray.init(
+            address=cluster.address,
+            runtime_env={"env_vars": environment},
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        story = Story(cluster)
+        try:
+            outcome = asyncio.run(train(config_tree(directory), story.act))
+            print(json.dumps(report(outcome, story)))
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

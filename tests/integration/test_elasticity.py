@@ -1,0 +1,45 @@
+"""Elastic pools on several Ray nodes of one machine. The run is a process of its own, see `elastic_run.py`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.integration.elastic_run import PROJECT_ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    directory = tmp_path_factory.mktemp("elastic")
+    command = [sys.executable, "-m", "tests.integration.elastic_run", str(directory)]
+    finished = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=400, check=False)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    told: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+    return told
+
+
+def test_the_run_goes_through_all_that_happens_to_its_nodes(run: dict[str, Any]) -> None:
+    assert (run["error"], run["status"]) == (None, "stopped")
+    assert run["events"] == ["add_node", "kill_node", "drain_node", "stop"]
+
+
+def test_the_pool_grows_onto_a_node_that_joins_and_both_workers_draw(run: dict[str, Any]) -> None:
+    assert "rollout: from 1 to 2 workers; the learner waits for it" in run["notes"]
+    assert run["workers"] == ["rollout-0", "rollout-1", "rollout-2"]
+
+
+def test_a_removed_node_costs_only_the_groups_that_were_drawn_on_it(run: dict[str, Any]) -> None:
+    assert run["sequences"] == list(range(len(run["sequences"])))
+    assert run["num_trained"] == len(run["sequences"])
+    assert set(run["failed_on"]) <= {"rollout-1"}
+
+
+def test_a_worker_whose_node_is_told_to_go_leaves_without_losing_a_group(run: dict[str, Any]) -> None:
+    assert any(note.startswith("rollout-2 leaves: its node is told to go") for note in run["notes"])
+    assert "rollout-2" not in run["failed_on"]
