@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from cluster.score_cache import RewardAnswer, ScoreCache
 from cluster.trajectory_queue import TrajectoryQueue
 from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RewardConfig, RunConfig
@@ -23,7 +24,6 @@ from rollout.records import (
     GroupRequest,
     GroupRollout,
     Prompt,
-    Score,
     ScoredGroup,
     TrajectoryBatch,
     UInt8Array,
@@ -85,18 +85,21 @@ class RolloutActor:
 
 
 class RewardActor:
-    """One replica of one reward."""
+    """One replica of one reward. cache_url: Redis that keeps its scores, for a reward with `cache: true`."""
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardConfig, cache_url: str | None) -> None:
         from rewards.worker import RewardWorker
 
         self._worker = RewardWorker(config)
+        self._cache = None if cache_url is None else ScoreCache(cache_url, config)
 
     async def start(self) -> None:
         await self._worker.start()
 
-    async def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
-        return await self._worker.score(pictures, prompts)
+    async def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> RewardAnswer:
+        if self._cache is None:
+            return RewardAnswer(await self._worker.score(pictures, prompts))
+        return await self._cache.score(self._worker.score, pictures, prompts)
 
     async def ping(self) -> str:
         return node_id()
@@ -260,10 +263,13 @@ def quiet_environment() -> dict[str, str]:
 
 def spawn(actor_class: type, *args: Any, name: str, **options: Any) -> ray.actor.ActorHandle:
     """Make an actor of `actor_class`, without waiting. It is never restarted by Ray: the pools and the
-    launcher know what a newcomer must be told, Ray does not."""
+    launcher know what a newcomer must be told, Ray does not. runtime_env: what it has of its own; its
+    variables go before ours."""
     threads = options.pop("threads", None)
+    own: Mapping[str, Any] = options.pop("runtime_env", {})
     environment = {**quiet_environment(), **thread_environment(threads, options.get("num_gpus", 0))}
+    runtime_env = {**own, "env_vars": {**environment, **own.get("env_vars", {})}}
     remote_class = ray.remote(actor_class)
     return remote_class.options(
-        name=name, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": environment}, **options
+        name=name, max_restarts=0, max_task_retries=0, runtime_env=runtime_env, **options
     ).remote(*args)

@@ -73,6 +73,7 @@ METRICS: Final[Mapping[str, str]] = {
     "time/rollout_s": "mean time a group took to roll; overlaps with other groups and with learning",
     "time/reward_s": "mean time from the end of a group's rollout to its last score; overlaps likewise",
     "groups_failed": "attempts at a group that failed since the start of the run",
+    "scores_cached": "scores since the start of the run that were known from an earlier picture of the same content",
 }
 """key -> meaning and unit."""
 

@@ -219,6 +219,7 @@ class Pipeline:
         rolled = [self._rolled.pop(sequence) for sequence in sequences]
         metrics = step_metrics(step, [group.scored for group in rolled], report.metrics, times)
         metrics["groups_given_up"] = self._num_given_up
+        metrics["scores_cached"] = self.machinery.roller.rewards.num_cached
         if report.note is not None:
             self.log.note(report.note)
         await self.log.step(metrics, rolled)

@@ -114,6 +114,7 @@ class Registry:
 
     def __init__(self, url: str, run_name: str) -> None:
         """url: redis://, rediss:// or unix://, with user and password where the server wants them."""
+        self.url = url
         self.shown_url = mask_url(url)
         self._prefix = f"bicot:{run_name}:"
         try:

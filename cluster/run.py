@@ -70,7 +70,12 @@ class Run:
         cluster = self.config.cluster
         patience = Patience(self.config.run.start_timeout_s, cluster.heartbeat_s, cluster.heartbeat_timeout_s)
         self._rewards = RewardPools(
-            self.config.rewards, self.config.algorithm.group_size, run_id, self._hooks, patience
+            self.config.rewards,
+            self.config.algorithm.group_size,
+            run_id,
+            self._hooks,
+            patience,
+            cache_url=self.log.registry.url,
         )
         self._weights = self._make_weight_sync(run_id)
         self._rollouts = ActorPool(

@@ -3,6 +3,12 @@
 pictures (by reference) ─┬─► pool of reward A ─┐
                          ├─► pool of reward B ─┼─► combine ─► one reward a picture
                          └─► pool of reward C ─┘
+                                │ replica died, or its reward hangs: it is replaced, and
+                                └─► the group goes to another one, `retries` times; then RewardError
+
+A replica batches across the groups that it is given (`rewards.worker`), and is given no more than it
+can batch: the others wait here for whichever replica is free first. Groups that wait keep their place
+in admission, so slow rewards hold up rollout after `(max_staleness + 1) × groups_per_step` groups.
 """
 
 from __future__ import annotations
@@ -15,7 +21,8 @@ from cluster.elasticity import ElasticPool
 from cluster.pool import ActorPool
 from cluster.pool_member import Patience, PoolHooks
 from cluster.remote_errors import WorkerLostError
-from configs.errors import RewardError
+from cluster.score_cache import RewardAnswer
+from configs.errors import RewardError, RewardTimeoutError
 from configs.schema import RewardConfig
 from rewards.combine import Combined, combine
 from rollout.records import Prompt, Score
@@ -28,12 +35,21 @@ class RewardPools:
     """One `ActorPool` per configured reward."""
 
     def __init__(
-        self, rewards: tuple[RewardConfig, ...], group_size: int, run_id: str, hooks: Any, patience: Patience
+        self,
+        rewards: tuple[RewardConfig, ...],
+        group_size: int,
+        run_id: str,
+        hooks: Any,
+        patience: Patience,
+        cache_url: str | None = None,
     ) -> None:
-        """`hooks(spawn, start)` makes the PoolHooks of one pool."""
+        """`hooks(spawn, start)` makes the PoolHooks of one pool; cache_url: Redis for rewards with `cache: true`."""
         self._rewards = rewards
         self._group_size = group_size
         self._patience = patience
+        self._cache_url = cache_url
+        self._num_cached = 0
+        self._has_warned = False
         self._pools = {reward.name: self._make_pool(reward, run_id, hooks) for reward in rewards}
         self._weights = {reward.name: reward.weight for reward in rewards}
 
@@ -45,6 +61,11 @@ class RewardPools:
     def num_lost(self) -> int:
         """Replicas that died or hung so far."""
         return sum(pool.num_lost for pool in self._pools.values())
+
+    @property
+    def num_cached(self) -> int:
+        """Scores that came from the cache so far."""
+        return self._num_cached
 
     @property
     def elastic_pools(self) -> tuple[ElasticPool, ...]:
@@ -78,22 +99,31 @@ class RewardPools:
         timeout_s = reward.timeout_s * (reward.retries + 1) * (BATCHES_PER_REPLICA + 1)
         for _ in range(reward.retries + 1):
             try:
-                scores: list[Score] = await self._pools[reward.name].call(
+                answer: RewardAnswer = await self._pools[reward.name].call(
                     lambda handle: handle.score.remote(pictures, prompts), timeout_s
                 )
-                return scores
+                return self._scores_of(answer)
             except WorkerLostError as error:
                 lost = error
         raise RewardError(f"reward '{reward.name}' lost {reward.retries + 1} replicas on one group: {lost}") from lost
+
+    def _scores_of(self, answer: RewardAnswer) -> list[Score]:
+        self._num_cached += answer.num_cached
+        if answer.warning and not self._has_warned:
+            self._has_warned = True
+            self._note(answer.warning)
+        return answer.scores
 
     def _make_pool(self, reward: RewardConfig, run_id: str, hooks: Any) -> ActorPool:
         def make_actor(worker_id: str) -> Any:
             return spawn(
                 RewardActor,
                 reward,
+                self._cache_url if reward.cache else None,
                 name=f"{run_id}-{worker_id}",
                 num_cpus=reward.cpus_per_replica,
                 num_gpus=reward.gpus_per_replica,
+                runtime_env=reward.runtime_env,
             )
 
         async def start(handle: Any) -> None:
@@ -101,5 +131,6 @@ class RewardPools:
 
         kind = f"reward-{reward.name.replace(':', '.')}"
         pool_hooks: PoolHooks = hooks(make_actor, start)
+        self._note = pool_hooks.note
         max_groups = max(1, BATCHES_PER_REPLICA * reward.batch_size // self._group_size)
-        return ActorPool(kind, reward.replicas.min, max_groups, pool_hooks, self._patience)
+        return ActorPool(kind, reward.replicas.min, max_groups, pool_hooks, self._patience, fatal=(RewardTimeoutError,))

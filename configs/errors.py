@@ -6,6 +6,7 @@
     ├── ModelError          a model folder or hub id cannot be used
     ├── RolloutError        a trajectory could not be generated
     ├── RewardError         a picture could not be scored: names the reward
+    │   └── RewardTimeoutError  the reward did not answer in time: its replica is stuck, and of no more use
     ├── LearnerError        an optimizer step could not be made
     ├── WeightSyncError     weights could not be published or loaded
     ├── RegistryError       Redis cannot be reached or refused a command
@@ -41,6 +42,10 @@ class RolloutError(BicotError):
 
 class RewardError(BicotError):
     """A picture could not be scored. The message names the reward."""
+
+
+class RewardTimeoutError(RewardError):
+    """A reward did not answer in time. Its thread cannot be stopped, so its replica has to be replaced."""
 
 
 class LearnerError(BicotError):

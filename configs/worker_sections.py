@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, m
 
 from configs.model_sections import Section
 
+RUNTIME_ENV_KEYS = ("pip", "uv", "conda", "py_modules", "py_executable", "working_dir", "image_uri", "env_vars")
+
 
 class PoolSize(Section):
     """How many workers a pool has: it starts with `min`, and grows and shrinks between the two by its load."""
@@ -106,3 +108,20 @@ class RewardConfig(Section):
     max_wait_ms: float = Field(5.0, ge=0, description="how long a picture waits for others to fill the batch")
     timeout_s: float = Field(120.0, gt=0)
     retries: int = Field(1, ge=0, description="further tries at a batch before its groups fail")
+    cache: bool = Field(
+        False, description="keep scores in the registry's Redis, by content; only for a reward without chance in it"
+    )
+    runtime_env: dict[str, Any] = Field(
+        default_factory=dict,
+        description="of its replicas, as Ray has it: pip, uv or conda for packages that clash with the run's, env_vars",
+    )
+
+    @field_validator("runtime_env")
+    @classmethod
+    def _runtime_env_is_known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if unknown := sorted(set(value) - set(RUNTIME_ENV_KEYS)):
+            raise ValueError(f"'{unknown[0]}' is no part of a runtime_env; use {', '.join(RUNTIME_ENV_KEYS)}")
+        variables = value.get("env_vars", {})
+        if not isinstance(variables, dict) or not all(isinstance(text, str) for text in variables.values()):
+            raise ValueError("env_vars must be a mapping from names to strings; quote numbers")
+        return value

@@ -23,15 +23,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from configs.errors import RewardError
+from configs.errors import RewardError, RewardTimeoutError
 from configs.schema import RewardConfig
 from rewards.image_input import check_pictures
 from rewards.reward import Reward, create_reward
 from rollout.records import Prompt, Score, UInt8Array
-
-
-class _TimedOutError(RewardError):
-    """The reward did not answer in time. Not retried here: its thread cannot be stopped and may be stuck."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,8 +46,8 @@ class RewardWorker:
 
     A batch that fails is tried `retries` more times, then picture by picture, so that one bad picture
     fails its own group and not its neighbours'. A call of the reward that takes longer than `timeout_s`
-    fails all groups of its batch; its thread cannot be stopped, so while it stays busy later batches wait for
-    it as long again and then fail too.
+    fails all groups of its batch with RewardTimeoutError and is not tried again here: its thread cannot be
+    stopped and may be stuck, so later batches would wait for it in vain. The pool replaces such a replica.
     """
 
     def __init__(self, config: RewardConfig) -> None:
@@ -79,7 +75,8 @@ class RewardWorker:
         """One Score a picture, in order. May be called any number of times at once.
 
         pictures: uint8 [B, height, width, 3], RGB; prompts: the B prompts they were drawn for.
-        Raises ValueError for wrong input, RewardError when a picture could not be scored.
+        Raises ValueError for wrong input, RewardError when a picture could not be scored, and of these
+        RewardTimeoutError when the reward hangs.
         """
         check_pictures(pictures, prompts)
         if self._dispatcher is None or self._dispatcher.done():
@@ -147,7 +144,7 @@ class RewardWorker:
                 scores = await self._call_reward(batch)
             except RewardError as error:
                 last_try = tries_left == 0 and len(batch) == 1
-                if last_try or isinstance(error, _TimedOutError):
+                if last_try or isinstance(error, RewardTimeoutError):
                     _fail(batch, error)
                     return
             else:
@@ -161,7 +158,7 @@ class RewardWorker:
                 continue
             try:
                 scores = await self._call_reward([call])
-            except _TimedOutError as error:
+            except RewardTimeoutError as error:
                 _fail(batch[i:], error)
                 return
             except RewardError as error:
@@ -181,7 +178,7 @@ class RewardWorker:
         await asyncio.wait({running}, timeout=self._config.timeout_s)
         if not running.done():
             running.cancel()
-            raise _TimedOutError(
+            raise RewardTimeoutError(
                 f"{_failure(self._config.name, prompts)} no answer within timeout_s ({self._config.timeout_s} s)"
             )
         return running.result()
@@ -229,6 +226,6 @@ def _fail(batch: Sequence[_Pending], error: RewardError) -> None:
     """Fail these pictures, each with an error of its own: one raised in two places mixes their tracebacks."""
     for call in batch:
         if not call.score.done():
-            failure = RewardError(str(error))
+            failure = type(error)(str(error))
             failure.__cause__ = error.__cause__
             call.score.set_exception(failure)

@@ -1,11 +1,17 @@
-"""A user's own reward, as a config names it: `tests.integration.rewards:MoodyReward`."""
+"""A user's own rewards, as a config names them: `tests.integration.rewards:MoodyReward`."""
 
 from __future__ import annotations
 
 import math
+import os
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from rollout.records import Prompt, Score, UInt8Array
+
+HANGS_S = 600.0
+"""Longer than any test waits."""
 
 
 class MoodyReward:
@@ -21,3 +27,26 @@ class MoodyReward:
             Score(math.nan if "hollow" in prompt.text else float(picture.mean() / 255))
             for picture, prompt in zip(pictures, prompts, strict=True)
         ]
+
+
+class FaultyReward:
+    """Brightness from 0 to 1, but for one fault. What it did is left in `folder`, which all replicas share.
+
+    fault: `raise`, `nan` or `short` (one score too few) at every call; `hang` at every call; `hang once`: at the
+    first call of all replicas together, whose process id is then in the file `hangs`.
+    """
+
+    def __init__(self, device: str, fault: str, folder: str) -> None:
+        self._fault = fault
+        self._folder = Path(folder)
+
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+        with (self._folder / "calls").open("a") as calls:
+            calls.write(f"{os.getpid()} {os.environ.get('FAULTY_NOTE', '')}\n")
+        if self._fault == "raise":
+            raise RuntimeError("no luck")
+        if self._fault == "hang" or (self._fault == "hang once" and not (self._folder / "hangs").exists()):
+            (self._folder / "hangs").write_text(str(os.getpid()))
+            threading.Event().wait(HANGS_S)
+        scores = [Score(math.nan if self._fault == "nan" else float(picture.mean() / 255)) for picture in pictures]
+        return scores[1:] if self._fault == "short" else scores
