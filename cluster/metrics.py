@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -78,7 +78,10 @@ METRICS: Final[Mapping[str, str]] = {
 """key -> meaning and unit."""
 
 METRIC_PREFIXES: Final[Mapping[str, str]] = {
-    "reward/": "one key for each reward of the config: its mean over the pictures that it applies to",
+    "reward/": "of each reward of the config, over the pictures that it applies to: NAME its mean, NAME/std_in_group "
+    "its spread, NAME/no_spread the share of groups without any, NAME/at_min and NAME/at_max the shares of scores at "
+    "the step's least and greatest; see cluster.reward_health",
+    "reward_correlation/": "of each pair of rewards, ONE~OTHER: Pearson's r within groups; null without spread",
     "staleness/share_": "histogram: share of trajectories that lag so many weight versions",
 }
 """Families of keys whose names depend on the config."""
@@ -138,12 +141,14 @@ class RewardChange:
 
     before: float | None
     after: float | None
+    columns: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    """The same of each reward by itself: one that rises while the others fall is being hacked."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """How a run ended. Becomes summary.json, where `evaluation` is spread over the keys
-    NAME_reward_before and NAME_reward_after."""
+    """How a run ended. Becomes summary.json, where `evaluation` is spread over the keys NAME_reward_before,
+    NAME_reward_after and NAME_rewards: {REWARD: {before, after}}."""
 
     status: str
     """`finished`; `stopped`: by the user, after a checkpoint; `failed`: see `error`."""
@@ -172,6 +177,10 @@ class RunSummary:
                 for name, change in value.items():
                     tree[f"{name}_reward_before"] = _finite_or_none(change.before)
                     tree[f"{name}_reward_after"] = _finite_or_none(change.after)
+                    tree[f"{name}_rewards"] = {
+                        reward: {"before": _finite_or_none(before), "after": _finite_or_none(after)}
+                        for reward, (before, after) in change.columns.items()
+                    }
             else:
                 tree[entry.name] = _finite_or_none(value) if isinstance(value, float) else value
         return tree

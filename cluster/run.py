@@ -20,10 +20,10 @@ from ray.actor import ActorHandle
 from cluster.actors import ProgressActor, RolloutActor, TrajectoryQueueActor, spawn
 from cluster.curves import EvaluationPoint
 from cluster.elasticity import Elasticity, ElasticPool
-from cluster.evaluation import Evaluation, evaluate_all
+from cluster.evaluation import Evaluation, evaluate_all, reward_change
 from cluster.groups import GroupRoller
 from cluster.learner_group import LearnerGroup
-from cluster.metrics import RewardChange, RunSummary, first_and_last_reward, read_metrics, write_summary
+from cluster.metrics import RunSummary, first_and_last_reward, read_metrics, write_summary
 from cluster.nccl_sync import NcclSync
 from cluster.pipeline import Machinery, Pipeline
 from cluster.pool import ActorPool
@@ -253,16 +253,13 @@ class Run:
         rows = read_metrics(self.log.directory.metrics_path)
         first, last = first_and_last_reward(rows)
         images = int(sum(row["images"] or 0 for row in rows))
-        names = self.evaluation if self._before else {}
         return RunSummary(
             status=status,
             steps=num_steps,
             images=images,
             wall_s=self._training_s,
             images_per_s=images / self._training_s if self._training_s else 0.0,
-            evaluation={
-                name: RewardChange(_mean_reward(self._before, name), _mean_reward(self._after, name)) for name in names
-            },
+            evaluation={name: reward_change(before, self._after.get(name)) for name, before in self._before.items()},
             reward_first=first,
             reward_last=last,
             checkpoint=checkpoint,
@@ -308,7 +305,3 @@ async def _start_worker(handle: ActorHandle) -> None:
 
 def _select(groups: Sequence[Any], sequences: set[int]) -> list[Any]:
     return [group for group in groups if group.scored.rollout.request.sequence in sequences]
-
-
-def _mean_reward(evaluations: Mapping[str, Evaluation], name: str) -> float | None:
-    return evaluations[name].mean_reward if name in evaluations else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cluster.reward_health import reward_health
 from rollout.records import ScoredGroup
 
 
@@ -42,8 +43,4 @@ def step_metrics(
         "images": len(rewards),
         "images_per_s": len(rewards) / duration_s,
     }
-    for name in groups[0].reward_columns:
-        column = np.concatenate([group.reward_columns[name] for group in groups])
-        applicable = column[np.isfinite(column)]
-        metrics[f"reward/{name}"] = float(applicable.mean()) if len(applicable) else math.nan
-    return metrics | dict(learner)
+    return metrics | reward_health(groups) | dict(learner)

@@ -69,7 +69,10 @@ def test_the_run_directory_holds_config_metrics_pictures_and_curves(asynchronous
     directory = asynchronous.directory
     assert load_config(directory.config_path) == asynchronous.config
     assert [row["step"] for row in asynchronous.rows] == [1, 2, 3]
-    assert {*METRICS, "reward/shapes", f"reward/{BRIGHTNESS}", "staleness/share_0"} == set(asynchronous.rows[0])
+    of_each = ("", "/std_in_group", "/no_spread", "/at_min", "/at_max")
+    of_rewards = {f"reward/{name}{suffix}" for name in ("shapes", BRIGHTNESS) for suffix in of_each}
+    correlation = f"reward_correlation/shapes~{BRIGHTNESS}"
+    assert {*METRICS, *of_rewards, correlation, "staleness/share_0"} == set(asynchronous.rows[0])
     for step in range(1, NUM_STEPS + 1):
         with Image.open(directory.samples_path(step)) as picture:
             assert min(picture.size) > 32
@@ -87,6 +90,8 @@ def test_the_summary_tells_how_the_run_ended(asynchronous: Outcome) -> None:
     for name in ("heldout", "unseen_pairs"):
         for when in ("before", "after"):
             assert 0 < summary[f"{name}_reward_{when}"] < 2  # two rewards from 0 to 1
+            parts = [summary[f"{name}_rewards"][reward][when] for reward in ("shapes", BRIGHTNESS)]
+            assert sum(parts) == pytest.approx(summary[f"{name}_reward_{when}"])
     assert summary["reward_first"] == asynchronous.rows[0]["reward/mean"]
     assert summary["reward_last"] == asynchronous.rows[-1]["reward/mean"]
     assert (summary["groups_failed"], summary["groups_given_up"], summary["error"]) == (0, 0, None)
