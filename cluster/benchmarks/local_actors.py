@@ -59,3 +59,22 @@ class _Method:
 
     def remote(self, *arguments: Any) -> asyncio.Future[Any]:
         return self._call(self._method, arguments)
+
+    def options(self, num_returns: int) -> _SplitMethod:
+        return _SplitMethod(self, num_returns)
+
+
+class _SplitMethod:
+    """A method whose result is a tuple, each element behind a reference of its own."""
+
+    def __init__(self, method: _Method, num_returns: int) -> None:
+        self._method = method
+        self._num_returns = num_returns
+
+    def remote(self, *arguments: Any) -> tuple[Any, ...]:
+        answer = self._method.remote(*arguments)
+        return tuple(_element(answer, index) for index in range(self._num_returns))
+
+
+async def _element(answer: asyncio.Future[Any], index: int) -> Any:
+    return (await answer)[index]
