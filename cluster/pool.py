@@ -26,8 +26,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.health import IN_SERVICE, HealthState
+from cluster.member_life import MemberLife
 from cluster.pool_member import Member, Patience, PoolHooks
 from cluster.remote_errors import WorkerLostError, first_line, raised_by, resolve
+from cluster.turns import Turns
 from configs.errors import BicotError, RunError, WeightSyncError
 
 MAX_FAILED_STARTS = 3
@@ -52,9 +54,9 @@ class ActorPool:
     _num_spawned: int = 0
     _num_failed_starts: int = 0
     _num_lost: int = 0
-    _num_waiting: int = 0
     _was_complete: bool = False
     _failure: BaseException | None = None
+    _turns: Turns[Member] = field(default_factory=Turns)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @property
@@ -84,7 +86,7 @@ class ActorPool:
     @property
     def num_calls(self) -> int:
         """Calls that are made now, and those that wait for a free member."""
-        return self._num_waiting + sum(member.num_calls for member in self._members)
+        return len(self._turns) + sum(member.num_calls for member in self._members)
 
     def describe(self) -> str:
         """`rollout: 1 of 2 READY; rollout-1 JOINING`."""
@@ -130,10 +132,7 @@ class ActorPool:
         try:
             return await self.call_member(member, invoke, timeout_s)
         finally:
-            member.num_calls -= 1
-            await self._end_if_drained(member)
-            async with self._changed:
-                self._changed.notify_all()
+            await self._release(member)
 
     async def call_member(self, member: Member, invoke: Callable[[ActorHandle], Any], timeout_s: float) -> Any:
         """The same on one given member, whether it is busy or not."""
@@ -182,61 +181,19 @@ class ActorPool:
 
     async def _live(self, member: Member) -> None:
         """One member from its birth on, until it is DEAD."""
+        life = MemberLife(member, self.hooks, self.patience, self._tell, self._num_others)
         try:
-            await self._tell(member)
-            await self._start(member)
-            await self._catch_up(member)
+            await life.begin()
         except Exception as error:  # noqa: BLE001 - whatever a user's model or reward raises ends this start only
             await self._fail_to_start(member, error)
             return
         self._num_failed_starts = 0
         while not member.health.is_dead:
             try:
-                await self._beat(member)
+                if (reason := await life.beat()) is not None:
+                    await self._lose(member, reason)
             except (RayError, WorkerLostError, WeightSyncError) as error:
                 await self._lose(member, f"died: {first_line(error)}")
-
-    async def _start(self, member: Member) -> None:
-        """Wait for the start; for as long as it takes, while others do the work."""
-        start = asyncio.ensure_future(self.hooks.start(member.handle))
-        try:
-            while not (await asyncio.wait({start}, timeout=self.patience.start_s))[0]:
-                waited = f"{member.worker_id} has not started within {self.patience.start_s:g} s"
-                if not self._others_go_on():
-                    raise RunError(f"{waited}; has the cluster room for it, and what do Ray's logs say of it?")
-                self.hooks.note(f"{waited}: it waits for room in the cluster, or hangs; {self.num_ready} others go on")
-            start.result()
-        finally:
-            start.cancel()
-        member.health.started()
-        await self._tell(member)
-
-    async def _catch_up(self, member: Member) -> None:
-        while member.state is HealthState.STALE:
-            held = await self.hooks.weights.catch_up(member.handle)
-            # No await between the look at the live version and READY: what it holds is still the newest.
-            member.health.holds(held, self.hooks.weights.version)
-        await self._tell(member)
-
-    async def _beat(self, member: Member) -> None:
-        """One heartbeat: SUSPECT when the answer is late, lost when there is none."""
-        patience = self.patience
-        answer = asyncio.ensure_future(resolve(member.handle.ping.remote()))
-        try:
-            if not (await asyncio.wait({answer}, timeout=patience.heartbeat_s))[0]:
-                member.health.missed()
-                await self._tell(member)
-                await asyncio.wait({answer}, timeout=patience.heartbeat_timeout_s - patience.heartbeat_s)
-            if not answer.done():
-                await self._lose(member, f"was silent for {patience.heartbeat_timeout_s:g} s")
-                return
-            member.node_id = answer.result()
-        finally:
-            answer.cancel()
-        if member.state is HealthState.SUSPECT:
-            member.health.answered(self.hooks.weights.version)
-            await self._catch_up(member)
-        await asyncio.sleep(patience.heartbeat_s)
 
     async def _fail_to_start(self, member: Member, error: Exception) -> None:
         if member.health.is_dead:  # it was told to leave before it had begun
@@ -246,38 +203,56 @@ class ActorPool:
         # Only a lost actor is worth another try at once: a missing model or a wrong option stays missing or wrong.
         if isinstance(error, RayActorError | WorkerLostError) and self._num_failed_starts < MAX_FAILED_STARTS:
             self.hooks.note(f"{member.worker_id} died while starting: {first_line(error)}; starting another")
-        elif self._others_go_on():
+        elif num_others := self._num_others():
             wait_s = self.patience.retry_start_s
             self.hooks.note(
-                f"{member.worker_id} could not start: {first_line(error)}; {self.num_ready} others go on, "
+                f"{member.worker_id} could not start: {first_line(error)}; {num_others} others go on, "
                 f"another try in {wait_s:g} s"
             )
             await asyncio.sleep(wait_s)
         else:
             self._failure = error
-            async with self._changed:
-                self._changed.notify_all()
+            await self._announce()
             return
         self._adjust()
 
     async def _acquire(self) -> Member:
-        self._num_waiting += 1
+        turn = self._turns.join()
+        self._hand_out()
         try:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._failure is not None or self._free_members())
-                self._raise_failure()
-                member = min(self._free_members(), key=lambda candidate: candidate.num_calls)
-                member.num_calls += 1
-                return member
-        finally:
-            self._num_waiting -= 1
+            member = await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled() and (member := turn.result()) is not None:
+                await self._release(member)
+            raise
+        if member is None:
+            self._raise_failure()
+        assert member is not None
+        return member
 
-    def _others_go_on(self) -> bool:
-        """Whether a start that fails is not the end: the pool has been complete, and somebody is READY."""
-        return self._was_complete and bool(self.members)
+    async def _release(self, member: Member) -> None:
+        member.num_calls -= 1
+        await self._end_if_drained(member)
+        self._hand_out()
 
-    def _free_members(self) -> list[Member]:
-        return [member for member in self.members if member.num_calls < self.max_calls]
+    def _hand_out(self) -> None:
+        if self._failure is not None:
+            self._turns.end()
+        else:
+            self._turns.serve(self._take_free)
+
+    def _take_free(self) -> Member | None:
+        """The least busy member that may have one more call, which then counts."""
+        free = [member for member in self.members if member.num_calls < self.max_calls]
+        if not free:
+            return None
+        member = min(free, key=lambda candidate: candidate.num_calls)
+        member.num_calls += 1
+        return member
+
+    def _num_others(self) -> int:
+        """READY members, because of which a start that fails is not the end; none before the pool was complete."""
+        return self.num_ready if self._was_complete else 0
 
     def _raise_failure(self) -> None:
         if self._failure is None:
@@ -309,6 +284,11 @@ class ActorPool:
         await self._tell(member)
 
     async def _tell(self, member: Member) -> None:
+        await self._announce()
+        await self.hooks.on_change(member.worker_id, member.state)
+
+    async def _announce(self) -> None:
+        """Something has changed that `start` or a call may wait for."""
+        self._hand_out()
         async with self._changed:
             self._changed.notify_all()
-        await self.hooks.on_change(member.worker_id, member.state)

@@ -7,7 +7,7 @@ tested, by itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 from ray.exceptions import ActorDiedError
@@ -73,8 +73,16 @@ class _SplitMethod:
 
     def remote(self, *arguments: Any) -> tuple[Any, ...]:
         answer = self._method.remote(*arguments)
-        return tuple(_element(answer, index) for index in range(self._num_returns))
+        return tuple(_Element(answer, index) for index in range(self._num_returns))
 
 
-async def _element(answer: asyncio.Future[Any], index: int) -> Any:
-    return (await answer)[index]
+class _Element:
+    """Reference to one element of an answer; it need not be awaited."""
+
+    def __init__(self, answer: asyncio.Future[Any], index: int) -> None:
+        self._answer = answer
+        self._index = index
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        answer = yield from self._answer.__await__()
+        return answer[self._index]

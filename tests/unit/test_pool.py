@@ -258,3 +258,19 @@ async def test_the_description_names_who_is_not_ready() -> None:
     await scene.pool.resize(2)
     assert scene.pool.describe() == "worker: 1 of 2 READY; worker-1 JOINING"
     await scene.pool.close()
+
+
+async def test_a_call_that_is_cancelled_when_its_turn_has_come_gives_its_place_back() -> None:
+    scene = await started(Scene(size=1))
+    scene.workers[0].released.clear()
+    first, second = (asyncio.create_task(scene.call()) for _ in range(2))
+    async with asyncio.timeout(WAIT_S):
+        while scene.pool.num_calls < 2:
+            await asyncio.sleep(0)
+    first.cancel()
+    second.cancel()
+    await asyncio.gather(first, second, return_exceptions=True)
+    scene.workers[0].released.set()
+    assert await scene.call() == id(scene.workers[0])
+    assert scene.pool.num_calls == 0
+    await scene.pool.close()
