@@ -25,6 +25,7 @@ from cluster.groups import GroupRoller
 from cluster.learner_group import LearnerGroup
 from cluster.metrics import RunSummary, first_and_last_reward, read_metrics, write_summary
 from cluster.nccl_sync import NcclSync
+from cluster.own_placement import OwnPlacement
 from cluster.pipeline import Machinery, Pipeline
 from cluster.pool import ActorPool
 from cluster.pool_member import Patience, PoolHooks
@@ -54,6 +55,7 @@ class Run:
     _rollouts: ActorPool = field(init=False)
     _rewards: RewardPools = field(init=False)
     _weights: WeightSync = field(init=False)
+    _own_placement: OwnPlacement = field(default_factory=OwnPlacement, init=False)
     _model_path: str = field(init=False)
     _pipeline: Pipeline | None = field(default=None, init=False)
     _task: asyncio.Task[Any] | None = field(default=None, init=False)
@@ -82,7 +84,9 @@ class Run:
             "rollout",
             self.config.rollout.num_workers.min,
             self.config.rollout.max_groups_per_worker,
-            replace(self._hooks(self._spawn_rollout, _start_worker), weights=self._weights),
+            replace(
+                self._hooks(self._spawn_rollout, _start_worker), weights=self._weights, end=self._own_placement.end
+            ),
             patience,
         )
 
@@ -287,7 +291,8 @@ class Run:
 
     def _spawn_rollout(self, worker_id: str) -> ActorHandle:
         rollout = self.config.rollout
-        return spawn(
+        make = self._own_placement.spawn if rollout.tensor_parallel_size > 1 else spawn
+        return make(
             RolloutActor,
             self.config,
             self._model_path,

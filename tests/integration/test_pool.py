@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import ray
+from ray.util import placement_group_table
 
 from cluster.actors import node_id
+from cluster.own_placement import OwnPlacement
 from cluster.pool import ActorPool
 from cluster.pool_member import Patience, PoolHooks
 from cluster.remote_errors import WorkerLostError
@@ -114,3 +116,17 @@ async def test_a_member_that_cannot_start_fails_the_pool_with_its_own_error() ->
     with pytest.raises(ModelError, match="no model folder at /nowhere"):
         await asyncio.wait_for(pool.start(), 60)
     await pool.close()
+
+
+async def test_an_actor_with_a_place_of_its_own_gives_it_back_when_it_ends() -> None:
+    earlier = set(placement_group_table())
+    placement = OwnPlacement()
+    handle = placement.spawn(Worker, name="placed", num_cpus=0.5, num_gpus=0)
+    assert await asyncio.wait_for(handle.ping.remote(), 60) == ray.get_runtime_context().get_node_id()
+    (group_id,) = set(placement_group_table()) - earlier
+    assert placement_group_table()[group_id]["state"] == "CREATED"
+    assert list(placement_group_table()[group_id]["bundles"].values()) == [{"CPU": 0.5}]
+    placement.end(handle)
+    async with asyncio.timeout(30):
+        while placement_group_table()[group_id]["state"] != "REMOVED":
+            await asyncio.sleep(0.05)
