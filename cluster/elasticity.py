@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import ray
@@ -113,8 +114,12 @@ def room_for(elastic: ElasticPool, free: dict[str, Any]) -> int:
 
 def draining_nodes() -> frozenset[str]:
     """Ids of the nodes that Ray has been told will go. Blocks for a round trip."""
+    return frozenset(_client(ray.get_runtime_context().gcs_address).get_draining_nodes())
+
+
+@lru_cache(maxsize=1)
+def _client(address: str) -> Any:
     # Ray has no public way to ask; its own Serve asks like this.
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-    client = GcsClient(address=ray.get_runtime_context().gcs_address)
-    return frozenset(client.get_draining_nodes())
+    return GcsClient(address=address)

@@ -220,3 +220,30 @@ def test_no_secret_is_dumped(config_file: Path):
 )
 def test_a_url_is_masked_only_where_its_password_stands(url: str, masked: str):
     assert mask_url(url) == masked
+
+
+def test_a_pool_has_a_fixed_size_or_a_range_and_is_written_as_it_was_given(config_file: Path):
+    config = load_config(
+        config_file, ["rollout.num_workers={min: 2, max: 8}", "rewards.shapes.replicas=3", "run.name=sizes"]
+    )
+    assert (config.rollout.num_workers.min, config.rollout.num_workers.max) == (2, 8)
+    assert (config.rewards[0].replicas.min, config.rewards[0].replicas.is_elastic) == (3, False)
+    dumped = yaml.safe_load(dump_config(config))
+    assert dumped["rollout"]["num_workers"] == {"min": 2, "max": 8}
+    assert dumped["rewards"][0]["replicas"] == 3
+    assert RunConfig.model_validate(dumped) == config
+
+
+def test_sizes_heartbeats_and_environments_that_cannot_be_are_refused_with_a_remedy(config_file: Path):
+    refusal = refusal_of(
+        config_file,
+        "rollout.num_workers={min: 3, max: 2}",
+        "cluster.scaling.every_s=40",
+        "rewards.shapes.runtime_env={pips: [numpy]}",
+    )
+    assert "rollout.num_workers: max 2 is below min 3; swap them, or write one number" in refusal
+    late = refusal_of(config_file, "cluster.heartbeat_s=90")
+    assert "cluster: heartbeat_timeout_s 60 is shorter than heartbeat_s 90" in late
+    assert "cluster.scaling: every_s 40, grow_after_s 30 and shrink_after_s 300" in refusal
+    assert "'pips' is no part of a runtime_env; use pip, uv, conda" in refusal
+    assert "quote numbers" in refusal_of(config_file, "rewards.shapes.runtime_env={env_vars: {N: 1}}")

@@ -43,6 +43,9 @@ PURE = [
     "cluster.admission",
     "cluster.placement",
     "cluster.dry_run",
+    "cluster.health",
+    "cluster.reward_health",
+    "cluster.scaling",
 ]
 HEAVY = ("torch", "vllm", "ray", "transformers", "deepspeed", "redis")
 
