@@ -30,7 +30,7 @@ from cluster.registry import GroupState
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
 WAIT_S = 120.0
 PREEMPTION = 2
 """Ray's number for this reason to drain a node."""
@@ -116,6 +116,9 @@ def report(outcome: Outcome, story: Story) -> dict[str, Any]:
 def main(directory: Path) -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     with tempfile.TemporaryDirectory(prefix="bt-", ignore_cleanup_errors=True) as temporary:
+        # Where Ray leaves the address for others to find: nobody is to find this one.
+        os.environ["RAY_TMPDIR"] = temporary
+        (Path(temporary) / "ray").mkdir()
         cluster = Cluster()
         # A dead node is noticed after about a second; Ray's own defaults take a quarter of a minute.
         health = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500}
