@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -85,7 +85,7 @@ class Elasticity:
                 self._note(f"{member.worker_id} leaves: its node is told to go; starting another elsewhere")
                 await pool.drain(member)
 
-    async def _fit(self, elastic: ElasticPool, free: dict[str, Any]) -> None:
+    async def _fit(self, elastic: ElasticPool, free: Mapping[str, Any]) -> None:
         pool = elastic.pool
         if pool.kind not in self._policies:
             return
@@ -105,7 +105,7 @@ class Elasticity:
             await pool.resize(size)
 
 
-def room_for(elastic: ElasticPool, free: dict[str, Any]) -> int:
+def room_for(elastic: ElasticPool, free: Mapping[str, Any]) -> int:
     """How many more members fit into what is free; at most: it may lie in pieces on several nodes."""
     asked = (("CPU", elastic.cpus), ("GPU", elastic.gpus))
     places = [math.floor(free.get(resource, 0.0) / amount + 1e-4) for resource, amount in asked if amount > 0]
