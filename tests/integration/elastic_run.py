@@ -8,7 +8,8 @@ tests share one Ray that must stay as it is.
     - that node     ─► rollout-1 is lost with the groups it was at; rollout-0 goes on
     + another node  ─► rollout-2 joins there; the node is told to go ─► rollout-2 drains, and leaves
 
-Each event waits for the one before it, for so long as a busy machine may take. Prints what came of it as JSON.
+Each event waits for the one before it, for so long as a busy machine may take. Leaves what came of it as JSON in
+DIRECTORY/report.json.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from cluster.registry import GroupState
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 WAIT_S = 120.0
+REPORT = "report.json"
 PREEMPTION = 2
 """Ray's number for this reason to drain a node."""
 
@@ -54,12 +56,12 @@ class Story:
             await chapter(log)
 
     async def _add_node(self, log: RecordingLog) -> None:
-        self._node = await asyncio.to_thread(self._cluster.add_node, **NODE)
+        self._node = self._cluster.add_node(**NODE)  # it sets signal handlers, which only the main thread may
         newcomer = "rollout-2" if "kill_node" in self.happened else "rollout-1"
         self._waits_for = lambda log: newcomer in drawers(log)
 
     async def _kill_node(self, log: RecordingLog) -> None:
-        await asyncio.to_thread(self._cluster.remove_node, self._node, allow_graceful=False)
+        self._cluster.remove_node(self._node, allow_graceful=False)
         self._waits_for = lambda log: any("rollout-1" in note and "starting another" in note for note in log.notes)
 
     async def _drain_node(self, log: RecordingLog) -> None:
@@ -134,7 +136,7 @@ def main(directory: Path) -> None:
         story = Story(cluster)
         try:
             outcome = asyncio.run(train(config_tree(directory), story.act))
-            print(json.dumps(report(outcome, story)))
+            (directory / REPORT).write_text(json.dumps(report(outcome, story)))
         finally:
             ray.shutdown()
             cluster.shutdown()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.elastic_run import PROJECT_ROOT
+from tests.integration.elastic_run import PROJECT_ROOT, REPORT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -20,7 +20,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.integration.elastic_run", str(directory)]
     finished = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert finished.returncode == 0, finished.stderr[-4000:]
-    told: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+    told: dict[str, Any] = json.loads((directory / REPORT).read_text())
     return told
 
 
