@@ -111,6 +111,11 @@ def exact_batch(folder: Path) -> TrajectoryBatch:
     return _random_batch(JanusForConditionalGeneration.from_pretrained(folder), step=0, noise=0.0)
 
 
+def naive_batch(folder: Path) -> TrajectoryBatch:
+    """With the log-probabilities of the guided mix, as an engine without a fault records them."""
+    return _random_batch(JanusForConditionalGeneration.from_pretrained(folder), step=0, guided=True, noise=0.0)
+
+
 def _random_batch(
     model: JanusForConditionalGeneration, step: int, guided: bool = False, noise: float = 0.1
 ) -> TrajectoryBatch:
@@ -310,7 +315,7 @@ def jobs_on_one_rank(
         Job("updates", updating_config(folder), batches),
         Job("exact", make_config(folder, parity=None), [exact_batch]),
         Job("not exact", make_config(folder, parity=None), [first]),
-        Job("naive", make_config(folder, parity=None, algorithm={"old_logprobs": "guided"}), guided_batches[:1]),
+        Job("naive", make_config(folder, parity=None, algorithm={"old_logprobs": "guided"}), [naive_batch(folder)]),
         Job("variants", make_config(folder, algorithm=VARIANTS, mini_batches=2, updates_per_batch=2), batches),
         Job(
             "some",
@@ -437,11 +442,12 @@ def test_the_parity_gate_ends_a_run_whose_engine_and_learner_disagree_before_it_
 def test_the_naive_denominator_of_the_studies_passes_the_gate_and_shows_in_the_ratios(
     results: dict[int, Mapping[str, JobResult]],
 ) -> None:
-    """A guided log-probability under a conditional one: far from 1 before anything has changed."""
+    """A guided log-probability under a conditional one: not 1, though nothing has changed yet."""
     naive, exact = (results[1][job].reports[0].metrics for job in ("naive", "exact"))
     assert not any(key.startswith("parity/") for key in naive)
     assert exact["ratio/max"] == pytest.approx(1.0, abs=1e-3)
-    assert naive["ratio/max"] > 2.0
+    assert naive["ratio/max"] > 1.1
+    assert naive["ratio/min"] < 0.9
 
 
 def test_only_parameters_whose_names_match_train_and_engines_get_whole_parts(
