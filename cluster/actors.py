@@ -171,8 +171,11 @@ class LearnerActor:
     def send_collective(self, version: int) -> None:
         self._worker.send_collective(version)
 
-    def save_checkpoint(self, directory: str, client_state: dict[str, Any]) -> None:
-        self._worker.save_checkpoint(Path(directory), client_state)
+    def save_checkpoint(self, directory: str, step: int) -> None:
+        self._worker.save_checkpoint(Path(directory), step)
+
+    def load_checkpoint(self, directory: str) -> int:
+        return self._worker.load_checkpoint(Path(directory))
 
     def save_pretrained(self, directory: str) -> None:
         self._worker.save_pretrained(Path(directory))

@@ -85,9 +85,14 @@ class LearnerGroup:
         reports = await self._all("train_step", batch, timeout_s=self._config.run.step_timeout_s)
         return reports[0]
 
-    async def save_checkpoint(self, directory: str, client_state: dict[str, Any]) -> None:
-        """Write what resuming needs."""
-        await self._all("save_checkpoint", directory, client_state, timeout_s=self._config.run.step_timeout_s)
+    async def save_checkpoint(self, directory: str, step: int) -> None:
+        """Write what going on after `step` steps needs. Raises LearnerError when the learner is at another step."""
+        await self._all("save_checkpoint", directory, step, timeout_s=self._config.run.step_timeout_s)
+
+    async def load_checkpoint(self, directory: str) -> int:
+        """Go on where `save_checkpoint` was; returns the number of steps made."""
+        steps = await self._all("load_checkpoint", directory, timeout_s=self._config.run.start_timeout_s)
+        return int(steps[0])
 
     async def save_pretrained(self, directory: str) -> None:
         """Write a Hugging Face folder."""

@@ -1,73 +1,78 @@
-"""What resuming needs on disk: DeepSpeed's own files, and beside them what they were written with.
+"""What resuming needs of the learner on disk.
 
-    DIRECTORY/deepspeed/…     one part a rank: weights, optimizer state, client state
-    DIRECTORY/learner.json    CheckpointInfo, written last: without it the checkpoint is not whole
+    DIRECTORY/rank_00000.safetensors, …   each rank's part of weights and optimizer state, and its random state
+    DIRECTORY/learner.json                how many parts, the step, and the caller's state; written last
 
-DeepSpeed reads its parts back only at the same ZeRO stage and number of ranks, and fails in obscure
-ways otherwise; so that is compared first.
+Any number of ranks, at any ZeRO stage, reads them back (see `learner.optimizer_state`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from safetensors import safe_open
 
 from configs.errors import LearnerError
-from configs.schema import RunConfig
 from learner.deepspeed_engine import DeepSpeedEngine
 
 INFO_FILE = "learner.json"
+RNG_CPU, RNG_CUDA = "rng_cpu:state:0", "rng_cuda:state:0"
+"""Keys of the generators' states, in the form of a fragment's key."""
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointInfo:
-    """Settings that a checkpoint is bound to. Names are those of the config's fields."""
-
-    num_ranks: int
-    zero_stage: int
-    dtype: str
-
-    @classmethod
-    def of(cls, config: RunConfig) -> CheckpointInfo:
-        return cls(config.learner.num_ranks, config.learner.zero_stage, config.model.dtype)
-
-
-def save_checkpoint(
-    engine: DeepSpeedEngine, info: CheckpointInfo, directory: Path, client_state: Mapping[str, Any]
-) -> None:
-    """Write a checkpoint; every rank calls it, and returns when it is whole."""
-    engine.save_checkpoint(directory, client_state)
+def save_checkpoint(engine: DeepSpeedEngine, directory: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; every rank calls it, and returns when it is whole. state: plain JSON values."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rank = dist.get_rank()
+    engine.write_state(_part(directory, rank), _random_state())
     dist.barrier()
-    if dist.get_rank() == 0:
-        (directory / INFO_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
+    if rank == 0:
+        info = {"num_parts": dist.get_world_size(), "num_steps": engine.num_steps, "state": dict(state)}
+        (directory / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     dist.barrier()
 
 
-def load_checkpoint(engine: DeepSpeedEngine, info: CheckpointInfo, directory: Path) -> dict[str, Any]:
-    """Read a checkpoint and return its client state; every rank calls it.
+def load_checkpoint(engine: DeepSpeedEngine, directory: Path) -> dict[str, Any]:
+    """Read a checkpoint and return the caller's state; every rank calls it.
 
-    Raises LearnerError when there is none, it is not whole, or it was written with other settings.
+    Raises LearnerError when there is none, it is not whole, or it belongs to another model.
     """
     path = directory / INFO_FILE
     try:
-        found = CheckpointInfo(**json.loads(path.read_text(encoding="utf-8")))
+        info = json.loads(path.read_text(encoding="utf-8"))
+        num_parts, num_steps, state = info["num_parts"], info["num_steps"], info["state"]
     except FileNotFoundError as error:
         raise LearnerError(
             f"cannot resume: {directory} holds no whole learner checkpoint ({path} is missing)"
         ) from error
-    except (OSError, ValueError, TypeError) as error:
-        raise LearnerError(f"cannot resume: {path} cannot be read: {error}") from error
-    for field in ("num_ranks", "zero_stage", "dtype"):
-        was, now = getattr(found, field), getattr(info, field)
-        if was != now:
-            section = "model" if field == "dtype" else "learner"
-            raise LearnerError(
-                f"cannot resume from {directory}: it was written with {section}.{field} {was}, the config says {now}; "
-                f"set {section}.{field} to {was}"
-            )
-    return engine.load_checkpoint(directory)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise LearnerError(f"cannot resume: {path} cannot be read: {error!r}") from error
+    engine.read_state([_part(directory, rank) for rank in range(num_parts)], num_steps)
+    rank = dist.get_rank()
+    if rank < num_parts:  # ranks that were not there before keep the generators that they started with
+        _restore_random_state(_part(directory, rank))
+    return dict(state)
+
+
+def _part(directory: Path, rank: int) -> Path:
+    return directory / f"rank_{rank:05d}.safetensors"
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {RNG_CPU: torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state[RNG_CUDA] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore_random_state(path: Path) -> None:
+    with safe_open(str(path), framework="pt") as file:
+        keys = set(file.keys())
+        torch.set_rng_state(file.get_tensor(RNG_CPU))
+        if RNG_CUDA in keys and torch.cuda.is_available():
+            torch.cuda.set_rng_state(file.get_tensor(RNG_CUDA))

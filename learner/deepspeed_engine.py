@@ -14,62 +14,29 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.errors import LearnerError
-from configs.schema import LearnerConfig
+from learner.optimizer_settings import OptimizerSettings
+from learner.optimizer_state import (
+    WEIGHT,
+    Fragment,
+    FragmentFiles,
+    find_fragments,
+    read_fragments,
+    write_fragments,
+)
 
-CHECKPOINT_TAG = "deepspeed"
 _BUFFER_ELEMENTS = 50_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizerSettings:
-    """AdamW and its learning rate."""
-
-    lr: float
-    total_steps: int
-    """Steps after which a falling schedule would reach 0."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    max_grad_norm: float = 1.0
-
-    @classmethod
-    def of(cls, config: LearnerConfig, total_steps: int) -> OptimizerSettings:
-        """Those of reinforcement learning."""
-        return cls(
-            lr=config.lr,
-            total_steps=total_steps,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            warmup_steps=config.warmup_steps,
-            schedule=config.lr_schedule,
-            max_grad_norm=config.max_grad_norm,
-        )
-
-    def learning_rate(self, step: int) -> float:
-        """Of the step that follows `step` others: linear warm-up to `lr`, then the schedule."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
-        match self.schedule:
-            case "constant":
-                return self.lr
-            case "linear":
-                return self.lr * (1.0 - progress)
-            case "cosine":
-                return self.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +134,10 @@ class DeepSpeedEngine:
         self.zero_stage = zero_stage
         self.num_steps = 0
         """Steps of the schedule that were asked for, skipped ones too."""
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._named_parameters = [entry for entry in module.named_parameters() if entry[1].requires_grad]
+        parameters = [parameter for _, parameter in self._named_parameters]
         # Torch's own AdamW: DeepSpeed's variants are compiled at first use, for minutes on a CPU.
-        optimizer = torch.optim.AdamW(
+        self._torch_optimizer = torch.optim.AdamW(
             parameters,
             lr=settings.learning_rate(0),
             betas=settings.betas,
@@ -179,7 +147,7 @@ class DeepSpeedEngine:
         self._engine, self._optimizer, _, _ = _import_deepspeed().initialize(
             model=module.to(device),
             model_parameters=parameters,
-            optimizer=optimizer,
+            optimizer=self._torch_optimizer,
             config=_deepspeed_config(settings, zero_stage, dtype),
         )
         self._parameters = parameters
@@ -244,39 +212,49 @@ class DeepSpeedEngine:
         """Shape of a parameter, also while stage 3 has it partitioned."""
         return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
-    def _gather(self, parameters: list[nn.Parameter]) -> Any:
+    def _gather(self, parameters: list[nn.Parameter], modifier_rank: int | None = None) -> Any:
         if self.zero_stage < 3:
             return nullcontext()
-        return _import_deepspeed().zero.GatheredParameters(parameters)
+        return _import_deepspeed().zero.GatheredParameters(parameters, modifier_rank=modifier_rank)
 
-    def save_checkpoint(self, directory: Path, client_state: Mapping[str, Any]) -> None:
-        """Write weights, optimizer state and `client_state`; every rank calls it. Frozen parameters are left out."""
-        self._engine.save_checkpoint(
-            str(directory),
-            tag=CHECKPOINT_TAG,
-            client_state={**client_state, "engine_num_steps": self.num_steps},
-            save_latest=False,
-            exclude_frozen_parameters=True,
-        )
+    def write_state(self, path: Path, extra: Mapping[str, Tensor]) -> None:
+        """Write this rank's part of weights and optimizer state, and `extra`, into one safetensors file.
 
-    def load_checkpoint(self, directory: Path) -> dict[str, Any]:
-        """Read what `save_checkpoint` wrote, at the same ZeRO stage and number of ranks; returns its client_state.
-
-        Raises LearnerError when there is no checkpoint, or it belongs to another stage or number of ranks.
+        Every rank writes a file of its own; at stage 0 all hold the same, and only `extra` of ranks above 0 is kept.
         """
-        try:
-            path, client_state = self._engine.load_checkpoint(
-                str(directory), tag=CHECKPOINT_TAG, load_module_strict=False
-            )
-        except Exception as error:  # DeepSpeed raises bare assertions and errors of its own for misfits.
+        fragments = self._fragments() if self.zero_stage > 0 or dist.get_rank() == 0 else []
+        write_fragments(path, fragments, self._torch_optimizer, extra)
+
+    def read_state(self, paths: Sequence[Path], num_steps: int) -> None:
+        """Go on after `num_steps` steps, from the files of all ranks, at this or another stage and number of ranks.
+
+        Every rank calls it. Raises LearnerError when files and module hold different parameters.
+        """
+        files = FragmentFiles(paths)
+        different = files.names ^ {name for name, _ in self._named_parameters}
+        if different:
             raise LearnerError(
-                f"cannot resume from {directory} with learner.zero_stage {self.zero_stage} and {dist.get_world_size()} "
-                f"rank(s); resume with the settings that wrote it. {type(error).__name__}: {error}"
-            ) from error
-        if path is None:
-            raise LearnerError(f"cannot resume: there is no DeepSpeed checkpoint in {directory}")
-        self.num_steps = client_state.pop("engine_num_steps")
-        return dict(client_state)
+                f"cannot resume: checkpoint and policy do not train the same parameters, {min(different)} among "
+                f"{len(different)}; resume with the model and the trainable parameters that wrote it"
+            )
+        read_fragments(files, self._fragments(), self._torch_optimizer)
+        if self.zero_stage > 0:
+            self._refresh_parameters(files)
+        self.num_steps = num_steps
+
+    def _fragments(self) -> list[Fragment]:
+        return find_fragments(self._named_parameters, self._optimizer, self.zero_stage, dist.get_rank())
+
+    @torch.no_grad()
+    def _refresh_parameters(self, files: FragmentFiles) -> None:
+        """Bring the working copies, which forward passes use, in line with the optimizer's float32 weights."""
+        for name, parameter in self._named_parameters:
+            # At stage 3 what rank 0 writes while a parameter is whole is sent to all.
+            with self._gather([parameter], modifier_rank=0):
+                if self.zero_stage < 3 or dist.get_rank() == 0:
+                    weight = files.read(WEIGHT, name, 0, parameter.numel())
+                    assert weight is not None, "the caller has compared the names"
+                    parameter.copy_(weight.view(parameter.shape))
 
     def destroy(self) -> None:
         """Free the optimizer's memory and hooks. The process group stays."""

@@ -39,9 +39,10 @@ from transformers.utils.logging import disable_progress_bar
 from configs.errors import BicotError, ConfigError, DataError
 from configs.load import load_config
 from configs.schema import RunConfig, VQTrainingConfig, WarmStartConfig
-from learner.deepspeed_engine import DeepSpeedEngine, OptimizerSettings, close_distributed, init_distributed
+from learner.deepspeed_engine import DeepSpeedEngine, close_distributed, init_distributed
 from learner.export import save_pretrained
 from learner.janus_policy import EVERYTHING, JanusPolicy, load_janus
+from learner.optimizer_settings import OptimizerSettings
 from learner.supervised import Shard, TokenizedExamples, train_supervised
 from learner.vq_training import canonical_tokens, encode_pictures, train_vq_model
 from learner.warm_start_base import prepare_base

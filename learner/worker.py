@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,17 +21,12 @@ from configs.errors import LearnerError
 from configs.schema import RunConfig
 from learner.batch import PlanSettings, plan_step
 from learner.batch_updates import BaseReference, BatchUpdater
-from learner.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
-from learner.deepspeed_engine import (
-    DeepSpeedEngine,
-    OptimizerSettings,
-    StepInfo,
-    close_distributed,
-    init_distributed,
-)
+from learner.checkpoint import load_checkpoint, save_checkpoint
+from learner.deepspeed_engine import DeepSpeedEngine, StepInfo, close_distributed, init_distributed
 from learner.export import export_buckets, export_tensors, save_pretrained, weight_layout
 from learner.janus_policy import JanusPolicy
 from learner.nccl_sender import NcclSender
+from learner.optimizer_settings import OptimizerSettings
 from rollout.records import TrajectoryBatch, WeightBucket
 
 logger = logging.getLogger(__name__)
@@ -181,17 +175,15 @@ class LearnerWorker:
             self._sender.close()
             self._sender = None
 
-    def save_checkpoint(self, directory: Path, client_state: Mapping[str, Any]) -> None:
-        """Write what resuming needs, with the caller's own `client_state`."""
-        state = {"caller": dict(client_state), "num_skipped": self._num_skipped}
-        save_checkpoint(self._engine, CheckpointInfo.of(self._config), directory, state)
+    def save_checkpoint(self, directory: Path, step: int) -> None:
+        """Write what going on after `step` steps needs. Raises LearnerError when the learner is at another step."""
+        self._check_version(step)
+        save_checkpoint(self._engine, directory, {"num_skipped": self._num_skipped})
 
-    def load_checkpoint(self, directory: Path) -> dict[str, Any]:
-        """Go on where `save_checkpoint` was; returns its client_state. Raises LearnerError."""
-        state = load_checkpoint(self._engine, CheckpointInfo.of(self._config), directory)
-        self._num_skipped = state["num_skipped"]
-        caller_state: dict[str, Any] = state["caller"]
-        return caller_state
+    def load_checkpoint(self, directory: Path) -> int:
+        """Go on where `save_checkpoint` was; returns the number of steps made. Raises LearnerError."""
+        self._num_skipped = load_checkpoint(self._engine, directory)["num_skipped"]
+        return self.weight_version
 
     def save_pretrained(self, directory: Path) -> None:
         """Write a Hugging Face folder with the present weights. Raises LearnerError."""

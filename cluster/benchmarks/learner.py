@@ -21,10 +21,10 @@ from cluster.benchmarks.models import make_model, shapes_config
 from cluster.benchmarks.report import Scope, Table, ratio, spread
 from configs.schema import RunConfig, TinyJanusConfig
 from learner.batch import PhaseBatch, PlanSettings, plan_step
-from learner.deepspeed_engine import OptimizerSettings
 from learner.janus_policy import load_janus
 from learner.logprobs import chunked_logprobs
 from learner.loss import LossSettings, TokenTensors, bicot_grpo_terms
+from learner.optimizer_settings import OptimizerSettings
 from learner.phase_tokens import PhaseTokens
 from learner.worker import LearnerWorker
 from rollout.conversation import Conversation

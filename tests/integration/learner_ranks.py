@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.multiprocessing as multiprocessing
@@ -47,7 +46,7 @@ class JobResult:
     reports: list[StepReport] = field(default_factory=list)
     weights: list[dict[str, Tensor]] = field(default_factory=list)
     """After each step."""
-    client_state: dict[str, Any] | None = None
+    resumed_step: int | None = None
     num_buckets: int = 0
     error: str | None = None
 
@@ -93,7 +92,7 @@ def _run_rank(rank: int, num_ranks: int, jobs: list[Job], ports: list[int], resu
 
 
 def _run_job(worker: LearnerWorker, job: Job) -> JobResult:
-    client_state = worker.load_checkpoint(job.load_from) if job.load_from is not None else None
+    resumed_step = worker.load_checkpoint(job.load_from) if job.load_from is not None else None
     reports, weights, num_buckets = [], [], 0
     for batch in job.batches:
         reports.append(worker.train_step(batch))
@@ -101,10 +100,10 @@ def _run_job(worker: LearnerWorker, job: Job) -> JobResult:
         num_buckets = len(buckets)
         weights.append({name: tensor for bucket in buckets for name, tensor in unpack_bucket(bucket)})
     if job.save_checkpoint_to is not None:
-        worker.save_checkpoint(job.save_checkpoint_to, {"cursor": 17, "seen": ["a", "b"]})
+        worker.save_checkpoint(job.save_checkpoint_to, worker.weight_version)
     if job.save_pretrained_to is not None:
         worker.save_pretrained(job.save_pretrained_to)
-    return JobResult(reports, weights, client_state, num_buckets)
+    return JobResult(reports, weights, resumed_step, num_buckets)
 
 
 def all_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -1,0 +1,176 @@
+"""Where ZeRO keeps a parameter's float32 weight and AdamW state, and how to write it down and put it back.
+
+    stage 0    every rank holds all                      rank 0 writes
+    stage 1, 2 a rank holds a stretch of one flat buffer  ┐ each rank writes its own fragments,
+    stage 3    a rank holds its slice of each parameter   ┘ named by parameter and place in it
+
+A fragment names its place in the parameter, not its rank. So what n ranks wrote at one stage, m ranks read
+at another: each reads its new fragments out of the old ones. Files are safetensors, which hold no code.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from configs.errors import LearnerError
+
+WEIGHT: Final = "weight"
+MOMENTS: Final = ("exp_avg", "exp_avg_sq")
+STEP: Final = "step"
+"""Updates that AdamW has made, for its bias correction: one number a fragment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Consecutive elements of one flattened parameter, and where this rank's optimizer holds them."""
+
+    name: str
+    start: int
+    """First element, counted in the parameter."""
+    owner: Tensor
+    """What AdamW takes for a parameter: the parameter itself, or a flat buffer of many."""
+    offset: int
+    """First element, counted in `owner`."""
+    numel: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """[numel]: the fragment's view of `owner`, or of a moment of its shape."""
+        return tensor.detach().view(-1).narrow(0, self.offset, self.numel)
+
+
+def find_fragments(
+    parameters: Sequence[tuple[str, nn.Parameter]], zero_optimizer: Any, zero_stage: int, rank: int
+) -> list[Fragment]:
+    """This rank's fragments. zero_optimizer: DeepSpeed's, around torch's; its layout is that of DeepSpeed 0.19."""
+    if zero_stage == 0:
+        return [Fragment(name, 0, parameter, 0, parameter.numel()) for name, parameter in parameters]
+    if zero_stage == 3:
+        return list(_slices(parameters, zero_optimizer, rank))
+    return list(_stretches(parameters, zero_optimizer))
+
+
+def _stretches(parameters: Sequence[tuple[str, nn.Parameter]], zero_optimizer: Any) -> Iterator[Fragment]:
+    for name, parameter in parameters:
+        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is not None:  # else the parameter lies on other ranks
+            here, there = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
+            flat = zero_optimizer.optimizer.param_groups[mapping.param_group_index]["params"][0]
+            yield Fragment(name, here.start, flat, there.start, there.numel)
+
+
+def _slices(parameters: Sequence[tuple[str, nn.Parameter]], zero_optimizer: Any, rank: int) -> Iterator[Fragment]:
+    for name, parameter in parameters:
+        group, offset, size = zero_optimizer.grad_position[zero_optimizer.get_param_id(parameter)]
+        start = rank * size
+        numel = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]  # the last slices are padded
+        if numel > 0:
+            yield Fragment(name, start, zero_optimizer.fp32_partitioned_groups_flat[group], offset, numel)
+
+
+def write_fragments(
+    path: Path, fragments: Sequence[Fragment], optimizer: torch.optim.Optimizer, extra: Mapping[str, Tensor]
+) -> None:
+    """Write this rank's fragments and `extra` into one file. An owner without a step yet has no state."""
+    tensors = dict(extra)
+    for fragment in fragments:
+        tensors[_key(WEIGHT, fragment)] = fragment.of(fragment.owner)
+        state = optimizer.state.get(fragment.owner)
+        if state:
+            tensors |= {_key(moment, fragment): fragment.of(state[moment]) for moment in MOMENTS}
+            tensors[_key(STEP, fragment)] = torch.as_tensor(float(state[STEP])).reshape(1)
+    # Copies: safetensors refuses views that share one buffer.
+    save_file({key: tensor.cpu().clone() for key, tensor in tensors.items()}, path)
+
+
+def _key(kind: str, fragment: Fragment) -> str:
+    return f"{kind}:{fragment.name}:{fragment.start}"
+
+
+class FragmentFiles:
+    """All fragments of a checkpoint, whichever ranks wrote them; read a piece at a time."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Raises LearnerError for a file that cannot be read."""
+        self._files: list[Any] = []
+        self._pieces: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = defaultdict(list)
+        for path in paths:
+            try:
+                file = safe_open(str(path), framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise LearnerError(f"cannot resume: {path} cannot be read: {error}") from error
+            self._files.append(file)
+            for key in file.keys():  # noqa: SIM118 - no mapping, and not iterable
+                kind, name, start = key.split(":")
+                numel = file.get_slice(key).get_shape()[0]
+                self._pieces[kind, name].append((int(start), numel, file, key))
+
+    @property
+    def names(self) -> set[str]:
+        """Parameters that the checkpoint holds."""
+        return {name for kind, name in self._pieces if kind == WEIGHT}
+
+    def read(self, kind: str, name: str, start: int, numel: int) -> Tensor | None:
+        """[numel] from element `start` of a parameter's weight or moment; None when there is none of this kind.
+
+        Raises LearnerError when some of the elements are in no file.
+        """
+        pieces = self._pieces.get((kind, name))
+        if not pieces:
+            return None
+        result, num_read = torch.empty(0), 0
+        for first, length, file, key in pieces:
+            begin, end = max(first, start), min(first + length, start + numel)
+            if begin >= end:
+                continue
+            part = file.get_slice(key)[begin - first : end - first]
+            if not num_read:
+                result = torch.empty(numel, dtype=part.dtype)
+            result[begin - start : end - start] = part
+            num_read += end - begin
+        if num_read != numel:
+            raise LearnerError(f"cannot resume: {numel - num_read} elements of {kind} of {name} are in no file")
+        return result
+
+    def step(self, name: str) -> float | None:
+        """Updates that AdamW had made to a parameter; None before the first."""
+        pieces = self._pieces.get((STEP, name))
+        return float(pieces[0][2].get_tensor(pieces[0][3])) if pieces else None
+
+
+def read_fragments(
+    files: FragmentFiles, fragments: Sequence[Fragment], optimizer: torch.optim.Optimizer
+) -> None:
+    """Fill this rank's float32 weights and AdamW state. Raises LearnerError where something is missing."""
+    for fragment in fragments:
+        weight = files.read(WEIGHT, fragment.name, fragment.start, fragment.numel)
+        assert weight is not None, "the caller has compared the names"
+        fragment.of(fragment.owner).copy_(weight)
+        step = files.step(fragment.name)
+        if step is None:
+            continue
+        state = _state_of(fragment.owner, optimizer)
+        state[STEP].fill_(step)
+        for moment in MOMENTS:
+            values = files.read(moment, fragment.name, fragment.start, fragment.numel)
+            if values is not None:
+                fragment.of(state[moment]).copy_(values)
+
+
+def _state_of(owner: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """AdamW's state of `owner`, made as AdamW makes it at its first step."""
+    state: dict[str, Any] = optimizer.state[owner]
+    if not state:
+        is_fused = optimizer.defaults.get("fused")
+        state[STEP] = torch.zeros((), dtype=torch.float32, device=owner.device if is_fused else "cpu")
+        for moment in MOMENTS:
+            state[moment] = torch.zeros_like(owner.detach(), memory_format=torch.preserve_format)
+    return state
