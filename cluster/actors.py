@@ -112,6 +112,9 @@ class LearnerActor:
         self._config = config
         self._rank = rank
 
+    def ping(self) -> None:
+        """Answers when nothing else is being done."""
+
     def find_warm_start(self) -> tuple[str, bool]:
         """The folder of the warm-started policy, and whether it is there already."""
         from learner.warm_start_cache import warm_start_folder

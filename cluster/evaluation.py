@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.groups import GroupGivenUpError, GroupRoller, RolledGroup
-from cluster.metrics import RewardChange
 from rollout.records import GroupRequest, Prompt, derive_seed
 
 
@@ -25,6 +24,11 @@ class Evaluation:
     num_failed: int
     """Prompts that could not be rolled or scored; they are not in the mean."""
     groups: tuple[RolledGroup, ...]
+
+    @property
+    def means(self) -> dict[str, float | None]:
+        """Of each reward by itself."""
+        return {name: self.mean_of(name) for name in self.groups[0].scored.reward_columns}
 
     def mean_of(self, reward: str) -> float | None:
         """Of one reward, over the pictures that it applies to; None when there are none."""
@@ -63,16 +67,6 @@ async def evaluate(roller: GroupRoller, prompts: Sequence[Prompt], name: str, se
 async def evaluate_all(roller: GroupRoller, sets: Mapping[str, Sequence[Prompt]], seed: int) -> dict[str, Evaluation]:
     """`evaluate` for each named set, one after the other."""
     return {name: await evaluate(roller, prompts, name, seed) for name, prompts in sets.items()}
-
-
-def reward_change(before: Evaluation, after: Evaluation | None) -> RewardChange:
-    """What training did to one evaluation set: to the combined reward, and to each reward by itself."""
-    names = before.groups[0].scored.reward_columns
-    return RewardChange(
-        before=before.mean_reward,
-        after=None if after is None else after.mean_reward,
-        columns={name: (before.mean_of(name), None if after is None else after.mean_of(name)) for name in names},
-    )
 
 
 async def _roll_or_fail(roller: GroupRoller, request: GroupRequest) -> RolledGroup | GroupGivenUpError:

@@ -3,10 +3,11 @@
     python -m cluster.launch --config configs/shapes_cpu.yaml
     python -m cluster.launch --config configs/janus_pro_7b_8gpu.yaml --set learner.lr=2e-6 --dry-run
     ray job submit --working-dir . -- python -m cluster.launch --config configs/janus_pro_7b_cluster.yaml
+    python -m cluster.launch --resume runs/shapes_cpu            # or: --resume latest
 
 Alone it starts a Ray of its own on this machine; inside a Ray job it uses the job's cluster. Ctrl-C
 (or `ray job stop`) ends the run after the step that is being made, with a checkpoint; a second
-Ctrl-C ends it at once.
+Ctrl-C ends it at once. `--resume` goes on with a run from its last whole checkpoint, in its directory.
 
 Exit codes: 0 finished; 1 the run failed; 2 the config, the data or the model is wrong, or the cluster
 too small, and nothing was started; 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
@@ -20,13 +21,17 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
+from cluster.run_directory import RunDirectory, check_is_unfinished
 from cluster.stop_signals import StopSignals
 from configs.errors import BicotError, ConfigError, DataError, ModelError, PlacementError
 from configs.load import load_config
+from configs.resume import load_resumed_config, with_environment
 from configs.schema import RunConfig
 from rollout.prompts import PromptSet, load_prompts
 
+LATEST = "latest"
 DEFAULT_CONFIG = "configs/shapes_cpu.yaml"
 
 
@@ -45,17 +50,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     with StopSignals() as signals:
-        config = load_config(options.config, options.set)
+        if options.resume is not None:
+            directory = _find_run(options)
+            config = load_resumed_config(directory.config_path, options.set)
+        else:
+            directory = None
+            config = with_environment(load_config(options.config, options.set))
         if options.dry_run:
             from cluster.dry_run import describe_run
 
             print(describe_run(config))
             return 0
-        return launch(config, signals)
+        return launch(config, signals, directory)
 
 
-def launch(config: RunConfig, signals: StopSignals) -> int:
-    """Run to the end, or until a signal comes; returns the exit code. Raises BicotError when the run fails."""
+def _find_run(options: argparse.Namespace) -> RunDirectory:
+    if options.resume != LATEST:
+        return RunDirectory.open(Path(options.resume))
+    return RunDirectory.latest(load_config(options.config, options.set).run.dir)
+
+
+def launch(config: RunConfig, signals: StopSignals, resumed: RunDirectory | None = None) -> int:
+    """Run to the end, or until a signal comes; returns the exit code. Raises BicotError when the run fails.
+
+    resumed: the run to go on with; None begins one.
+    """
     _quieten()
     from cluster.dry_run import check_model_exists
     from rewards.reward import reward_path
@@ -67,10 +86,22 @@ def launch(config: RunConfig, signals: StopSignals) -> int:
     evaluation = {
         name: load_prompts(source, config.data.max_bad_lines) for name, source in config.data.evaluation.items()
     }
-    return _run(config, train, evaluation, signals)
+    directory = resumed or RunDirectory.create(config)
+    with directory.locked():
+        if resumed is not None:
+            check_is_unfinished(directory, config)
+            directory.write_config(config)
+            directory.summary_path.unlink(missing_ok=True)
+        return _run(config, train, evaluation, directory, signals)
 
 
-def _run(config: RunConfig, train: PromptSet, evaluation: Mapping[str, PromptSet], signals: StopSignals) -> int:
+def _run(
+    config: RunConfig,
+    train: PromptSet,
+    evaluation: Mapping[str, PromptSet],
+    directory: RunDirectory,
+    signals: StopSignals,
+) -> int:
     from cluster.checkpoints import Checkpoints
     from cluster.metrics import MetricsWriter
     from cluster.placement import plan_placement
@@ -79,30 +110,38 @@ def _run(config: RunConfig, train: PromptSet, evaluation: Mapping[str, PromptSet
     from cluster.ray_session import ray_session
     from cluster.registry import Registry
     from cluster.run import Run
-    from cluster.run_directory import RunDirectory
     from cluster.run_log import RunLog
+    from cluster.run_state import RunState
 
     async def run_to_the_end(redis_url: str) -> int:
         async with Registry(redis_url, directory.name) as registry:
             await registry.clear()
+            checkpoint, state = await checkpoints.newest() or (None, RunState())
+            if checkpoint is not None:
+                progress.note(f"going on from step {state.step} ({checkpoint})")
             with ray_session(config.cluster, plan_placement(config), directory.logs_dir):
-                run = Run(
-                    config, train, evaluation, RunLog(config, directory, registry, progress, metrics, checkpoints)
-                )
+                log = RunLog(config, directory, registry, progress, metrics, checkpoints)
+                run = Run(config, train, evaluation, log, state, checkpoint)
                 with signals.calling(run.stop):
                     try:
                         summary = await run.execute()
                     except asyncio.CancelledError:  # told twice to stop: without its last checkpoint
+                        progress.note(f"go on with it: {directory.resume_command}")
                         return signals.exit_code
+                    except BicotError:
+                        progress.note(f"go on with it, when that is mended: {directory.resume_command}")
+                        raise
         progress.finish(summary, directory.path)
+        if summary.status == "stopped":
+            progress.note(f"go on with it: {directory.resume_command}")
         return signals.exit_code if summary.status == "stopped" else 0
 
-    directory = RunDirectory.create(config)
-    checkpoints = Checkpoints(directory.checkpoints_dir, config.checkpoint.keep_last)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(config.run.steps))
+        checkpoints = Checkpoints(directory.checkpoints_dir, config.checkpoint, progress.note)
         metrics = stack.enter_context(MetricsWriter(directory.metrics_path))
         progress.note(directory.note or f"run directory: {directory.path}")
+        progress.note(f"if it is interrupted: {directory.resume_command}")
         progress.stage("starting Redis and Ray")
         redis_url = config.registry.redis_url
         if redis_url is None:
@@ -126,6 +165,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--config", default=DEFAULT_CONFIG, metavar="FILE", help=f"YAML file (default {DEFAULT_CONFIG})"
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="RUN_DIR",
+        help="go on with a run from its last whole checkpoint, with the config in its directory and what --set may "
+        f"change; '{LATEST}' is the one begun last under run.dir of --config",
     )
     parser.add_argument(
         "--set",

@@ -1,7 +1,7 @@
 """The learner's DeepSpeed ranks, as one.
 
 Every method enters all ranks and waits for all: a collective in which one rank is missing would
-hang. A rank that dies or raises ends the group with LearnerError.
+hang. A rank that dies ends the group with LearnerLostError.
 """
 
 from __future__ import annotations
@@ -26,12 +26,17 @@ if TYPE_CHECKING:
     from learner.worker import StepReport
 
 
+class LearnerLostError(LearnerError):
+    """A rank died, hung, or broke: the group is of no use any more, and a new one may go on from a checkpoint."""
+
+
 class LearnerGroup:
     """`learner.num_ranks` actors in one placement group, so that all or none are placed."""
 
-    def __init__(self, config: RunConfig, run_id: str) -> None:
+    def __init__(self, config: RunConfig, run_id: str, life: int = 0) -> None:
+        """life: how often the run's learner has been started before; actors of different lives differ in name."""
         self._config = config
-        self._run_id = run_id
+        self._name = f"{run_id}-learner" if life == 0 else f"{run_id}-learner-life{life}"
         self._ranks: list[ActorHandle] = []
         self._placement_group: Any = None
 
@@ -57,7 +62,7 @@ class LearnerGroup:
                 LearnerActor,
                 self._config,
                 rank,
-                name=f"{self._run_id}-learner-{rank}",
+                name=f"{self._name}-{rank}",
                 num_cpus=bundle.get("CPU", 0),
                 num_gpus=learner.gpus_per_rank,
                 threads=learner.threads_per_rank,
@@ -84,6 +89,14 @@ class LearnerGroup:
         """One optimizer step on the batch behind a reference; the report is that of all ranks together."""
         reports = await self._all("train_step", batch, timeout_s=self._config.run.step_timeout_s)
         return reports[0]
+
+    async def is_alive(self) -> bool:
+        """Whether every rank answers. One that computes answers when it is done."""
+        try:
+            await self._all("ping", timeout_s=self._config.run.step_timeout_s)
+        except LearnerError:
+            return False
+        return bool(self._ranks)
 
     async def save_checkpoint(self, directory: str, step: int) -> None:
         """Write what going on after `step` steps needs. Raises LearnerError when the learner is at another step."""
@@ -123,15 +136,15 @@ def _as_learner_errors(method: str, timeout_s: float | None) -> Iterator[None]:
     try:
         yield
     except RayActorError as error:
-        raise LearnerError(f"a learner rank died during {method}: {first_line(error)}") from error
+        raise LearnerLostError(f"a learner rank died during {method}: {first_line(error)}") from error
     except TimeoutError as error:
-        raise LearnerError(f"the learner did not finish {method} within {timeout_s:g} s") from error
+        raise LearnerLostError(f"the learner did not finish {method} within {timeout_s:g} s") from error
     except RayTaskError as error:
         own = raised_by(error)
         if isinstance(own, BicotError):
             raise own from error
         # When a rank dies, another one may be the first to say so: its connection broke.
-        raise LearnerError(f"a learner rank failed during {method}: {first_line(error)}") from error
+        raise LearnerLostError(f"a learner rank failed during {method}: {first_line(error)}") from error
 
 
 async def _ready(group: Any) -> None:

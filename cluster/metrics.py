@@ -92,6 +92,7 @@ class MetricsWriter:
 
     def __init__(self, path: Path) -> None:
         """Creates the file, or goes on with it: a line that a killed run has left half written is dropped."""
+        self._path = path
         path.touch()
         _drop_torn_line(path)
         self._file = path.open("a", encoding="utf-8")
@@ -104,6 +105,15 @@ class MetricsWriter:
         row = {key: _finite_or_none(value) for key, value in metrics.items()}
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drop what was written after `step`: those steps are made again."""
+        rows = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        self._file.close()
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        os.replace(temporary, self._path)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:
         self._file.close()
@@ -209,6 +219,10 @@ def _finite_or_none(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return value if isinstance(value, int) else float(value)  # float() of NumPy's scalars, which JSON does not know
+
+
+def _step_of(line: str) -> int:
+    return int(json.loads(line)["step"])
 
 
 def _drop_torn_line(path: Path) -> None:

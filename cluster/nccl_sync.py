@@ -60,6 +60,12 @@ class NcclSync:
             self._note(f"weight version {version} goes through the object store; NCCL failed: {first_line(error)}")
             await self._store.publish(ranks, version, pool)
 
+    async def restore(self, ranks: Sequence[ActorHandle], version: int) -> None:
+        self._ranks, self._version = tuple(ranks), version
+        self._group = ()  # the ranks are new ones
+        self._needs_store = True
+        await self._store.restore(ranks, version)
+
     async def deliver(self, pool: ActorPool) -> int:
         if self._needs_store:
             return await self._store.deliver(pool)

@@ -22,7 +22,9 @@ from cluster.admission import Admission
 from cluster.groups import GroupGivenUpError, GroupRoller, RolledGroup
 from cluster.learner_group import LearnerGroup
 from cluster.pool import ActorPool
+from cluster.queue_client import QueueClient
 from cluster.registry import GroupState
+from cluster.run_state import RunState
 from cluster.step_metrics import StepTimes, step_metrics
 from cluster.weight_sync import WeightSync
 from configs.errors import RunError
@@ -40,48 +42,62 @@ class Machinery:
 
     rollouts: ActorPool
     roller: GroupRoller
-    queue: Any
-    """Handle of the TrajectoryQueueActor."""
+    queue: QueueClient
     learner: LearnerGroup
     weights: WeightSync
 
 
 @dataclass(slots=True)
 class Pipeline:
-    """Trains from optimizer step `first_step` to `run.steps`."""
+    """Trains from the optimizer step at which `start` is to `run.steps`."""
 
     config: RunConfig
     machinery: Machinery
     prompts: PromptSource
     log: RunLog
-    first_step: int = 0
+    start: RunState = field(default_factory=RunState)
     _admission: Admission = field(init=False)
     _rolled: dict[int, RolledGroup] = field(default_factory=dict, init=False)
-    _num_given_up: int = field(default=0, init=False)
+    _replaced: dict[int, int] = field(default_factory=dict, init=False)
+    """Sequence -> prompts given up there so far; of the groups that are not trained on yet."""
+    _num_given_up: int = field(init=False)
     _num_given_up_in_a_row: int = field(default=0, init=False)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event, init=False)
-    _step: int = field(default=0, init=False)
+    _between_steps: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    """Cleared from when the learner begins a step until all that is told of the step is written down."""
+    _step: int = field(init=False)
     _is_waiting: bool = field(default=False, init=False)
+    _started: float = field(default_factory=time.monotonic, init=False)
 
     def __post_init__(self) -> None:
         algorithm = self.config.algorithm
-        self._admission = Admission(algorithm.groups_per_step, algorithm.max_staleness, self.first_step)
-        self._step = self.first_step
+        self._step = self.start.step
+        self._admission = Admission(algorithm.groups_per_step, algorithm.max_staleness, self._step)
+        self._replaced = dict(self.start.replaced)
+        self._num_given_up = self.start.num_given_up
+        self._between_steps.set()
 
     @property
-    def num_steps_done(self) -> int:
-        """Optimizer steps made, over all of the run's life."""
-        return self._step
+    def state(self) -> RunState:
+        """Where the run is: after the last step that is written down."""
+        return replace(
+            self.start,
+            step=self._step,
+            replaced=dict(self._replaced),
+            num_given_up=self._num_given_up,
+            num_failed_groups=self.log.num_failed_groups,
+            training_s=self.start.training_s + time.monotonic() - self._started,
+        )
+
+    @property
+    def is_between_steps(self) -> bool:
+        """Whether the learner is where `state` says, so that a checkpoint may be written."""
+        return self._between_steps.is_set()
 
     @property
     def is_waiting(self) -> bool:
         """Whether the learner waits for groups now."""
         return self._is_waiting
-
-    @property
-    def num_given_up(self) -> int:
-        """Prompts that could not be rolled and were replaced by others."""
-        return self._num_given_up
 
     def stop(self) -> None:
         """End after the optimizer step that is being made, if any."""
@@ -95,7 +111,8 @@ class Pipeline:
             while not learn.done():
                 running = {task for task in (produce, learn) if not task.done()}
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                if produce.done():
+                if produce.done() and produce.exception() is not None:
+                    await self._end_of_step(learn)
                     produce.result()
             learn.result()
         finally:
@@ -104,9 +121,15 @@ class Pipeline:
             await asyncio.gather(produce, learn, return_exceptions=True)
         return self._step == self.config.run.steps
 
+    async def _end_of_step(self, learn: asyncio.Task[None]) -> None:
+        """Wait until the step that is being made is made, so that it is not lost with what failed beside it."""
+        between = asyncio.create_task(self._between_steps.wait())
+        await asyncio.wait({learn, between}, return_when=asyncio.FIRST_COMPLETED)
+        between.cancel()
+
     async def _produce(self) -> None:
         groups_per_step = self.config.algorithm.groups_per_step
-        sequences = range(self.first_step * groups_per_step, self.config.run.steps * groups_per_step)
+        sequences = range(self.start.step * groups_per_step, self.config.run.steps * groups_per_step)
         try:
             async with asyncio.TaskGroup() as groups:
                 for sequence in sequences:
@@ -116,43 +139,48 @@ class Pipeline:
             raise failures.exceptions[0] from None  # the others were cancelled because of it
 
     async def _roll_group(self, sequence: int) -> None:
-        request = self._request(sequence, prompt_index=sequence, attempt=0)
         while True:
+            request = self._request(sequence)
             await self.log.group(request, GroupState.DISPATCHED)
             try:
                 rolled = await self.machinery.roller.roll(request)
                 break
             except GroupGivenUpError as error:
-                request = await self._replace_prompt(request, error)
+                await self._replace_prompt(request, error)
         self._num_given_up_in_a_row = 0
         self._rolled[sequence] = rolled
         await self.log.group(rolled.scored.rollout.request, GroupState.SCORED)
-        await self.machinery.queue.put.remote(rolled.scored)
+        await self.machinery.queue.put(rolled.scored)
         await self.log.group(rolled.scored.rollout.request, GroupState.QUEUED)
 
-    def _request(self, sequence: int, prompt_index: int, attempt: int) -> GroupRequest:
+    def _request(self, sequence: int) -> GroupRequest:
+        """What is to be rolled at a place in the run: a pure function of `sequence` and of the prompts given up there.
+
+        A prompt that takes another's place comes from beyond the run's end, so that no other group changes.
+        The attempts go on counting, as the registry drops news of earlier ones.
+        """
         algorithm = self.config.algorithm
+        num_replaced = self._replaced.get(sequence, 0)
+        prompt_index = sequence + num_replaced * self.config.run.steps * algorithm.groups_per_step
         return GroupRequest(
             sequence=sequence,
-            attempt=attempt,
+            attempt=num_replaced * self.config.rollout.max_attempts,
             prompt=self.prompts.prompt_at(prompt_index),
             group_size=algorithm.group_size,
             images_per_cot=algorithm.images_per_cot,
             seed=derive_seed(self.config.run.seed, "group", prompt_index),
         )
 
-    async def _replace_prompt(self, request: GroupRequest, error: GroupGivenUpError) -> GroupRequest:
-        """Give up a group's prompt; returns the group with another one: from beyond the run's end, so that
-        no other group changes. The attempts go on counting, as the registry drops news of earlier ones."""
-        beyond_the_end = self.config.run.steps * self.config.algorithm.groups_per_step + self._num_given_up
-        next_attempt = request.attempt + self.config.rollout.max_attempts
+    async def _replace_prompt(self, request: GroupRequest, error: GroupGivenUpError) -> None:
+        """Give up a group's prompt, so that its next request holds another one."""
+        self._replaced[request.sequence] = self._replaced.get(request.sequence, 0) + 1
         self._num_given_up += 1
         self._num_given_up_in_a_row += 1
-        await self.log.group(replace(request, attempt=next_attempt - 1), GroupState.GIVEN_UP)
+        last_attempt = request.attempt + self.config.rollout.max_attempts - 1
+        await self.log.group(replace(request, attempt=last_attempt), GroupState.GIVEN_UP)
         self.log.note(f"{error}; another prompt takes its place")
         if self._num_given_up_in_a_row > self.config.algorithm.groups_per_step:
             raise RunError(f"{self._num_given_up_in_a_row} prompts in a row could not be rolled; the last: {error}")
-        return self._request(request.sequence, beyond_the_end, next_attempt)
 
     async def _learn(self) -> None:
         try:
@@ -164,7 +192,8 @@ class Pipeline:
 
     async def _make_steps(self, deliveries: asyncio.TaskGroup) -> None:
         delivery: asyncio.Task[None] | None = None
-        for step in range(self.first_step, self.config.run.steps):
+        for step in range(self.start.step, self.config.run.steps):
+            self.log.check()
             times = StepTimes(started=time.monotonic())
             self._is_waiting = True
             batch = await self._next_batch(step)
@@ -172,13 +201,13 @@ class Pipeline:
             if batch is None:
                 break
             times.batch_arrived = time.monotonic()
+            self._between_steps.clear()
             report = await self.machinery.learner.train_step(batch)
             times.learned = time.monotonic()
-            self._step = step + 1
             if delivery is not None:
                 await delivery  # one version at a time: the store keeps the newest only
-            await self.machinery.weights.publish(self.machinery.learner.ranks, self._step, self.machinery.rollouts)
-            delivery = deliveries.create_task(self._deliver(), name=f"deliver {self._step}")
+            await self.machinery.weights.publish(self.machinery.learner.ranks, step + 1, self.machinery.rollouts)
+            delivery = deliveries.create_task(self._deliver(), name=f"deliver {step + 1}")
             if self.config.algorithm.max_staleness == 0:
                 await delivery
             times.published = time.monotonic()
@@ -187,8 +216,7 @@ class Pipeline:
     async def _next_batch(self, step: int) -> Any:
         """Reference to the batch of `step`; None when the run is told to stop. The batch itself goes from
         the queue to the ranks without passing through here."""
-        arrived, batch = self.machinery.queue.get_batch.options(num_returns=2).remote(step)
-        arrival = asyncio.ensure_future(arrived)
+        arrival = asyncio.create_task(self.machinery.queue.get_batch(step))
         stop = asyncio.create_task(self._stopping.wait())
         timeout_s = self.config.run.step_timeout_s
         try:
@@ -200,13 +228,12 @@ class Pipeline:
                     f"step {step} waited {timeout_s:g} s (run.step_timeout_s) for its groups; "
                     f"{self.machinery.rollouts.num_ready} rollout workers are ready"
                 )
-            arrival.result()
+            return arrival.result()
         finally:
             # Nobody waits for the batch any more; left pending, it would report the queue's end as an error of its own.
             for task in (arrival, stop):
                 task.cancel()
             await asyncio.gather(arrival, stop, return_exceptions=True)
-        return batch
 
     async def _deliver(self) -> None:
         version = await self.machinery.weights.deliver(self.machinery.rollouts)
@@ -220,8 +247,13 @@ class Pipeline:
         metrics = step_metrics(step, [group.scored for group in rolled], report.metrics, times)
         metrics["groups_given_up"] = self._num_given_up
         metrics["scores_cached"] = self.machinery.roller.rewards.num_cached
+        self.log.write(metrics)
+        for sequence in sequences:
+            self._replaced.pop(sequence, None)
+        self._step = step + 1
+        self._between_steps.set()
         if report.note is not None:
             self.log.note(report.note)
         await self.log.step(metrics, rolled)
         if self._step % self.config.checkpoint.every_steps == 0 and self._step < self.config.run.steps:
-            await self.log.checkpoint(self.machinery.learner, self._step)
+            await self.log.checkpoint(self.machinery.learner, self.state)

@@ -202,6 +202,16 @@ class Registry:
                 await self._move_group(keys=keys, args=[sequence, record], client=pipe)
             await pipe.execute()
 
+    async def rewind(self, num_trained: int) -> None:
+        """Make the groups what they were at a checkpoint: the first `num_trained` trained, no other one begun."""
+        record = json.dumps({"state": GroupState.TRAINED, "attempt": 0})
+        async with self._errors("write to"), self._client.pipeline(transaction=True) as pipe:
+            pipe.delete(self._key("groups"), self._key("counts"))
+            if num_trained:
+                pipe.hset(self._key("groups"), mapping={str(sequence): record for sequence in range(num_trained)})
+                pipe.hset(self._key("counts"), GroupState.TRAINED, str(num_trained))
+            await pipe.execute()
+
     async def group(self, sequence: int) -> Mapping[str, Value] | None:
         """What is known of one group: its state, its attempt, and what was written beside them."""
         async with self._errors("read from"):

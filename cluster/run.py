@@ -1,7 +1,8 @@
-"""One run from start to end.
+"""One life of a run: from its start, or from a checkpoint, to its end.
 
     warm start (cached) ─► start learner, rollout workers, rewards ─► evaluate ─► Pipeline ─► evaluate
-                                                                                    └─► checkpoint, summary
+                                ▲                                                    │ └─► checkpoint, summary
+                                └── the learner again, from the last checkpoint ◄────┘ a rank died
 
 `stop` ends it in good order at any point: while training after the step that is being made, with a
 checkpoint; before that at once.
@@ -10,37 +11,35 @@ checkpoint; before that at once.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
-from cluster.actors import ProgressActor, RolloutActor, TrajectoryQueueActor, spawn
-from cluster.curves import EvaluationPoint
+from cluster.actors import RolloutActor, spawn
 from cluster.elasticity import Elasticity, ElasticPool
-from cluster.evaluation import Evaluation, evaluate_all, reward_change
 from cluster.groups import GroupRoller
-from cluster.learner_group import LearnerGroup
+from cluster.learner_group import LearnerGroup, LearnerLostError
 from cluster.metrics import RunSummary, first_and_last_reward, read_metrics, write_summary
 from cluster.nccl_sync import NcclSync
 from cluster.own_placement import OwnPlacement
 from cluster.pipeline import Machinery, Pipeline
 from cluster.pool import ActorPool
 from cluster.pool_member import Patience, PoolHooks
-from cluster.remote_errors import own_error
-from cluster.run_log import RunLog, samples_of
-from cluster.samples import draw_before_after
+from cluster.preparation import prepare_model, prompts_that_fit
+from cluster.queue_client import QueueClient
+from cluster.remote_errors import first_line, own_error
+from cluster.run_evaluation import RunEvaluation
+from cluster.run_log import RunLog
+from cluster.run_state import RunState, digest_of
 from cluster.scoring import RewardPools
 from cluster.weight_sync import ObjectStoreSync, WeightSync
 from configs.errors import BicotError, LearnerError, RunError
 from configs.schema import RunConfig
-from rollout.conversation import Conversation
 from rollout.prompts import PromptSet, PromptSource
-
-PROGRESS_POLL_S = 1.0
-NUM_COMPARED_PICTURES = 8
 
 
 @dataclass(slots=True)
@@ -51,6 +50,10 @@ class Run:
     train: PromptSet
     evaluation: Mapping[str, PromptSet]
     log: RunLog
+    state: RunState = field(default_factory=RunState)
+    """Where the run begins, and later where it last stood still: between two pipelines."""
+    checkpoint: Path | None = None
+    """The one that goes with `state`; None at the start of a run."""
     _learner: LearnerGroup = field(init=False)
     _rollouts: ActorPool = field(init=False)
     _rewards: RewardPools = field(init=False)
@@ -62,13 +65,15 @@ class Run:
     _is_training: bool = field(default=False, init=False)
     _is_finishing: bool = field(default=False, init=False)
     _is_stopping: bool = field(default=False, init=False)
-    _before: dict[str, Evaluation] = field(default_factory=dict, init=False)
-    _after: dict[str, Evaluation] = field(default_factory=dict, init=False)
-    _training_s: float = field(default=0.0, init=False)
+    _evaluation: RunEvaluation = field(init=False)
+    _live_weights: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    """Set when workers that join can be given the weights at which the run begins."""
+    _num_restarts: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         run_id = self.log.directory.name
         self._learner = LearnerGroup(self.config, run_id)
+        self._evaluation = RunEvaluation(self.log)
         cluster = self.config.cluster
         patience = Patience(self.config.run.start_timeout_s, cluster.heartbeat_s, cluster.heartbeat_timeout_s)
         self._rewards = RewardPools(
@@ -78,6 +83,7 @@ class Run:
             self._hooks,
             patience,
             cache_url=self.log.registry.url,
+            one_group_a_time=self.config.run.deterministic,
         )
         self._weights = self._make_weight_sync(run_id)
         self._rollouts = ActorPool(
@@ -85,7 +91,9 @@ class Run:
             self.config.rollout.num_workers.min,
             self.config.rollout.max_groups_per_worker,
             replace(
-                self._hooks(self._spawn_rollout, _start_worker), weights=self._weights, end=self._own_placement.end
+                self._hooks(self._spawn_rollout, self._start_rollout),
+                weights=self._weights,
+                end=self._own_placement.end,
             ),
             patience,
         )
@@ -105,6 +113,7 @@ class Run:
         status, error = "failed", None
         try:
             await self.log.registry.set_run("starting", self.config.run.steps)
+            await self.log.rewind(self.state)
             await self._start()
             elasticity = asyncio.create_task(self._make_elasticity().run(), name="elasticity")
             try:
@@ -124,13 +133,13 @@ class Run:
 
     async def _start(self) -> None:
         await self._learner.start()
-        self._model_path = await self._prepare_model()
+        self._model_path = await prepare_model(self.config, self._learner, self.log)
         self.log.progress.stage("starting learner, rollout workers and rewards")
         timeout_s = self.config.run.start_timeout_s
         try:
             async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as starting:
-                starting.create_task(asyncio.to_thread(self._drop_long_prompts))
-                starting.create_task(self._learner.setup(self._model_path))
+                starting.create_task(self._drop_long_prompts())
+                starting.create_task(self._set_up_learner())
                 starting.create_task(self._rollouts.start())
                 starting.create_task(self._rewards.start())
         except ExceptionGroup as failures:
@@ -142,36 +151,24 @@ class Run:
                 f"{self._rewards.describe()}; raise it, or see Ray's logs for what hangs"
             ) from error
 
-    async def _prepare_model(self) -> str:
-        """The folder or hub id of the policy to train; makes the warm start first when there is one to make."""
-        if self.config.warm_start is None:
-            return self.config.model.path
-        reports = spawn(ProgressActor, name=f"{self.log.directory.name}-progress", num_cpus=0)
-        warm = asyncio.create_task(self._learner.warm_start(reports))
-        while not warm.done():
-            latest = await reports.latest.remote()
-            if latest is not None:
-                stage, done, total, metrics = latest
-                detail = ", ".join(f"{key} {value:.3g}" for key, value in metrics.items())
-                self.log.progress.stage(f"warm start: {stage}", done, total, detail)
-            await asyncio.wait({warm}, timeout=PROGRESS_POLL_S)
-        return await warm
+    async def _set_up_learner(self) -> None:
+        """Load the policy, and where the run goes on, the checkpoint; then workers that join may have the weights."""
+        await self._learner.setup(self._model_path)
+        if self.checkpoint is not None:
+            await self._learner.load_checkpoint(str(self.checkpoint / "state"))
+        if self.checkpoint is not None or self._num_restarts:  # else workers begin with these weights by themselves
+            await self._weights.restore(self._learner.ranks, self.state.step)
+        self._live_weights.set()
 
-    def _drop_long_prompts(self) -> None:
-        """Prompts that do not fit are left out by name now, and cannot fail a group later."""
-        rollout = self.config.rollout
-        conversation = Conversation.from_pretrained(
-            self._model_path, rollout.system_prompt, rollout.instruction, revision=self.config.model.revision
-        )
-        too_long = conversation.reason_against(rollout.max_prompt_tokens)
-        num_before = len(self.train.prompts)
-        self.train = self.train.without(too_long)
-        self.evaluation = {name: prompts.without(too_long) for name, prompts in self.evaluation.items()}
-        if num_dropped := num_before - len(self.train.prompts):
+    async def _drop_long_prompts(self) -> None:
+        fitting = await asyncio.to_thread(prompts_that_fit, self.config, self._model_path, self.train, self.evaluation)
+        if num_dropped := len(self.train.prompts) - len(fitting[0].prompts):
             self.log.note(f"{num_dropped} prompts of {self.train.source} are too long and left out")
+        self.train, self.evaluation = fitting
 
     async def _train(self) -> bool:
-        config, run_id = self.config, self.log.directory.name
+        """True when all steps were made, False when the run was told to stop."""
+        config = self.config
         roller = GroupRoller(
             self._rollouts,
             self._rewards,
@@ -179,68 +176,77 @@ class Run:
             config.rollout.group_timeout_s,
             self.log.failure,
         )
-        self._before = await self._evaluate(roller, "before training", step=0)
-        queue = spawn(
-            TrajectoryQueueActor,
-            config.max_queued_groups,
-            config.algorithm.groups_per_step,
-            0,
-            name=f"{run_id}-queue",
-            num_cpus=0,
-        )
-        machinery = Machinery(self._rollouts, roller, queue, self._learner, self._weights)
-        source = PromptSource(self.train.prompts, config.run.seed, shuffle=config.data.shuffle)
+        self.state.check_prompts(self.train.prompts, self.train.source)
+        self.state = replace(self.state, prompts_digest=digest_of(self.train.prompts))
+        await self._evaluation.before(roller, self.evaluation)
         await self.log.registry.set_run("training")
-        started = time.monotonic()
-        self._pipeline = Pipeline(config, machinery, source, self.log)
-        self._is_training = True
-        try:
-            finished = await self._pipeline.run()
-        finally:
-            self._is_training = False
-            self._training_s = time.monotonic() - started
+        while True:
+            try:
+                finished = await self._run_pipeline(roller)
+                break
+            except (BicotError, RayError) as error:
+                if not await self._may_restart(error):
+                    raise
+                await self._restart(error)
         if finished:
-            self._after = await self._evaluate(roller, "after training", step=config.run.steps)
-            await self._draw_before_after()
+            await self._evaluation.after(roller, self.evaluation, config.run.steps)
         return finished
 
-    async def _evaluate(self, roller: GroupRoller, when: str, step: int) -> dict[str, Evaluation]:
-        sets = {
-            name: prompts.prompts[: self.config.data.num_evaluation_prompts]
-            for name, prompts in self.evaluation.items()
-        }
-        if not sets:
-            return {}
-        self.log.progress.stage(f"evaluating {when}", detail=", ".join(f"{n}: {len(p)}" for n, p in sets.items()))
-        evaluations = await evaluate_all(roller, sets, self.config.run.seed)
-        for name, evaluation in evaluations.items():
-            self.log.evaluations.append(EvaluationPoint(name, step, evaluation.mean_reward))
-            self.log.note(f"{name} {when}: reward {evaluation.mean_reward:.3f} on {len(evaluation.groups)} prompts")
-        return evaluations
+    async def _run_pipeline(self, roller: GroupRoller) -> bool:
+        queue = QueueClient(self.config, self._name_of_life, self.state.step, self.log.note)
+        machinery = Machinery(self._rollouts, roller, queue, self._learner, self._weights)
+        source = PromptSource(self.train.prompts, self.config.run.seed, shuffle=self.config.data.shuffle)
+        self._pipeline = pipeline = Pipeline(self.config, machinery, source, self.log, self.state)
+        self._is_training = True
+        try:
+            return await pipeline.run()
+        finally:
+            self._is_training = False
+            self.state = pipeline.state
+            await queue.close()
 
-    async def _draw_before_after(self) -> None:
-        for name, before in self._before.items():
-            compared = self._after[name].groups
-            seen = {group.scored.rollout.request.sequence for group in compared}
-            paired: Sequence[Any] = [g for g in before.groups if g.scored.rollout.request.sequence in seen]
-            sequences = {group.scored.rollout.request.sequence for group in paired[:NUM_COMPARED_PICTURES]}
-            earlier = await samples_of(_select(paired, sequences), len(sequences))
-            later = await samples_of(_select(compared, sequences), len(sequences))
-            path = self.log.directory.samples_dir / f"before_after_{name}.png"
-            await asyncio.to_thread(draw_before_after, path, earlier, later)
+    async def _may_restart(self, error: Exception) -> bool:
+        """Whether `error` comes of a dead learner, and another one may be started."""
+        if self._num_restarts >= self.config.run.max_restarts:
+            return False
+        return isinstance(error, LearnerLostError) or not await self._learner.is_alive()
+
+    async def _restart(self, error: Exception) -> None:
+        """A new learner in place of the dead one, from the last checkpoint; the workers stay."""
+        pipeline, self._pipeline = self._pipeline, None
+        assert pipeline is not None
+        num_made = pipeline.state.step
+        self._num_restarts += 1
+        self.checkpoint, state = await self.log.checkpoints.newest() or (None, RunState())
+        self.state = replace(state, prompts_digest=pipeline.state.prompts_digest)
+        self.log.note(
+            f"{first_line(error)}; restart {self._num_restarts} of {self.config.run.max_restarts} (run.max_restarts) "
+            f"from step {state.step}: {num_made - state.step} steps are made again"
+        )
+        self.log.progress.stage("starting the learner again")
+        await self._learner.close()
+        self._learner = LearnerGroup(self.config, self.log.directory.name, self._num_restarts)
+        await self.log.rewind(self.state)
+        await self._learner.start()
+        await self._set_up_learner()
+        await self._weights.deliver(self._rollouts)
+
+    @property
+    def _name_of_life(self) -> str:
+        """Prefix of actors that are made anew at each restart."""
+        return f"{self.log.directory.name}-life{self._num_restarts}" if self._num_restarts else self.log.directory.name
 
     async def _finish(self, status: str, error: BaseException | None) -> RunSummary:
         """Save what can be saved, write the summary, end all actors. Runs after success, failure and stop alike."""
         checkpoint: str | None = None
-        num_steps = self._pipeline.num_steps_done if self._pipeline is not None else 0
         try:
-            if num_steps and not isinstance(error, LearnerError):
+            if self._has_new_steps and not isinstance(error, LearnerError):
                 self.log.progress.stage("writing the last checkpoint")
-                checkpoint = str(await self.log.checkpoint(self._learner, num_steps) / "model")
+                checkpoint = str(await self.log.checkpoint(self._learner, self.state) / "model")
                 await self.log.draw_curves()
         except BicotError as late:
             self.log.note(f"the last checkpoint could not be written: {late}")
-        summary = self._summarize(status, num_steps, checkpoint, error)
+        summary = self._summarize(status, checkpoint, error)
         write_summary(self.log.directory.summary_path, summary)
         try:
             await self.log.registry.set_run(status)
@@ -251,24 +257,28 @@ class Run:
         )
         return summary
 
-    def _summarize(
-        self, status: str, num_steps: int, checkpoint: str | None, error: BaseException | None
-    ) -> RunSummary:
+    @property
+    def _has_new_steps(self) -> bool:
+        """Whether the learner has made steps, and is where `state` says."""
+        return self.state.step > 0 and self._pipeline is not None and self._pipeline.is_between_steps
+
+    def _summarize(self, status: str, checkpoint: str | None, error: BaseException | None) -> RunSummary:
+        state = self.state
         rows = read_metrics(self.log.directory.metrics_path)
         first, last = first_and_last_reward(rows)
         images = int(sum(row["images"] or 0 for row in rows))
         return RunSummary(
             status=status,
-            steps=num_steps,
+            steps=state.step,
             images=images,
-            wall_s=self._training_s,
-            images_per_s=images / self._training_s if self._training_s else 0.0,
-            evaluation={name: reward_change(before, self._after.get(name)) for name, before in self._before.items()},
+            wall_s=state.training_s,
+            images_per_s=images / state.training_s if state.training_s else 0.0,
+            evaluation=self._evaluation.changes,
             reward_first=first,
             reward_last=last,
             checkpoint=checkpoint,
             groups_failed=self.log.num_failed_groups,
-            groups_given_up=self._pipeline.num_given_up if self._pipeline is not None else 0,
+            groups_given_up=state.num_given_up,
             error=None if error is None else f"{type(error).__name__}: {error}",
         )
 
@@ -303,10 +313,6 @@ class Run:
             threads=rollout.threads_per_worker,
         )
 
-
-async def _start_worker(handle: ActorHandle) -> None:
-    await handle.start.remote()
-
-
-def _select(groups: Sequence[Any], sequences: set[int]) -> list[Any]:
-    return [group for group in groups if group.scored.rollout.request.sequence in sequences]
+    async def _start_rollout(self, handle: ActorHandle) -> None:
+        await handle.start.remote()
+        await self._live_weights.wait()

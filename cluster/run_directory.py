@@ -5,14 +5,21 @@ runs/NAME/              NAME-2, NAME-3, … when NAME already holds a run: nothi
     metrics.jsonl       one object a step, see cluster.metrics
     samples/            step_000010.png, …: pictures with prompt, plan and score
     checkpoints/        for resuming and for use
+    evaluation/         what evaluation gave before training
     curves.png          how the run went
     summary.json        how it ended
     logs/               of libraries and workers
     redis/              of the private registry
+    lock                held by the launcher that runs here
 """
 
 from __future__ import annotations
 
+import fcntl
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +58,52 @@ class RunDirectory:
             ) from error
         return directory
 
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """The directory of a run that was begun earlier. Raises ConfigError when `path` holds none."""
+        directory = cls(path.expanduser().resolve())
+        if not directory.config_path.is_file():
+            raise ConfigError(f"--resume {path}: there is no run here ({CONFIG_NAME} is missing)")
+        for folder in (directory.samples_dir, directory.checkpoints_dir, directory.logs_dir):
+            folder.mkdir(exist_ok=True)
+        return directory
+
+    @classmethod
+    def latest(cls, run_dir: str) -> RunDirectory:
+        """The run that was begun last under `run_dir`. Raises ConfigError when there is none."""
+        root, _ = resolve_root(run_dir)
+        configs = sorted(root.glob(f"*/{CONFIG_NAME}"), key=lambda path: path.stat().st_mtime)
+        if not configs:
+            raise ConfigError(f"--resume latest: there is no run in run.dir '{run_dir}' ({root}); name a run directory")
+        return cls.open(configs[-1].parent)
+
+    def is_in_use(self) -> bool:
+        """Whether a launcher runs here now; on another machine only where the folder's file system tells."""
+        try:
+            with self.locked():
+                return False
+        except ConfigError:
+            return True
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else may run here meanwhile; a launcher that is killed lets go. Raises ConfigError when one does."""
+        with (self.path / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(f"{self.path}: another launcher runs here; wait until it has ended") from error
+            yield
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write down the config with which a run goes on, where it has changed."""
+        text = dump_config(config)
+        if text == self.config_path.read_text(encoding="utf-8"):
+            return
+        temporary = self.config_path.with_name(f"{CONFIG_NAME}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.config_path)
+
     @property
     def name(self) -> str:
         """The name under which nothing else runs here: run.name, or run.name-2, …"""
@@ -81,6 +134,16 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def evaluation_dir(self) -> Path:
+        """Made by the first evaluation."""
+        return self.path / "evaluation"
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with this run."""
+        return f"python -m cluster.launch --resume {shlex.quote(str(self.path))}"
+
+    @property
     def logs_dir(self) -> Path:
         return self.path / "logs"
 
@@ -91,6 +154,19 @@ class RunDirectory:
 
     def samples_path(self, step: int) -> Path:
         return self.samples_dir / f"step_{step:06d}.png"
+
+
+def check_is_unfinished(directory: RunDirectory, config: RunConfig) -> None:
+    """Raises ConfigError for a run that has made all its steps."""
+    try:
+        summary = json.loads(directory.summary_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    if summary["status"] == "finished" and summary["steps"] >= config.run.steps:
+        raise ConfigError(
+            f"{directory.path}: this run has made all its {summary['steps']} steps; raise run.steps to make more, "
+            "say by --set run.steps=1000"
+        )
 
 
 def resolve_root(run_dir: str) -> tuple[Path, str | None]:

@@ -6,9 +6,10 @@ The training loop says once what happened; this class spreads it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cluster.checkpoints import Checkpoints
 from cluster.curves import EvaluationPoint, draw_curves
@@ -19,7 +20,9 @@ from cluster.progress import Progress
 from cluster.ray_metrics import RayGauges
 from cluster.registry import GroupState, Registry
 from cluster.run_directory import RunDirectory
+from cluster.run_state import RunState
 from cluster.samples import SampleEntry, draw_samples
+from configs.errors import RegistryError
 from configs.schema import RunConfig
 from rollout.records import GroupRequest, ScoredGroup, UInt8Array
 
@@ -37,6 +40,7 @@ class RunLog:
     num_failed_groups: int = 0
     evaluations: list[EvaluationPoint] = field(default_factory=list)
     _gauges: RayGauges = field(init=False)
+    _registry_error: RegistryError | None = None
 
     def __post_init__(self) -> None:
         self._gauges = RayGauges(self.directory.name)
@@ -45,51 +49,79 @@ class RunLog:
         """A line for the user."""
         self.progress.note(text)
 
+    def check(self) -> None:
+        """Raises RegistryError when the registry was lost: between two steps, when no work is lost with it."""
+        if self._registry_error is not None:
+            raise self._registry_error
+
     async def worker(self, worker_id: str, state: str) -> None:
         """A worker of a pool changed its state."""
         kind = worker_id.rpartition("-")[0]
         if state == "DEAD":
-            await self.registry.remove_worker(worker_id)
+            await self._tell(self.registry.remove_worker(worker_id))
         else:
-            await self.registry.set_worker(worker_id, kind, state)
+            await self._tell(self.registry.set_worker(worker_id, kind, state))
 
     async def group(self, request: GroupRequest, state: GroupState) -> None:
         """A group of the training run changed its state."""
-        await self.registry.set_group(request.sequence, state, request.attempt)
+        await self._tell(self.registry.set_group(request.sequence, state, request.attempt))
 
     async def failure(self, request: GroupRequest, reason: str) -> None:
         """An attempt at a group failed."""
         self.num_failed_groups += 1
         self.note(f"group {request.sequence} ({request.prompt.prompt_id}), attempt {request.attempt + 1}: {reason}")
         if request.sequence >= 0:
-            await self.registry.set_group(request.sequence, GroupState.FAILED, request.attempt, reason=reason)
+            news = self.registry.set_group(request.sequence, GroupState.FAILED, request.attempt, reason=reason)
+            await self._tell(news)
 
     async def version(self, version: int) -> None:
         """All rollout workers hold `version`."""
-        await self.registry.set_version(version)
+        await self._tell(self.registry.set_version(version))
 
-    async def step(self, metrics: dict[str, float], rolled: Sequence[RolledGroup]) -> None:
-        """An optimizer step was made, from these groups."""
-        step = int(metrics["step"])
+    async def rewind(self, state: RunState) -> None:
+        """The run goes on from an earlier step: what was told of later ones no longer holds."""
+        self.num_failed_groups = state.num_failed_groups
+        self.metrics.rewind(state.step)
+        num_trained = state.step * self.config.algorithm.groups_per_step
+        await self.registry.rewind(num_trained)
+        await self.registry.set_progress(state.step, state.step)
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """Write down the metrics of an optimizer step."""
         metrics["groups_failed"] = self.num_failed_groups
         self.metrics.write(metrics)
+
+    async def step(self, metrics: dict[str, float], rolled: Sequence[RolledGroup]) -> None:
+        """Tell of an optimizer step, made from these groups, whose metrics are written down."""
+        step = int(metrics["step"])
         self.progress.step(metrics)
         self._gauges.update(metrics)
         requests = [group.scored.rollout.request for group in rolled]
-        await self.registry.set_groups({r.sequence: r.attempt for r in requests}, GroupState.TRAINED)
-        await self.registry.set_progress(step, int(metrics["weight_version"]), {"reward": metrics["reward/mean"]})
+        await self._tell(self.registry.set_groups({r.sequence: r.attempt for r in requests}, GroupState.TRAINED))
+        reward = {"reward": metrics["reward/mean"]}
+        await self._tell(self.registry.set_progress(step, int(metrics["weight_version"]), reward))
         if step % self.config.samples.every_steps == 0 or step == self.config.run.steps:
             await self._draw(step, metrics["reward/mean"], rolled)
 
-    async def checkpoint(self, learner: LearnerGroup, step: int) -> Path:
+    async def checkpoint(self, learner: LearnerGroup, state: RunState) -> Path:
         """Write a checkpoint; returns its folder."""
-        return await self.checkpoints.save(learner, step)
+        return await self.checkpoints.save(learner, state)
 
     async def draw_curves(self) -> None:
         """Bring curves.png up to date; nothing before the first step."""
         if not read_metrics(self.directory.metrics_path):
             return
         await asyncio.to_thread(draw_curves, self.directory.metrics_path, self.directory.curves_path, self.evaluations)
+
+    async def _tell(self, news: Coroutine[Any, Any, object]) -> None:
+        """Tell the registry. It only watches, so its loss must not tear a step apart: `check` raises it later."""
+        if self._registry_error is not None:
+            news.close()
+            return
+        try:
+            await news
+        except RegistryError as error:
+            self._registry_error = error
 
     async def _draw(self, step: int, reward: float, rolled: Sequence[RolledGroup]) -> None:
         samples = await samples_of(rolled, self.config.samples.num_pictures)

@@ -42,9 +42,15 @@ class RewardPools:
         hooks: Any,
         patience: Patience,
         cache_url: str | None = None,
+        *,
+        one_group_a_time: bool,
     ) -> None:
-        """`hooks(spawn, start)` makes the PoolHooks of one pool; cache_url: Redis for rewards with `cache: true`."""
+        """`hooks(spawn, start)` makes the PoolHooks of one pool; cache_url: Redis for rewards with `cache: true`.
+
+        one_group_a_time: a replica never scores pictures of two groups as one batch; for run.deterministic.
+        """
         self._rewards = rewards
+        self._one_group_a_time = one_group_a_time
         self._group_size = group_size
         self._patience = patience
         self._cache_url = cache_url
@@ -133,4 +139,6 @@ class RewardPools:
         pool_hooks: PoolHooks = hooks(make_actor, start)
         self._note = pool_hooks.note
         max_groups = max(1, BATCHES_PER_REPLICA * reward.batch_size // self._group_size)
+        if self._one_group_a_time:
+            max_groups = 1
         return ActorPool(kind, reward.replicas.min, max_groups, pool_hooks, self._patience, fatal=(RewardTimeoutError,))

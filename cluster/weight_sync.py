@@ -34,6 +34,9 @@ class WeightSync(Protocol):
     async def publish(self, ranks: Sequence[ActorHandle], version: int, pool: ActorPool) -> None:
         """Take `version` out of the learner. When this returns, the learner may change its weights again."""
 
+    async def restore(self, ranks: Sequence[ActorHandle], version: int) -> None:
+        """Take `version` out of a learner that begins there; it may be an earlier one. READY workers need `deliver`."""
+
     async def deliver(self, pool: ActorPool) -> int:
         """Bring the published version to every READY worker; returns the version."""
 
@@ -58,6 +61,9 @@ class ObjectStoreSync:
         return self._version
 
     async def publish(self, ranks: Sequence[ActorHandle], version: int, pool: ActorPool) -> None:
+        await self.take(ranks, version)
+
+    async def restore(self, ranks: Sequence[ActorHandle], version: int) -> None:
         await self.take(ranks, version)
 
     async def take(self, ranks: Sequence[ActorHandle], version: int) -> None:

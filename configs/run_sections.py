@@ -18,7 +18,13 @@ class RunSection(Section):
     cache_dir: str = Field("~/.cache/bicot", description="warm-started models are kept here, by content")
     seed: int = Field(0, ge=0, description="decides prompts' order and every trajectory's tokens")
     steps: int = Field(100, ge=1, description="optimizer steps")
+    deterministic: bool = Field(
+        False, description="nothing depends on timing, not even rounding: two runs are equal bit for bit, and slower"
+    )
     start_timeout_s: float = Field(600.0, gt=0, description="how long all actors together may take to start")
+    max_restarts: int = Field(
+        3, ge=0, description="times a dead learner is started again from the last checkpoint; 0 ends the run instead"
+    )
     step_timeout_s: float = Field(1800.0, gt=0, description="how long one step may wait for its groups")
 
 
@@ -52,6 +58,8 @@ class CheckpointConfig(Section):
 
     every_steps: int = Field(50, ge=1)
     keep_last: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, ge=1, description="those of steps that this divides are kept for good, too")
+    url: str | None = Field(None, description="copies go to URL/RUN: s3://, gs://, file://, … (fsspec); null: none")
 
 
 class SamplesConfig(Section):

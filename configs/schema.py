@@ -66,7 +66,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
-        for check in (self._check_batches, self._check_queue, self._check_precision, self._check_weights):
+        for check in (
+            self._check_batches,
+            self._check_queue,
+            self._check_precision,
+            self._check_weights,
+            self._check_determinism,
+        ):
             check()
         return self
 
@@ -122,6 +128,13 @@ class RunConfig(Section):
                 "weight_sync.backend nccl needs learner and vLLM rollout workers on whole GPUs of their own; set "
                 "learner.gpus_per_rank and rollout.gpus_per_worker to 1 or more and rollout.engine to vllm, or "
                 "weight_sync.backend to object_store"
+            )
+
+    def _check_determinism(self) -> None:
+        if self.run.deterministic and self.algorithm.max_staleness > 0:
+            raise ValueError(
+                f"run.deterministic with algorithm.max_staleness {self.algorithm.max_staleness}: the moment at which "
+                "new weights reach a group that is being rolled would decide its tokens; set max_staleness to 0"
             )
 
     @property

@@ -146,9 +146,7 @@ class FragmentFiles:
         return float(pieces[0][2].get_tensor(pieces[0][3])) if pieces else None
 
 
-def read_fragments(
-    files: FragmentFiles, fragments: Sequence[Fragment], optimizer: torch.optim.Optimizer
-) -> None:
+def read_fragments(files: FragmentFiles, fragments: Sequence[Fragment], optimizer: torch.optim.Optimizer) -> None:
     """Fill this rank's float32 weights and AdamW state. Raises LearnerError where something is missing."""
     for fragment in fragments:
         weight = files.read(WEIGHT, fragment.name, fragment.start, fragment.numel)

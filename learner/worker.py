@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,9 @@ class LearnerWorker:
         learner = self._config.learner
         if learner.threads_per_rank is not None or self._device_type == "cpu":
             torch.set_num_threads(learner.threads_per_rank or 1)
+        if self._config.run.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as torch asks for, on GPUs
+            torch.use_deterministic_algorithms(True)
         init_distributed(
             self._rank,
             self._world_size,

@@ -56,6 +56,12 @@ class Engine(Protocol):
     async def generate(self, request: SequenceRequest) -> SequenceResult:
         """Sample one continuation. Many calls may run at once; they share the batch."""
 
+    async def generate_together(self, requests: Sequence[SequenceRequest]) -> list[SequenceResult]:
+        """Sample these as one batch that holds nothing else, so that not even rounding depends on what else is asked.
+
+        One call waits for the other; none may run beside `generate`.
+        """
+
     async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
         """Swap in a weight version between two tokens; running sequences go on with the new weights.
 

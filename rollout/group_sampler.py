@@ -10,6 +10,10 @@
 The tokens depend on the weights, the prompt and `request.seed`, and on nothing else: not on the
 attempt, the worker, or who finishes first. So a group rolled again under the same weights is the
 same group.
+
+`deterministic` makes that hold bit for bit. A matrix product may be rounded in another way in a batch of
+another size, so groups then take turns, and the engine is given all CoTs of one as a batch of their own, and
+then all its pictures.
 """
 
 from __future__ import annotations
@@ -59,6 +63,7 @@ class GroupSampler:
         decoder: BatchedDecoder,
         settings: SamplingSettings,
         worker_id: str,
+        deterministic: bool = False,
     ) -> None:
         self._engine = engine
         self._conversation = conversation
@@ -66,6 +71,8 @@ class GroupSampler:
         self._settings = settings
         self._worker_id = worker_id
         self._serial = itertools.count()
+        self._deterministic = deterministic
+        self._turn = asyncio.Lock()
 
     async def sample(self, request: GroupRequest) -> tuple[GroupRollout, UInt8Array]:
         """The group, and its pictures as uint8 [G, height, width, 3], in the order of its trajectories.
@@ -82,15 +89,14 @@ class GroupSampler:
         prompt_ids = self._semantic_prompt(request.prompt.text)
         try:
             async with asyncio.TaskGroup() as group:
-                branches = [
-                    group.create_task(self._sample_branch(request, index, prompt_ids)) for index in range(num_cots)
-                ]
+                sample = self._sample_in_turn if self._deterministic else self._sample_branches
+                sampling = group.create_task(sample(request, num_cots, prompt_ids))
         except ExceptionGroup as errors:
             error = _first_leaf(errors)
             raise RolloutError(
                 f"group {request.sequence}, attempt {request.attempt}, prompt {request.prompt.prompt_id}: {error}"
             ) from error
-        drawn = [trajectory for branch in branches for trajectory in branch.result()]
+        drawn = sampling.result()
         rollout = GroupRollout(
             request=request,
             trajectories=tuple(trajectory for trajectory, _ in drawn),
@@ -109,15 +115,47 @@ class GroupSampler:
         conversation.check_length(prompt_ids, settings.max_prompt_tokens, prompt)
         return prompt_ids
 
+    async def _sample_branches(
+        self, request: GroupRequest, num_cots: int, prompt_ids: Int32Array
+    ) -> list[tuple[Trajectory, UInt8Array]]:
+        """All at once, in the engine's batch with whatever else is in it."""
+        async with asyncio.TaskGroup() as group:
+            branches = [group.create_task(self._sample_branch(request, index, prompt_ids)) for index in range(num_cots)]
+        return [drawn for branch in branches for drawn in branch.result()]
+
+    async def _sample_in_turn(
+        self, request: GroupRequest, num_cots: int, prompt_ids: Int32Array
+    ) -> list[tuple[Trajectory, UInt8Array]]:
+        """The CoTs as one batch, then the pictures as one, for the decoder too."""
+        async with self._turn:
+            return await self._sample_together(request, num_cots, prompt_ids)
+
+    async def _sample_together(
+        self, request: GroupRequest, num_cots: int, prompt_ids: Int32Array
+    ) -> list[tuple[Trajectory, UInt8Array]]:
+        cots = [_Cot(prompt_ids, None, "")] * num_cots
+        if self._settings.max_cot_tokens > 0:
+            requests = [self._cot_request(request, index, prompt_ids) for index in range(num_cots)]
+            written = await self._engine.generate_together(requests)
+            cots = [self._cot(prompt_ids, sampled) for sampled in written]
+        cot_of_picture = [cots[index // request.images_per_cot] for index in range(request.group_size)]
+        prompts = [self._image_prompt(request, cot) for cot in cot_of_picture]
+        drawings = await self._engine.generate_together(
+            [self._image_request(request, index, prompt) for index, prompt in enumerate(prompts)]
+        )
+        pictures = await asyncio.gather(*(self._decoder.decode(drawn.token_ids) for drawn in drawings))
+        parts = zip(cot_of_picture, prompts, drawings, pictures, strict=True)
+        return [
+            (self._trajectory(request, index, cot, prompt, drawn), picture)
+            for index, (cot, prompt, drawn, picture) in enumerate(parts)
+        ]
+
     async def _sample_branch(
         self, request: GroupRequest, cot_index: int, prompt_ids: Int32Array
     ) -> list[tuple[Trajectory, UInt8Array]]:
         """One CoT and the pictures drawn from it."""
         cot = await self._sample_cot(request, cot_index, prompt_ids)
-        # A CoT's text may need more tokens than were sampled; it then loses its end, in the picture's prompt only.
-        image_prompt_ids = self._conversation.image_prompt(
-            request.prompt.text, cot.text, self._settings.max_prompt_tokens + self._settings.max_cot_tokens
-        )
+        image_prompt_ids = self._image_prompt(request, cot)
         first = cot_index * request.images_per_cot
         async with asyncio.TaskGroup() as group:
             pictures = [
@@ -127,41 +165,53 @@ class GroupSampler:
         return [picture.result() for picture in pictures]
 
     async def _sample_cot(self, request: GroupRequest, cot_index: int, prompt_ids: Int32Array) -> _Cot:
-        settings = self._settings
-        if settings.max_cot_tokens == 0:
+        if self._settings.max_cot_tokens == 0:
             return _Cot(prompt_ids, None, "")
-        sampled = await self._engine.generate(
-            SequenceRequest(
-                request_id=self._request_id(request, f"cot-{cot_index}"),
-                phase="cot",
-                prompt_ids=prompt_ids,
-                max_new_tokens=settings.max_cot_tokens,
-                temperature=settings.temperature,
-                guidance_scale=1.0,
-                seed=derive_seed(request.seed, "cot", cot_index),
-            )
-        )
-        return _Cot(prompt_ids, sampled, self._conversation.decode_cot(sampled.token_ids))
+        return self._cot(prompt_ids, await self._engine.generate(self._cot_request(request, cot_index, prompt_ids)))
 
     async def _sample_picture(
         self, request: GroupRequest, index: int, cot: _Cot, image_prompt_ids: Int32Array
     ) -> tuple[Trajectory, UInt8Array]:
-        settings = self._settings
-        seed = derive_seed(request.seed, "image", index)
-        drawn = await self._engine.generate(
-            SequenceRequest(
-                request_id=self._request_id(request, f"image-{index}"),
-                phase="image",
-                prompt_ids=image_prompt_ids,
-                max_new_tokens=settings.num_image_tokens,
-                temperature=settings.temperature,
-                guidance_scale=settings.guidance_scale,
-                seed=seed,
-            )
-        )
+        drawn = await self._engine.generate(self._image_request(request, index, image_prompt_ids))
         picture = await self._decoder.decode(drawn.token_ids)
+        return self._trajectory(request, index, cot, image_prompt_ids, drawn), picture
+
+    def _cot_request(self, request: GroupRequest, cot_index: int, prompt_ids: Int32Array) -> SequenceRequest:
+        return SequenceRequest(
+            request_id=self._request_id(request, f"cot-{cot_index}"),
+            phase="cot",
+            prompt_ids=prompt_ids,
+            max_new_tokens=self._settings.max_cot_tokens,
+            temperature=self._settings.temperature,
+            guidance_scale=1.0,
+            seed=derive_seed(request.seed, "cot", cot_index),
+        )
+
+    def _cot(self, prompt_ids: Int32Array, sampled: SequenceResult) -> _Cot:
+        return _Cot(prompt_ids, sampled, self._conversation.decode_cot(sampled.token_ids))
+
+    def _image_prompt(self, request: GroupRequest, cot: _Cot) -> Int32Array:
+        # A CoT's text may need more tokens than were sampled; it then loses its end, in the picture's prompt only.
+        return self._conversation.image_prompt(
+            request.prompt.text, cot.text, self._settings.max_prompt_tokens + self._settings.max_cot_tokens
+        )
+
+    def _image_request(self, request: GroupRequest, index: int, prompt_ids: Int32Array) -> SequenceRequest:
+        return SequenceRequest(
+            request_id=self._request_id(request, f"image-{index}"),
+            phase="image",
+            prompt_ids=prompt_ids,
+            max_new_tokens=self._settings.num_image_tokens,
+            temperature=self._settings.temperature,
+            guidance_scale=self._settings.guidance_scale,
+            seed=derive_seed(request.seed, "image", index),
+        )
+
+    def _trajectory(
+        self, request: GroupRequest, index: int, cot: _Cot, image_prompt_ids: Int32Array, drawn: SequenceResult
+    ) -> Trajectory:
         parts = [drawn] if cot.sampled is None else [cot.sampled, drawn]
-        trajectory = Trajectory(
+        return Trajectory(
             semantic_prompt_ids=cot.prompt_ids,
             cot_ids=np.zeros(0, np.int32) if cot.sampled is None else cot.sampled.token_ids,
             cot_logprobs=np.zeros(0, np.float32) if cot.sampled is None else cot.sampled.logprobs,
@@ -169,12 +219,11 @@ class GroupSampler:
             image_ids=drawn.token_ids,
             image_logprobs=drawn.logprobs,
             cot_text=cot.text,
-            guidance_scale=settings.guidance_scale,
-            seed=seed,
+            guidance_scale=self._settings.guidance_scale,
+            seed=derive_seed(request.seed, "image", index),
             oldest_weight_version=min(part.oldest_weight_version for part in parts),
             newest_weight_version=max(part.newest_weight_version for part in parts),
         )
-        return trajectory, picture
 
     def _request_id(self, request: GroupRequest, what: str) -> str:
         # A number of our own: a group given up by its caller and rolled again may overlap with itself.

@@ -97,6 +97,10 @@ class TransformersEngine:
             await self._on_thread(self._advance, sequence)
         return sequence.result()
 
+    async def generate_together(self, requests: Sequence[SequenceRequest]) -> list[SequenceResult]:
+        """Sample them beside each other: a sequence has its forward passes to itself in any case."""
+        return list(await asyncio.gather(*map(self.generate, requests)))
+
     async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
         """Swap in a weight version between two tokens. Raises WeightSyncError, and then changes nothing."""
         await self._on_thread(self._load_buckets, version, buckets)

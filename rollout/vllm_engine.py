@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +25,7 @@ from rollout.engine import SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import WeightBucket
 from rollout.vllm_settings import context_length, engine_args, environment
+from rollout.weight_buckets import bucket_file
 from rollout.weight_manifest import WeightManifest
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 _LIFE_SIGN_S = 0.5
 """How often a weight update looks whether the engine is alive."""
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 class VllmEngine:
@@ -54,12 +52,14 @@ class VllmEngine:
         dtype: str,
         revision: str | None = None,
         sampled_logprobs: bool = False,
+        deterministic: bool = False,
     ) -> None:
         self._model_path = str(model_path)
         self._config = config
         self._dtype = dtype
         self._revision = revision
         self._sampled_logprobs = sampled_logprobs
+        self._deterministic = deterministic
         self._weight_version = 0
         self._update_lock = asyncio.Lock()
         self._broken: str | None = None
@@ -88,7 +88,9 @@ class VllmEngine:
 
         try:
             # In this thread: vLLM ties its output handler to the loop that is running here.
-            arguments = engine_args(self._config, self._checkpoint, self._dtype, self._sampled_logprobs)
+            arguments = engine_args(
+                self._config, self._checkpoint, self._dtype, self._sampled_logprobs, self._deterministic
+            )
             self._llm = AsyncLLM.from_engine_args(arguments)
         except (RuntimeError, ValueError, OSError) as error:
             raise ModelError(f"vLLM cannot run model {self._checkpoint.folder}: {error}") from error
@@ -114,6 +116,23 @@ class VllmEngine:
         self._check_usable()
         return self._result(request, completion)
 
+    async def generate_together(self, requests: Sequence[SequenceRequest]) -> list[SequenceResult]:
+        """See Engine. Without what the prefix cache holds of earlier prompts, and without new weights in between."""
+        async with self._update_lock:
+            llm = self._running
+            num_before = llm.output_processor.get_num_unfinished_requests()
+            await llm.pause_generation(mode="keep", clear_cache=True)
+            try:
+                tasks = [asyncio.create_task(self.generate(request)) for request in requests]
+                # The engine gets calls in their order: those that are submitted now come before the resume.
+                while llm.output_processor.get_num_unfinished_requests() - num_before < len(requests):
+                    if any(task.done() for task in tasks):
+                        break  # one was refused, which `gather` raises
+                    await asyncio.sleep(0.001)
+            finally:
+                await llm.resume_generation()
+            return list(await asyncio.gather(*tasks))
+
     async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
         """See Engine.
 
@@ -128,7 +147,7 @@ class VllmEngine:
     async def _load_buckets(self, version: int, buckets: Sequence[WeightBucket]) -> None:
         async with self._swapping_weights(version) as llm:
             for bucket in buckets:
-                with _as_file(bucket) as path:
+                with bucket_file(bucket) as path:
                     await self._load(llm, bucket.names, bucket.dtypes, bucket.shapes, path)
 
     async def _unless_engine_dies(self, update: Coroutine[Any, Any, None]) -> None:
@@ -298,13 +317,3 @@ class VllmEngine:
         assert len(logprobs) == len(token_ids), "vLLM gives one log-probability a token with logprobs=0"
         versions = [int(span.version) for span in completion.weight_versions]
         return SequenceResult(token_ids, logprobs, min(versions), max(versions))
-
-
-@contextmanager
-def _as_file(bucket: WeightBucket) -> Iterator[str]:
-    """The bucket's bytes in a file that lives as long as the context; in memory, where there is room for them."""
-    in_memory = _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free > bucket.data.nbytes
-    with tempfile.NamedTemporaryFile(prefix="bicot-weights-", dir=_SHARED_MEMORY if in_memory else None) as file:
-        bucket.data.tofile(file)
-        file.flush()
-        yield file.name

@@ -65,9 +65,17 @@ def environment(config: RolloutConfig) -> dict[str, str]:
 
 
 def engine_args(
-    config: RolloutConfig, checkpoint: JanusCheckpoint, dtype: str, sampled_logprobs: bool = False
+    config: RolloutConfig,
+    checkpoint: JanusCheckpoint,
+    dtype: str,
+    sampled_logprobs: bool = False,
+    deterministic: bool = False,
 ) -> AsyncEngineArgs:
-    """Arguments of `AsyncLLM` for a checkpoint; imports vLLM. sampled_logprobs: see `rollout.engine.SequenceResult`."""
+    """Arguments of `AsyncLLM` for a checkpoint; imports vLLM.
+
+    sampled_logprobs: see `rollout.engine.SequenceResult`.
+    deterministic: no step is scheduled before the last one's tokens are known, so timing decides no batch.
+    """
     from vllm import AsyncEngineArgs
     from vllm.config.weight_transfer import WeightTransferConfig
 
@@ -92,6 +100,7 @@ def engine_args(
         max_num_batched_tokens=max(max_model_len, config.max_num_seqs, _MIN_BATCHED_TOKENS),
         enable_chunked_prefill=False,
         enable_prefix_caching=True,
+        async_scheduling=False if deterministic else None,
         enforce_eager=config.enforce_eager,
         tensor_parallel_size=config.tensor_parallel_size,
         distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else "uni",

@@ -8,7 +8,11 @@ NumPy has no bfloat16, so a bucket is raw bytes with each tensor's name, dtype a
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +21,7 @@ from configs.errors import WeightSyncError
 from rollout.records import WeightBucket
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_SHARED_MEMORY = Path("/dev/shm")
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -75,3 +80,13 @@ def unpack_bucket(bucket: WeightBucket) -> Iterator[tuple[str, torch.Tensor]]:
         raise WeightSyncError(f"a weight bucket of {len(bucket.names)} tensors is malformed: {error}") from error
     if offset != bucket.data.size:
         raise WeightSyncError(f"a weight bucket holds {bucket.data.size} bytes, its tensors take {offset}")
+
+
+@contextmanager
+def bucket_file(bucket: WeightBucket) -> Iterator[str]:
+    """The bucket's bytes in a file that lives as long as the context; in memory, where there is room for them."""
+    in_memory = _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free > bucket.data.nbytes
+    with tempfile.NamedTemporaryFile(prefix="bicot-weights-", dir=_SHARED_MEMORY if in_memory else None) as file:
+        bucket.data.tofile(file)
+        file.flush()
+        yield file.name

@@ -41,6 +41,7 @@ class RolloutWorker:
             config.model.dtype,
             config.model.revision,
             config.algorithm.records_sampled_logprobs,
+            config.run.deterministic,
         )
         self._sampler: GroupSampler | None = None
 
@@ -51,7 +52,12 @@ class RolloutWorker:
         picture do not fit its context.
         """
         self._sampler = await start_sampler(
-            self._engine, self._model_path, self._config.rollout, self._worker_id, self._config.model.revision
+            self._engine,
+            self._model_path,
+            self._config.rollout,
+            self._worker_id,
+            self._config.model.revision,
+            deterministic=self._config.run.deterministic,
         )
 
     async def roll_group(self, request: GroupRequest) -> tuple[GroupRollout, UInt8Array]:
@@ -101,6 +107,7 @@ async def start_sampler(
     worker_id: str,
     revision: str | None = None,
     with_cot: bool = True,
+    deterministic: bool = False,
 ) -> GroupSampler:
     """Start the engine, load the VQ model, and put a GroupSampler on them. Raises as `RolloutWorker.start`."""
     conversation = Conversation.from_pretrained(model_path, config.system_prompt, config.instruction, revision)
@@ -118,7 +125,7 @@ async def start_sampler(
         temperature=config.temperature,
     )
     batched = BatchedDecoder(decoder.decode, config.decode_batch_size)
-    return GroupSampler(engine, conversation, batched, settings, worker_id)
+    return GroupSampler(engine, conversation, batched, settings, worker_id, deterministic)
 
 
 def device_of(config: RolloutConfig) -> str:
@@ -127,9 +134,15 @@ def device_of(config: RolloutConfig) -> str:
 
 
 def create_engine(
-    model_path: str, config: RolloutConfig, dtype: str, revision: str | None = None, sampled_logprobs: bool = False
+    model_path: str,
+    config: RolloutConfig,
+    dtype: str,
+    revision: str | None = None,
+    sampled_logprobs: bool = False,
+    deterministic: bool = False,
 ) -> Engine:
-    """The engine that `config.engine` names, not started. sampled_logprobs: see `rollout.engine.SequenceResult`."""
+    """The engine that `config.engine` names, not started. sampled_logprobs: see `rollout.engine.SequenceResult`;
+    deterministic: see `Engine.generate_together`."""
     if config.engine == "vllm":
-        return VllmEngine(model_path, config, dtype, revision, sampled_logprobs)
+        return VllmEngine(model_path, config, dtype, revision, sampled_logprobs, deterministic)
     return TransformersEngine(model_path, dtype, device_of(config), revision, sampled_logprobs)

@@ -32,6 +32,8 @@ class FakeEngine:
         self.fails = fails
         self.events: list[tuple[str, SequenceRequest]] = []
         """(`start`, `end` or `cancelled`, request), in order."""
+        self.batches: list[list[SequenceRequest]] = []
+        """What was asked for together, in order."""
         self._weight_version = 0
 
     async def start(self) -> None:
@@ -61,6 +63,10 @@ class FakeEngine:
             oldest_weight_version=oldest_weight_version,
             newest_weight_version=self._weight_version,
         )
+
+    async def generate_together(self, requests: Sequence[SequenceRequest]) -> list[SequenceResult]:
+        self.batches.append(list(requests))
+        return list(await asyncio.gather(*map(self.generate, requests)))
 
     async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
         self._weight_version = version

@@ -55,7 +55,7 @@ def run_jobs(jobs: Sequence[Job], num_ranks: int, directory: Path) -> Mapping[st
     """Run `jobs` on `num_ranks` ranks and return rank 0's results by name."""
     result_file = directory / f"results-{num_ranks}.pickle"
     context = multiprocessing.spawn(
-        _run_rank, (num_ranks, list(jobs), [_free_port() for _ in jobs], result_file), nprocs=num_ranks, join=False
+        _run_rank, (num_ranks, list(jobs), [free_port() for _ in jobs], result_file), nprocs=num_ranks, join=False
     )
     deadline_s = time.monotonic() + TIMEOUT_S
     # join returns after each rank that ends, and says whether it was the last.
@@ -68,7 +68,7 @@ def run_jobs(jobs: Sequence[Job], num_ranks: int, directory: Path) -> Mapping[st
     return results
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -20,6 +20,7 @@ from cluster.registry import Registry, RunSnapshot
 from cluster.run import Run
 from cluster.run_directory import RunDirectory
 from cluster.run_log import RunLog
+from cluster.run_state import RunState
 from configs.schema import RunConfig
 from rollout.prompts import load_prompts
 from rollout.records import GroupRequest, ScoredGroup
@@ -107,13 +108,14 @@ async def train(
     tree: Mapping[str, Any],
     act: Callable[[RecordingLog, str, int], Awaitable[None]] = do_nothing,
     on_redis: Callable[[PrivateRedis], None] = lambda redis: None,
+    resumed: RunDirectory | None = None,
 ) -> Outcome:
     """Run to the end in the Ray that this process is connected to; an error of the run is kept, not raised.
 
-    on_redis: is given the run's private server before the run starts.
+    on_redis: is given the run's private server before the run starts; resumed: the run to go on with.
     """
     config = RunConfig.model_validate(tree)
-    directory = RunDirectory.create(config)
+    directory = resumed or RunDirectory.create(config)
     limit = config.data.max_bad_lines
     evaluation = {name: load_prompts(source, limit) for name, source in config.data.evaluation.items()}
     with (
@@ -123,11 +125,13 @@ async def train(
     ):
         on_redis(redis)
         async with Registry(redis.url, directory.name) as registry:
-            checkpoints = Checkpoints(directory.checkpoints_dir, config.checkpoint.keep_last)
+            checkpoints = Checkpoints(directory.checkpoints_dir, config.checkpoint, progress.note)
+            checkpoint, state = await checkpoints.newest() or (None, RunState())
             log = RecordingLog(config, directory, registry, progress, metrics, checkpoints, act=act)
             outcome = Outcome(config, directory, log)
             try:
-                log.run = Run(config, load_prompts(config.data.train, limit), evaluation, log)
+                prompts = load_prompts(config.data.train, limit)
+                log.run = Run(config, prompts, evaluation, log, state, checkpoint)
                 outcome.summary = await log.run.execute()
                 outcome.snapshot = await registry.snapshot()
             except Exception as error:  # noqa: BLE001 - which error it is, is what the tests look at

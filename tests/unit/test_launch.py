@@ -140,12 +140,21 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert "there is no run here" in expect_error(["--resume", str(tmp_path)], 2, capsys)
+
+
+def test_a_resumed_runs_seed_cannot_be_changed(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["--resume", str(config_file.parent), "--set", "run.seed=1"]
+    assert "--set run.seed: a run that goes on must keep it at 0" in expect_error(arguments, 2, capsys)
+
+
 def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as exit_info:
         main(["--help"])
     assert exit_info.value.code == 0
     printed = capsys.readouterr().out
-    assert all(option in printed for option in ("--config", "--set", "--dry-run"))
+    assert all(option in printed for option in ("--config", "--resume", "--set", "--dry-run"))
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

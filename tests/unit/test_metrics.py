@@ -62,6 +62,18 @@ def test_every_line_is_there_as_soon_as_it_is_written(tmp_path: Path) -> None:
         assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
+def test_a_rewound_file_goes_on_after_the_step_and_holds_each_step_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_rows(path, 5)
+    with path.open("a") as file:
+        file.write('{"step": 6, "wei')  # torn: the launcher was killed
+    with MetricsWriter(path) as writer:
+        writer.rewind(3)
+        assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+        writer.write(row(4))
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
+
+
 def test_what_is_not_finite_becomes_null_and_numpy_numbers_become_plain(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsWriter(path) as writer:

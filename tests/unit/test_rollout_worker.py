@@ -105,6 +105,39 @@ async def test_groups_that_run_together_are_those_that_run_alone(sampler: GroupS
     assert [tokens_of(rollout) for rollout, _ in together] == alone
 
 
+@pytest.fixture
+def deterministic(engine: FakeEngine, conversation: Conversation, image_decoder: ImageDecoder) -> GroupSampler:
+    decoder = BatchedDecoder(image_decoder.decode, 3)
+    return GroupSampler(engine, conversation, decoder, SETTINGS, "rollout-0", deterministic=True)
+
+
+async def test_deterministic_groups_take_turns_with_a_batch_of_cots_and_one_of_pictures(
+    sampler: GroupSampler, deterministic: GroupSampler, engine: FakeEngine
+):
+    expected = [tokens_of((await sampler.sample(request_of(seed=seed, images_per_cot=2)))[0]) for seed in range(3)]
+    engine.events.clear()
+    engine.turns = lambda request: 1 + request.seed % 17
+    groups = await asyncio.gather(*(deterministic.sample(request_of(seed=seed, images_per_cot=2)) for seed in range(3)))
+    assert [tokens_of(rollout) for rollout, _ in groups] == expected
+    phases = [[request.phase for request in batch] for batch in engine.batches]
+    assert phases == [["cot"] * 2, ["image"] * 4] * 3
+    running = 0
+    for event, _ in engine.events:
+        running += 1 if event == "start" else -1
+        assert running <= 4, "sequences of two groups ran beside each other"
+
+
+async def test_a_deterministic_group_fails_as_a_whole_and_lets_the_next_one_go_on(
+    deterministic: GroupSampler, engine: FakeEngine
+):
+    engine.fails = lambda request: request.phase == "image" and last_number(request) == 2
+    with pytest.raises(RolloutError, match="no luck with image"):
+        await deterministic.sample(request_of())
+    engine.fails = lambda request: False
+    rollout, pictures = await deterministic.sample(request_of())
+    assert len(rollout.trajectories) == len(pictures) == 4
+
+
 async def test_a_group_rolled_again_is_the_same_and_another_seed_is_not(sampler: GroupSampler):
     first, _ = await sampler.sample(request_of())
     again, _ = await sampler.sample(replace(request_of(), attempt=1))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cluster.run_directory import RunDirectory, resolve_root
+from cluster.run_directory import RunDirectory, check_is_unfinished, resolve_root
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 
@@ -88,3 +90,47 @@ def test_a_directory_that_cannot_be_written_names_run_dir(tmp_path: Path) -> Non
 def test_a_missing_permission_names_run_dir() -> None:
     with pytest.raises(ConfigError, match=r"run\.dir '/proc/bicot'"):
         RunDirectory.create(run_config("/proc/bicot"))
+
+
+def test_the_latest_run_is_the_one_begun_last(tmp_path: Path) -> None:
+    for place, name in enumerate(["old", "newest", "older"]):
+        directory = RunDirectory.create(run_config(tmp_path, name))
+        begun_s = {"old": 100, "newest": 300, "older": 200}[name] + place
+        os.utime(directory.config_path, (begun_s, begun_s))
+    assert RunDirectory.latest(str(tmp_path)).name == "newest"
+    with pytest.raises(ConfigError, match="--resume latest: there is no run in"):
+        RunDirectory.latest(str(tmp_path / "empty"))
+
+
+def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no run here \(config\.yaml is missing\)"):
+        RunDirectory.open(tmp_path)
+
+
+def test_two_launchers_cannot_run_in_one_directory(tmp_path: Path) -> None:
+    directory = RunDirectory.create(run_config(tmp_path))
+    assert not directory.is_in_use()
+    with directory.locked():
+        assert directory.is_in_use()
+        with pytest.raises(ConfigError, match="another launcher runs here"), directory.locked():
+            pytest.fail("locked twice")
+    assert not directory.is_in_use()
+
+
+def test_a_finished_run_needs_more_steps_to_go_on(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    directory = RunDirectory.create(config)
+    check_is_unfinished(directory, config)
+    directory.summary_path.write_text(json.dumps({"status": "stopped", "steps": 3}))
+    check_is_unfinished(directory, config)
+    directory.summary_path.write_text(json.dumps({"status": "finished", "steps": 7}))
+    with pytest.raises(ConfigError, match=r"has made all its 7 steps; raise run\.steps"):
+        check_is_unfinished(directory, config)
+    check_is_unfinished(directory, config.model_copy(update={"run": config.run.model_copy(update={"steps": 8})}))
+
+
+def test_a_changed_config_is_written_down(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    directory = RunDirectory.create(config)
+    directory.write_config(config.model_copy(update={"run": config.run.model_copy(update={"steps": 8})}))
+    assert yaml.safe_load(directory.config_path.read_text())["run"]["steps"] == 8

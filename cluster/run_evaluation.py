@@ -1,0 +1,143 @@
+"""A run's evaluations, before and after training, and what a resumed run needs of the first.
+
+    before ─► RUN/evaluation/before.json, pictures_NAME.npy ─┐
+    after  ──────────────────────────────────────────────────┴─► samples/before_after_NAME.png, RewardChange
+
+A run that goes on reads what was before training, and does not measure it again: its weights are others by now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from cluster.curves import EvaluationPoint
+from cluster.evaluation import Evaluation, evaluate_all
+from cluster.groups import GroupRoller, RolledGroup
+from cluster.metrics import RewardChange
+from cluster.run_log import RunLog, samples_of
+from cluster.samples import SampleEntry, draw_before_after
+from rollout.prompts import PromptSet
+
+NUM_COMPARED_PICTURES: Final = 8
+BEFORE_NAME: Final = "before.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """Of one evaluation set, before training."""
+
+    mean_reward: float
+    means: Mapping[str, float | None]
+    """Reward -> its own mean."""
+    entries: Mapping[int, SampleEntry]
+    """Sequence -> picture, of the first few prompts."""
+
+
+@dataclass(slots=True)
+class RunEvaluation:
+    """Evaluates named sets of prompts, with the same seeds before and after."""
+
+    log: RunLog
+    _before: dict[str, _Before] = field(default_factory=dict)
+    _after: dict[str, Evaluation] = field(default_factory=dict)
+
+    async def before(self, roller: GroupRoller, sets: Mapping[str, PromptSet]) -> None:
+        """Evaluate before training, unless an earlier life of the run has."""
+        folder = self.log.directory.evaluation_dir
+        if sets and not (folder / BEFORE_NAME).exists():
+            measured = await self._evaluate(roller, sets, "before training")
+            before = {name: await _keep(evaluation) for name, evaluation in measured.items()}
+            await asyncio.to_thread(_write_before, folder, before)
+        self._before = _read_before(folder)
+        for name, known in self._before.items():
+            self.log.evaluations.append(EvaluationPoint(name, 0, known.mean_reward))
+
+    async def after(self, roller: GroupRoller, sets: Mapping[str, PromptSet], step: int) -> None:
+        """Evaluate after training, and draw the pictures of both side by side."""
+        self._after = await self._evaluate(roller, sets, "after training")
+        for name, evaluation in self._after.items():
+            self.log.evaluations.append(EvaluationPoint(name, step, evaluation.mean_reward))
+            before = self._before[name].entries
+            groups = [group for group in evaluation.groups if _sequence_of(group) in before]
+            if not groups:
+                continue
+            later = await samples_of(groups, len(groups))
+            earlier = [before[_sequence_of(group)] for group in groups]
+            path = self.log.directory.samples_dir / f"before_after_{name}.png"
+            await asyncio.to_thread(draw_before_after, path, earlier, later)
+
+    @property
+    def changes(self) -> dict[str, RewardChange]:
+        """What training changed, as far as it was measured."""
+        return {name: _change(before, self._after.get(name)) for name, before in self._before.items()}
+
+    async def _evaluate(self, roller: GroupRoller, sets: Mapping[str, PromptSet], when: str) -> dict[str, Evaluation]:
+        config = self.log.config
+        prompts = {name: source.prompts[: config.data.num_evaluation_prompts] for name, source in sets.items()}
+        if not prompts:
+            return {}
+        detail = ", ".join(f"{name}: {len(of_set)}" for name, of_set in prompts.items())
+        self.log.progress.stage(f"evaluating {when}", detail=detail)
+        evaluations = await evaluate_all(roller, prompts, config.run.seed)
+        for name, evaluation in evaluations.items():
+            self.log.note(f"{name} {when}: reward {evaluation.mean_reward:.3f} on {len(evaluation.groups)} prompts")
+        return evaluations
+
+
+def _change(before: _Before, after: Evaluation | None) -> RewardChange:
+    columns = {name: (mean, None if after is None else after.mean_of(name)) for name, mean in before.means.items()}
+    return RewardChange(before.mean_reward, None if after is None else after.mean_reward, columns)
+
+
+def _sequence_of(group: RolledGroup) -> int:
+    return group.scored.rollout.request.sequence
+
+
+async def _keep(evaluation: Evaluation) -> _Before:
+    groups = evaluation.groups[:NUM_COMPARED_PICTURES]
+    samples = await samples_of(groups, len(groups))
+    return _Before(evaluation.mean_reward, evaluation.means, dict(zip(map(_sequence_of, groups), samples, strict=True)))
+
+
+def _write_before(folder: Path, before: Mapping[str, _Before]) -> None:
+    """The pictures first: when before.json is there, all is."""
+    folder.mkdir(exist_ok=True)
+    tree: dict[str, Any] = {}
+    for number, (name, known) in enumerate(before.items()):
+        pictures = f"pictures_{number}.npy"
+        np.save(folder / pictures, np.stack([entry.picture for entry in known.entries.values()]))
+        entries = [
+            {"sequence": sequence, **{key: value for key, value in asdict(entry).items() if key != "picture"}}
+            for sequence, entry in known.entries.items()
+        ]
+        tree[name] = {
+            "mean_reward": known.mean_reward,
+            "means": dict(known.means),
+            "pictures": pictures,
+            "entries": entries,
+        }
+    temporary = folder / f"{BEFORE_NAME}.tmp"
+    temporary.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / BEFORE_NAME)
+
+
+def _read_before(folder: Path) -> dict[str, _Before]:
+    path = folder / BEFORE_NAME
+    if not path.exists():
+        return {}
+    before = {}
+    for name, known in json.loads(path.read_text(encoding="utf-8")).items():
+        pictures = np.load(folder / known["pictures"], allow_pickle=False)
+        entries = {
+            entry.pop("sequence"): SampleEntry(picture=picture, **entry)
+            for entry, picture in zip(known["entries"], pictures, strict=True)
+        }
+        before[name] = _Before(known["mean_reward"], known["means"], entries)
+    return before

@@ -1,0 +1,84 @@
+"""The config with which a run goes on: the one in its run directory, but for what may change meanwhile.
+
+    RUN/config.yaml ─► --set ─► only fields of MAY_CHANGE differ? ─► secrets given again? ─► RunConfig
+
+What may change is where and how fast the run computes, how long, and what it keeps. What it computes may not:
+it would be another run under the same name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+from configs.errors import ConfigError
+from configs.load import MASK, load_config
+from configs.schema import RunConfig
+
+REDIS_URL_VARIABLE: Final = "BICOT_REDIS_URL"
+"""Takes the place of registry.redis_url, so that its password need not be in a file or on a command line."""
+
+MAY_CHANGE: Final = (
+    *("run.steps", "run.*_timeout_s", "run.max_restarts", "run.cache_dir"),
+    *("learner.num_ranks", "learner.*_per_rank", "learner.zero_stage", "learner.micro_batch_size"),
+    *("learner.gradient_checkpointing", "learner.logprob_chunk_tokens"),
+    *("rollout.*_workers", "rollout.*_per_worker", "rollout.tensor_parallel_size", "rollout.max_num_seqs"),
+    *("rollout.decode_batch_size", "rollout.gpu_memory_utilization", "rollout.kv_cache_gib", "rollout.enforce_eager"),
+    *("rollout.max_attempts", "rollout.*_timeout_s"),
+    *("rewards.*replicas", "rewards.*_per_replica", "rewards.*.batch_size", "rewards.*.max_wait_ms"),
+    *("rewards.*.timeout_s", "rewards.*.retries"),
+    *("weight_sync.*", "queue.*", "registry.*", "checkpoint.*", "samples.*", "cluster.*", "elasticity.*"),
+)
+"""Patterns of fields, as `fnmatch` has them."""
+
+
+def load_resumed_config(config_path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a run that goes on.
+
+    Raises ConfigError for an override of a field that may not change, and for a secret that was masked
+    when the config was written and is not given again.
+    """
+    before = load_config(config_path)
+    config = with_environment(load_config(config_path, overrides))
+    was, now = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(config.model_dump(mode="json")))
+    for field in sorted(was.keys() | now.keys()):
+        if was.get(field) != now.get(field) and not _may_change(field, was.get(field)):
+            raise ConfigError(
+                f"--set {field}: a run that goes on must keep it at {was.get(field)!r}, not {now.get(field)!r}; "
+                "leave it out, or start a new run (model.path may be a checkpoint's model folder)"
+            )
+    for field, value in now.items():
+        if isinstance(value, str) and MASK in value:
+            ways = f"--set {field}=…"
+            if field == "registry.redis_url":
+                ways += f", or in the environment variable {REDIS_URL_VARIABLE}"
+            raise ConfigError(f"{config_path}: {field} is a secret and was not written down; give it again: {ways}")
+    return config
+
+
+def with_environment(config: RunConfig) -> RunConfig:
+    """The config with the address of Redis from the environment, where there is one."""
+    url = os.environ.get(REDIS_URL_VARIABLE)
+    if not url:
+        return config
+    return config.model_copy(update={"registry": config.registry.model_copy(update={"redis_url": url})})
+
+
+def _may_change(field: str, was: Any) -> bool:
+    is_masked = isinstance(was, str) and MASK in was
+    return is_masked or any(fnmatchcase(field, pattern) for pattern in MAY_CHANGE)
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every single value with its dotted path; rewards by their names."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list) and all(isinstance(entry, Mapping) and "name" in entry for entry in node) and node:
+        for entry in node:
+            yield from _leaves(entry, f"{path}.{entry['name']}")
+    else:
+        yield path, node
