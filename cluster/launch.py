@@ -92,7 +92,7 @@ def launch(config: RunConfig, signals: StopSignals, resumed: RunDirectory | None
             check_is_unfinished(directory, config)
             directory.write_config(config)
             directory.summary_path.unlink(missing_ok=True)
-        return _run(config, train, evaluation, directory, signals)
+        return _run(config, train, evaluation, directory, signals, is_new=resumed is None)
 
 
 def _run(
@@ -101,6 +101,8 @@ def _run(
     evaluation: Mapping[str, PromptSet],
     directory: RunDirectory,
     signals: StopSignals,
+    *,
+    is_new: bool,
 ) -> int:
     from cluster.checkpoints import Checkpoints
     from cluster.metrics import MetricsWriter
@@ -115,7 +117,9 @@ def _run(
 
     async def run_to_the_end(redis_url: str) -> int:
         async with Registry(redis_url, directory.name) as registry:
-            await registry.clear()
+            if is_new:
+                await registry.clear()
+            await registry.clear_workers()
             checkpoint, state = await checkpoints.newest() or (None, RunState())
             if checkpoint is not None:
                 progress.note(f"going on from step {state.step} ({checkpoint})")

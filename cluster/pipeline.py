@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from cluster.admission import Admission
 from cluster.groups import GroupGivenUpError, GroupRoller, RolledGroup
 from cluster.learner_group import LearnerGroup
+from cluster.ledger import GroupState
 from cluster.pool import ActorPool
 from cluster.queue_client import QueueClient
-from cluster.registry import GroupState
 from cluster.run_state import RunState
 from cluster.step_metrics import StepTimes, step_metrics
 from cluster.weight_sync import WeightSync
@@ -177,7 +177,7 @@ class Pipeline:
         self._num_given_up += 1
         self._num_given_up_in_a_row += 1
         last_attempt = request.attempt + self.config.rollout.max_attempts - 1
-        await self.log.group(replace(request, attempt=last_attempt), GroupState.GIVEN_UP)
+        await self.log.given_up(replace(request, attempt=last_attempt), str(error))
         self.log.note(f"{error}; another prompt takes its place")
         if self._num_given_up_in_a_row > self.config.algorithm.groups_per_step:
             raise RunError(f"{self._num_given_up_in_a_row} prompts in a row could not be rolled; the last: {error}")

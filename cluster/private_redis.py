@@ -38,6 +38,7 @@ PORT_TRIES: Final = 5
 """A free port may be taken by another process before the server binds it; then the next one is tried."""
 
 LOG_NAME: Final = "redis.log"
+ADDRESS_NAME: Final = "address"
 
 # argv[1] is the server's process id. Where there are pidfds, the one that is opened at the start can
 # never mean another process that was given the same id later.
@@ -54,8 +55,9 @@ with contextlib.suppress(ProcessLookupError):
 class PrivateRedis:
     """Starts a redis-server in `directory` and returns when it answers; `stop` ends it.
 
-    It listens on 127.0.0.1 only, wants a random password that is on no command line and in no file,
-    and ends with this process, however that ends. Its append-only file and its log are in `directory`.
+    It listens on 127.0.0.1 only, wants a random password that is on no command line, and ends with this process,
+    however that ends. Its append-only file and its log are in `directory`, and while it runs its address,
+    password included, in a file that only its owner may read: for `cluster.status`.
     """
 
     def __init__(self, directory: Path, port: int = 0) -> None:
@@ -65,6 +67,7 @@ class PrivateRedis:
         self._password = secrets.token_urlsafe(24)
         self._server, self._port = self._start(find_redis_server(), port)
         self._guard = self._start_guard()
+        self._write_address()
         atexit.register(self.stop)
 
     @property
@@ -79,6 +82,7 @@ class PrivateRedis:
     def stop(self) -> None:
         """End the server, and wait until it has ended. May be called more than once."""
         atexit.unregister(self.stop)
+        (self._directory / ADDRESS_NAME).unlink(missing_ok=True)
         with contextlib.suppress(RedisError), self._client(self._port) as client:
             client.shutdown()
         if not _wait(self._server, STOP_TIMEOUT_S):
@@ -93,6 +97,13 @@ class PrivateRedis:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _write_address(self) -> None:
+        path = self._directory / ADDRESS_NAME
+        path.unlink(missing_ok=True)  # of a launcher that was killed
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(self.url + "\n")
 
     def _start(self, binary: Path, port: int) -> tuple[subprocess.Popen[bytes], int]:
         if port and not _is_free(port):

@@ -3,14 +3,11 @@
 Every key begins with `bicot:NAME:`, where NAME is the run's name.
 
     key                  type  holds
-    bicot:NAME:run       hash  status, num_steps, started_s (Unix time)
+    bicot:NAME:run       hash  status, num_steps, groups_per_step, started_s (Unix time)
     bicot:NAME:progress  hash  step, weight_version, updated_s (Unix time), and what the caller adds
     bicot:NAME:workers   hash  worker id -> {"kind", "state", "weight_version"}
-    bicot:NAME:groups    hash  sequence -> {"state", "attempt", and what the caller adds}
-    bicot:NAME:counts    hash  group state -> number of groups in that state
 
-Every value is JSON, so `redis-cli HGETALL bicot:NAME:progress` reads well. A group changes its state
-in `groups` and in `counts` by one Lua script, so that whoever reads sees it in exactly one state.
+and the groups, see `cluster.ledger`. Every value is JSON, so `redis-cli HGETALL bicot:NAME:progress` reads well.
 The keys stay after the run, until `clear` or the end of a private server.
 """
 
@@ -21,7 +18,6 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Final, Self
 
 from redis import asyncio as redis
@@ -29,6 +25,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
 
+from cluster.ledger import GroupState, Ledger, Value
 from configs.errors import RegistryError
 from configs.load import mask_url
 
@@ -39,20 +36,6 @@ RETRIES: Final = 2
 MAX_CONNECTIONS: Final = 8
 # Waiting for one of them says nothing about the server, only that much is being written at once.
 POOL_TIMEOUT_S: Final = 60.0
-
-Value = float | int | str
-
-
-class GroupState(StrEnum):
-    """Where a group is on its way; see `rollout.records` for what a group is."""
-
-    DISPATCHED = "dispatched"
-    ROLLED = "rolled"
-    SCORED = "scored"
-    QUEUED = "queued"
-    TRAINED = "trained"
-    FAILED = "failed"
-    GIVEN_UP = "given_up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +55,16 @@ class RunSnapshot:
     status: str | None
     """None: nothing is registered under this run's name."""
     num_steps: int | None
+    groups_per_step: int | None
     started_s: float | None
     progress: Mapping[str, Value]
     workers: Mapping[str, WorkerRecord]
     group_counts: Mapping[GroupState, int]
     """Every state, 0 where no group is in it."""
+    life: int
+    """How often the run was started."""
+    given_up: Mapping[str, Mapping[str, Value]]
+    """Prompt id -> where in the run, and why."""
 
     @property
     def step(self) -> int:
@@ -85,25 +73,6 @@ class RunSnapshot:
     @property
     def weight_version(self) -> int:
         return int(self.progress.get("weight_version", 0))
-
-
-# KEYS: groups, counts. ARGV: sequence, new record. Returns 1, or 0 where the group has moved on to a
-# later attempt and the late news of an earlier one is dropped. Running it twice changes nothing,
-# which makes it safe to send again after a lost answer.
-_MOVE_GROUP = """
-local new = cjson.decode(ARGV[2])
-local stored = redis.call('HGET', KEYS[1], ARGV[1])
-if stored then
-  local old = cjson.decode(stored)
-  if old.attempt > new.attempt then
-    return 0
-  end
-  redis.call('HINCRBY', KEYS[2], old.state, -1)
-end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('HINCRBY', KEYS[2], new.state, 1)
-return 1
-"""
 
 
 class Registry:
@@ -133,7 +102,7 @@ class Registry:
                 "write redis://[user:password@]host:port/number, rediss://… or unix://path"
             ) from error
         self._client = redis.Redis.from_pool(pool)
-        self._move_group = self._client.register_script(_MOVE_GROUP)
+        self.ledger = Ledger(self._client, self._key, self._errors)
 
     async def connect(self) -> None:
         """Check that the server answers and lets us in; waits a few seconds at most."""
@@ -143,13 +112,17 @@ class Registry:
     async def clear(self) -> None:
         """Forget what an earlier run of the same name has left."""
         async with self._errors("write to"):
-            await self._client.delete(*map(self._key, ("run", "progress", "workers", "groups", "counts")))
+            await self._client.delete(*map(self._key, ("run", "progress", "workers")), *self.ledger.keys)
 
-    async def set_run(self, status: str, num_steps: int | None = None) -> None:
-        """Say how the run is; `num_steps` keeps its value when not given. The first call dates the start."""
-        fields: dict[str, Value] = {"status": status}
-        if num_steps is not None:
-            fields["num_steps"] = num_steps
+    async def clear_workers(self) -> None:
+        """Forget the workers of an earlier life of the run."""
+        async with self._errors("write to"):
+            await self._client.delete(self._key("workers"))
+
+    async def set_run(self, status: str, num_steps: int | None = None, groups_per_step: int | None = None) -> None:
+        """Say how the run is; what is not given keeps its value. The first call dates the start."""
+        given = {"status": status, "num_steps": num_steps, "groups_per_step": groups_per_step}
+        fields: dict[str, Value] = {name: value for name, value in given.items() if value is not None}
         async with self._errors("write to"), self._client.pipeline(transaction=True) as pipe:
             pipe.hset(self._key("run"), mapping=_encode(fields))
             pipe.hsetnx(self._key("run"), "started_s", json.dumps(time.time()))
@@ -181,56 +154,24 @@ class Registry:
         async with self._errors("write to"):
             await self._client.hdel(self._key("workers"), worker_id)
 
-    async def set_group(self, sequence: int, state: GroupState, attempt: int = 0, **fields: Value) -> bool:
-        """Move a group to a state, in one round trip.
-
-        False: a later attempt of the group is already registered, so this news was dropped.
-        """
-        record = json.dumps({**fields, "state": state, "attempt": attempt})
-        async with self._errors("write to"):
-            moved = await self._move_group(keys=[self._key("groups"), self._key("counts")], args=[sequence, record])
-        return bool(moved)
-
-    async def set_groups(self, sequences: Mapping[int, int], state: GroupState) -> None:
-        """Move many groups (sequence -> attempt) to one state, all or none, in one round trip."""
-        if not sequences:
-            return
-        keys = [self._key("groups"), self._key("counts")]
-        async with self._errors("write to"), self._client.pipeline(transaction=True) as pipe:
-            for sequence, attempt in sequences.items():
-                record = json.dumps({"state": state, "attempt": attempt})
-                await self._move_group(keys=keys, args=[sequence, record], client=pipe)
-            await pipe.execute()
-
-    async def rewind(self, num_trained: int) -> None:
-        """Make the groups what they were at a checkpoint: the first `num_trained` trained, no other one begun."""
-        record = json.dumps({"state": GroupState.TRAINED, "attempt": 0})
-        async with self._errors("write to"), self._client.pipeline(transaction=True) as pipe:
-            pipe.delete(self._key("groups"), self._key("counts"))
-            if num_trained:
-                pipe.hset(self._key("groups"), mapping={str(sequence): record for sequence in range(num_trained)})
-                pipe.hset(self._key("counts"), GroupState.TRAINED, str(num_trained))
-            await pipe.execute()
-
-    async def group(self, sequence: int) -> Mapping[str, Value] | None:
-        """What is known of one group: its state, its attempt, and what was written beside them."""
-        async with self._errors("read from"):
-            stored = await self._client.hget(self._key("groups"), str(sequence))
-        return None if stored is None else json.loads(stored)
-
     async def snapshot(self) -> RunSnapshot:
         """The state of the run, all of it read at the same instant."""
         async with self._errors("read from"), self._client.pipeline(transaction=True) as pipe:
-            for name in ("run", "progress", "workers", "counts"):
+            for name in ("run", "progress", "workers", "counts", "given_up"):
                 pipe.hgetall(self._key(name))
-            run, progress, workers, counts = [_decode(answer) for answer in await pipe.execute()]
+            pipe.get(self._key("life"))
+            *hashes, life = await pipe.execute()
+        run, progress, workers, counts, given_up = map(_decode, hashes)
         return RunSnapshot(
             status=run.get("status"),
             num_steps=run.get("num_steps"),
+            groups_per_step=run.get("groups_per_step"),
             started_s=run.get("started_s"),
             progress=progress,
             workers={worker_id: WorkerRecord(**record) for worker_id, record in workers.items()},
             group_counts={state: int(counts.get(state, 0)) for state in GroupState},
+            life=int(life or 0),
+            given_up=given_up,
         )
 
     async def close(self) -> None:

@@ -112,7 +112,7 @@ class Run:
         self._task = asyncio.current_task()
         status, error = "failed", None
         try:
-            await self.log.registry.set_run("starting", self.config.run.steps)
+            await self.log.registry.set_run("starting", self.config.run.steps, self.config.algorithm.groups_per_step)
             await self.log.rewind(self.state)
             await self._start()
             elasticity = asyncio.create_task(self._make_elasticity().run(), name="elasticity")

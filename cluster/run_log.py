@@ -15,10 +15,11 @@ from cluster.checkpoints import Checkpoints
 from cluster.curves import EvaluationPoint, draw_curves
 from cluster.groups import RolledGroup
 from cluster.learner_group import LearnerGroup
+from cluster.ledger import GroupState
 from cluster.metrics import MetricsWriter, read_metrics
 from cluster.progress import Progress
 from cluster.ray_metrics import RayGauges
-from cluster.registry import GroupState, Registry
+from cluster.registry import Registry
 from cluster.run_directory import RunDirectory
 from cluster.run_state import RunState
 from cluster.samples import SampleEntry, draw_samples
@@ -64,15 +65,21 @@ class RunLog:
 
     async def group(self, request: GroupRequest, state: GroupState) -> None:
         """A group of the training run changed its state."""
-        await self._tell(self.registry.set_group(request.sequence, state, request.attempt))
+        prompt_id = request.prompt.prompt_id
+        await self._tell(self.registry.ledger.move(request.sequence, state, request.attempt, prompt_id=prompt_id))
+
+    async def given_up(self, request: GroupRequest, reason: str) -> None:
+        """A group's prompt is given up after its last attempt."""
+        news = self.registry.ledger.give_up(request.sequence, request.attempt, request.prompt.prompt_id, reason)
+        await self._tell(news)
 
     async def failure(self, request: GroupRequest, reason: str) -> None:
         """An attempt at a group failed."""
         self.num_failed_groups += 1
         self.note(f"group {request.sequence} ({request.prompt.prompt_id}), attempt {request.attempt + 1}: {reason}")
         if request.sequence >= 0:
-            news = self.registry.set_group(request.sequence, GroupState.FAILED, request.attempt, reason=reason)
-            await self._tell(news)
+            ledger = self.registry.ledger
+            await self._tell(ledger.move(request.sequence, GroupState.FAILED, request.attempt, reason=reason))
 
     async def version(self, version: int) -> None:
         """All rollout workers hold `version`."""
@@ -83,7 +90,7 @@ class RunLog:
         self.num_failed_groups = state.num_failed_groups
         self.metrics.rewind(state.step)
         num_trained = state.step * self.config.algorithm.groups_per_step
-        await self.registry.rewind(num_trained)
+        await self.registry.ledger.rewind(num_trained)
         await self.registry.set_progress(state.step, state.step)
 
     def write(self, metrics: dict[str, float]) -> None:
@@ -97,7 +104,7 @@ class RunLog:
         self.progress.step(metrics)
         self._gauges.update(metrics)
         requests = [group.scored.rollout.request for group in rolled]
-        await self._tell(self.registry.set_groups({r.sequence: r.attempt for r in requests}, GroupState.TRAINED))
+        await self._tell(self.registry.ledger.train({r.sequence: r.attempt for r in requests}, step))
         reward = {"reward": metrics["reward/mean"]}
         await self._tell(self.registry.set_progress(step, int(metrics["weight_version"]), reward))
         if step % self.config.samples.every_steps == 0 or step == self.config.run.steps:

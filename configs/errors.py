@@ -10,6 +10,7 @@
     ├── LearnerError        an optimizer step could not be made
     ├── WeightSyncError     weights could not be published or loaded
     ├── RegistryError       Redis cannot be reached or refused a command
+    ├── LedgerError         a group's account does not add up: the run must not go on
     ├── PlacementError      the cluster cannot hold what the config asks for
     └── RunError            the run as a whole cannot go on
 
@@ -58,6 +59,10 @@ class WeightSyncError(BicotError):
 
 class RegistryError(BicotError):
     """Redis cannot be reached, or refused a command. The message names the URL without its password."""
+
+
+class LedgerError(BicotError):
+    """A group would be counted, or trained on, in a way that cannot be right. The message names it."""
 
 
 class PlacementError(BicotError):
