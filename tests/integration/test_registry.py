@@ -19,9 +19,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from cluster.ledger import MAY_FOLLOW, NOT_BEGUN, GroupState
 from cluster.private_redis import PrivateRedis
-from cluster.registry import GroupState, Registry, WorkerRecord
-from configs.errors import RegistryError
+from cluster.registry import Registry, WorkerRecord
+from configs.errors import LedgerError, RegistryError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,12 +79,24 @@ async def test_an_unknown_run_has_an_empty_snapshot(server: PrivateRedis) -> Non
     assert set(snapshot.group_counts.values()) == {0}
 
 
+# The way of a group to each state.
+WAYS: dict[str, list[GroupState]] = {
+    NOT_BEGUN: [],
+    GroupState.DISPATCHED: [GroupState.DISPATCHED],
+    GroupState.FAILED: [GroupState.DISPATCHED, GroupState.FAILED],
+    GroupState.GIVEN_UP: [GroupState.DISPATCHED, GroupState.FAILED, GroupState.GIVEN_UP],
+    GroupState.SCORED: [GroupState.DISPATCHED, GroupState.SCORED],
+    GroupState.QUEUED: [GroupState.DISPATCHED, GroupState.SCORED, GroupState.QUEUED],
+    GroupState.TRAINED: [GroupState.DISPATCHED, GroupState.SCORED, GroupState.QUEUED, GroupState.TRAINED],
+}
+
+
 async def test_groups_moved_concurrently_are_counted_in_exactly_one_state(server: PrivateRedis) -> None:
     last = [GroupState.QUEUED, GroupState.TRAINED, GroupState.GIVEN_UP]
 
     async def walk(registry: Registry, sequence: int) -> None:
-        for state in (GroupState.DISPATCHED, GroupState.ROLLED, GroupState.SCORED, last[sequence % 3]):
-            await registry.set_group(sequence, state)
+        for state in WAYS[last[sequence % 3]]:
+            await registry.ledger.move(sequence, state)
 
     async def watch(registry: Registry, walkers: asyncio.Future[list[None]]) -> int:
         seen = 0
@@ -102,33 +115,97 @@ async def test_groups_moved_concurrently_are_counted_in_exactly_one_state(server
     assert {state: count for state, count in counts.items() if count} == dict.fromkeys(last, 20)
 
 
-async def test_many_groups_move_to_one_state_together(server: PrivateRedis) -> None:
+@pytest.mark.parametrize("before", WAYS)
+@pytest.mark.parametrize("after", GroupState)
+async def test_a_move_that_the_table_does_not_hold_is_refused(
+    server: PrivateRedis, before: str, after: GroupState
+) -> None:
+    async with Registry(server.url, "run") as registry:
+        for state in WAYS[before]:
+            await registry.ledger.move(3, state)
+        counts = (await registry.snapshot()).group_counts
+        if before in MAY_FOLLOW[after]:
+            assert await registry.ledger.move(3, after, attempt=1)
+            assert (await registry.snapshot()).group_counts[after] == 1
+        else:
+            with pytest.raises(LedgerError, match=f"group 3 is {before} and cannot become {after}"):
+                await registry.ledger.move(3, after, attempt=1)
+            assert (await registry.snapshot()).group_counts == counts
+
+
+async def test_a_batch_is_trained_on_once_and_as_a_whole(server: PrivateRedis) -> None:
     async with Registry(server.url, "run") as registry:
         for sequence in range(4):
-            await registry.set_group(sequence, GroupState.QUEUED)
-        await registry.set_groups(dict.fromkeys(range(3), 0), GroupState.TRAINED)
-        await registry.set_groups({}, GroupState.TRAINED)
+            for state in WAYS[GroupState.QUEUED if sequence < 3 else GroupState.DISPATCHED]:
+                await registry.ledger.move(sequence, state)
+        with pytest.raises(LedgerError, match="group 3 is dispatched and cannot become trained"):
+            await registry.ledger.train(dict.fromkeys((2, 3), 0), step=1)
+        assert (await registry.snapshot()).group_counts[GroupState.TRAINED] == 0, "all of them or none"
+        await registry.ledger.train(dict.fromkeys((0, 1, 2), 0), step=1)
+        await registry.ledger.train(dict.fromkeys((0, 1, 2), 0), step=1)  # sent again after a lost answer
+        with pytest.raises(LedgerError, match="group 0 is trained and cannot become trained"):
+            await registry.ledger.train({0: 0}, step=2)
         counts = (await registry.snapshot()).group_counts
-    assert (counts[GroupState.QUEUED], counts[GroupState.TRAINED]) == (1, 3)
+    assert (counts[GroupState.DISPATCHED], counts[GroupState.TRAINED]) == (1, 3)
 
 
-async def test_late_news_of_an_earlier_attempt_is_dropped(server: PrivateRedis) -> None:
+async def test_late_news_is_dropped(server: PrivateRedis) -> None:
     async with Registry(server.url, "run") as registry:
-        assert await registry.set_group(7, GroupState.FAILED, attempt=0, reason="reward is NaN", value=float("nan"))
-        assert await registry.set_group(7, GroupState.DISPATCHED, attempt=1, worker_id="rollout-0")
-        assert not await registry.set_group(7, GroupState.ROLLED, attempt=0)
+        ledger = registry.ledger
+        assert await ledger.move(7, GroupState.DISPATCHED)
+        assert await ledger.move(7, GroupState.FAILED, reason="reward is NaN", value=float("nan"))
+        assert await ledger.move(7, GroupState.FAILED, attempt=1, reason="again")
+        assert not await ledger.move(7, GroupState.SCORED, attempt=0), "of an earlier attempt"
+        assert await ledger.move(7, GroupState.SCORED, attempt=2)
+        await ledger.train({7: 2}, step=4)
+        assert not await ledger.move(7, GroupState.QUEUED, attempt=2), "overtaken by the learner"
         counts = (await registry.snapshot()).group_counts
-        assert counts[GroupState.DISPATCHED] == 1
-        assert sum(counts.values()) == 1
-        assert await registry.group(7) == {"state": "dispatched", "attempt": 1, "worker_id": "rollout-0"}
-        assert await registry.group(8) is None
+        assert (counts[GroupState.TRAINED], sum(counts.values())) == (1, 1)
+        assert await ledger.groups([7, 8]) == [{"state": "trained", "attempt": 2, "step": 4, "life": 0}, None]
+
+
+async def test_a_prompt_that_is_given_up_is_listed_and_its_group_goes_on(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as registry:
+        await registry.ledger.move(5, GroupState.DISPATCHED)
+        await registry.ledger.give_up(5, 3, "file:17", "it is cursed")
+        await registry.ledger.move(5, GroupState.DISPATCHED, attempt=4)
+        snapshot = await registry.snapshot()
+    assert snapshot.given_up == {"file:17": {"sequence": 5, "reason": "it is cursed"}}
+    assert (snapshot.group_counts[GroupState.DISPATCHED], sum(snapshot.group_counts.values())) == (1, 1)
+
+
+async def test_a_run_that_goes_on_rewinds_the_ledger_and_shuts_out_its_earlier_life(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as earlier, Registry(server.url, "run") as later:
+        assert await earlier.ledger.rewind(0) == 0
+        for sequence in range(8):
+            for state in WAYS[GroupState.QUEUED if sequence < 6 else GroupState.DISPATCHED]:
+                await earlier.ledger.move(sequence, state)
+        await earlier.ledger.train(dict.fromkeys(range(1, 6), 0), step=1)  # news of group 0 was lost
+        assert await later.ledger.rewind(4) == 2, "groups 4 and 5 are to be trained on again"
+        snapshot = await later.snapshot()
+        assert snapshot.life == 2
+        assert {state: count for state, count in snapshot.group_counts.items() if count} == {GroupState.TRAINED: 4}
+        assert [group is None for group in await later.ledger.groups(range(8))] == [False] * 4 + [True] * 4
+        with pytest.raises(LedgerError, match="another launcher goes on with this run"):
+            await earlier.ledger.move(4, GroupState.DISPATCHED)
+        for state in WAYS[GroupState.QUEUED]:
+            await later.ledger.move(4, state)
+        await later.ledger.train({4: 0}, step=2)
+
+
+async def test_a_ledger_that_was_lost_is_made_again_from_the_checkpoint(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as registry:
+        await registry.ledger.rewind(3)
+        assert (await registry.snapshot()).group_counts[GroupState.TRAINED] == 3
+        with pytest.raises(LedgerError, match="group 2 is trained and cannot become dispatched"):
+            await registry.ledger.move(2, GroupState.DISPATCHED, attempt=1)
 
 
 async def test_clear_forgets_an_earlier_run_and_no_other(server: PrivateRedis) -> None:
     async with Registry(server.url, "run") as registry, Registry(server.url, "run-2") as other:
         for each in (registry, other):
             await each.set_run("running", num_steps=1)
-            await each.set_group(0, GroupState.TRAINED)
+            await each.ledger.rewind(1)
         await registry.clear()
         assert (await registry.snapshot()).status is None
         assert (await other.snapshot()).group_counts[GroupState.TRAINED] == 1
@@ -140,7 +217,7 @@ async def test_a_killed_server_is_a_prompt_registry_error(server: PrivateRedis) 
         os.kill(server.process_id, signal.SIGKILL)
         started_s = time.monotonic()
         with pytest.raises(RegistryError, match=r"registry\.redis_url") as raised:
-            await registry.set_group(0, GroupState.DISPATCHED)
+            await registry.ledger.move(0, GroupState.DISPATCHED)
         with pytest.raises(RegistryError):
             await registry.snapshot()
         assert time.monotonic() - started_s < 5
@@ -163,11 +240,11 @@ async def test_a_server_that_hangs_is_an_error_and_not_a_hang(server: PrivateRed
 
 async def test_a_registry_goes_on_when_its_connections_were_dropped(server: PrivateRedis) -> None:
     async with Registry(server.url, "run") as registry:
-        await registry.set_group(0, GroupState.DISPATCHED)
+        await registry.ledger.move(0, GroupState.DISPATCHED)
         with redis.Redis.from_url(server.url) as admin:
             admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        await registry.set_group(0, GroupState.ROLLED)
-        assert (await registry.snapshot()).group_counts[GroupState.ROLLED] == 1
+        await registry.ledger.move(0, GroupState.SCORED)
+        assert (await registry.snapshot()).group_counts[GroupState.SCORED] == 1
 
 
 async def test_a_wrong_password_is_refused_without_showing_it(server: PrivateRedis) -> None:
