@@ -9,10 +9,13 @@ Seeds do not depend on the attempt, so under the same weights a group rolled aga
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
+
+import ray
 
 from cluster.pool import ActorPool
 from cluster.remote_errors import WorkerLostError
@@ -70,7 +73,12 @@ class GroupRoller:
             rollout_reference, pictures = handle.roll_group.options(num_returns=2).remote(request)
             return rollout_reference
 
-        rollout: GroupRollout = await self.rollouts.call(invoke, self.timeout_s)
+        try:
+            rollout: GroupRollout = await self.rollouts.call(invoke, self.timeout_s)
+        except asyncio.CancelledError:
+            if pictures is not None:
+                ray.cancel(pictures)  # nobody waits for the group any more; the worker is to leave it, too
+            raise
         started = time.monotonic()
         combined = await self.rewards.score(pictures, request.prompt, request.group_size)
         scored = ScoredGroup(

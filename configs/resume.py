@@ -25,12 +25,12 @@ MAY_CHANGE: Final = (
     *("run.steps", "run.*_timeout_s", "run.max_restarts", "run.cache_dir"),
     *("learner.num_ranks", "learner.*_per_rank", "learner.zero_stage", "learner.micro_batch_size"),
     *("learner.gradient_checkpointing", "learner.logprob_chunk_tokens"),
-    *("rollout.*_workers", "rollout.*_per_worker", "rollout.tensor_parallel_size", "rollout.max_num_seqs"),
+    *("rollout.num_workers*", "rollout.*_per_worker", "rollout.tensor_parallel_size", "rollout.max_num_seqs"),
     *("rollout.decode_batch_size", "rollout.gpu_memory_utilization", "rollout.kv_cache_gib", "rollout.enforce_eager"),
     *("rollout.max_attempts", "rollout.*_timeout_s"),
-    *("rewards.*replicas", "rewards.*_per_replica", "rewards.*.batch_size", "rewards.*.max_wait_ms"),
+    *("rewards.*.replicas*", "rewards.*_per_replica", "rewards.*.batch_size", "rewards.*.max_wait_ms"),
     *("rewards.*.timeout_s", "rewards.*.retries"),
-    *("weight_sync.*", "queue.*", "registry.*", "checkpoint.*", "samples.*", "cluster.*", "elasticity.*"),
+    *("weight_sync.*", "queue.*", "registry.*", "checkpoint.*", "samples.*", "cluster.*"),
 )
 """Patterns of fields, as `fnmatch` has them."""
 

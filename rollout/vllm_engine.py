@@ -117,21 +117,21 @@ class VllmEngine:
         return self._result(request, completion)
 
     async def generate_together(self, requests: Sequence[SequenceRequest]) -> list[SequenceResult]:
-        """See Engine. Without what the prefix cache holds of earlier prompts, and without new weights in between."""
-        async with self._update_lock:
+        """See Engine: neither the prefix cache nor new weights come in between. Raises a group of `generate`'s errors."""
+        async with self._update_lock, asyncio.TaskGroup() as together:
             llm = self._running
             num_before = llm.output_processor.get_num_unfinished_requests()
             await llm.pause_generation(mode="keep", clear_cache=True)
             try:
-                tasks = [asyncio.create_task(self.generate(request)) for request in requests]
+                tasks = [together.create_task(self.generate(request)) for request in requests]
                 # The engine gets calls in their order: those that are submitted now come before the resume.
                 while llm.output_processor.get_num_unfinished_requests() - num_before < len(requests):
                     if any(task.done() for task in tasks):
-                        break  # one was refused, which `gather` raises
+                        break  # one was refused, which the task group raises
                     await asyncio.sleep(0.001)
             finally:
                 await llm.resume_generation()
-            return list(await asyncio.gather(*tasks))
+        return [task.result() for task in tasks]
 
     async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
         """See Engine.
