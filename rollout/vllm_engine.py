@@ -117,7 +117,7 @@ class VllmEngine:
         return self._result(request, completion)
 
     async def generate_together(self, requests: Sequence[SequenceRequest]) -> list[SequenceResult]:
-        """See Engine: neither the prefix cache nor new weights come in between. Raises a group of `generate`'s errors."""
+        """See Engine: neither prefix cache nor new weights come in between. Raises a group of `generate`'s errors."""
         async with self._update_lock, asyncio.TaskGroup() as together:
             llm = self._running
             num_before = llm.output_processor.get_num_unfinished_requests()
