@@ -139,13 +139,18 @@ async def test_a_dead_learner_rank_ends_the_run_with_a_clear_error(tmp_path: Pat
     assert (summary["status"], summary["steps"], summary["checkpoint"]) == ("failed", 1, None)
 
 
-async def test_a_dead_learner_is_started_again_from_the_last_checkpoint(tmp_path: Path) -> None:
-    killed: list[str] = []
+async def test_a_learner_that_dies_in_a_step_and_again_in_a_checkpoint_is_started_again(tmp_path: Path) -> None:
+    murders: list[asyncio.Task[None]] = []
+
+    async def kill_in_checkpoint(log: RecordingLog) -> None:
+        while not (log.checkpoints.directory / "step_000004.partial").exists():
+            await asyncio.sleep(0.001)
+        ray.kill(ray.get_actor(f"{log.directory.name}-learner-life1-0"))
 
     async def act(log: RecordingLog, event: str, number: int) -> None:
-        if (event, number) == ("step", 3) and not killed:
-            killed.append("learner-0")
+        if (event, number) == ("step", 3) and not murders:
             ray.kill(ray.get_actor(f"{log.directory.name}-learner-0"))
+            murders.append(asyncio.create_task(kill_in_checkpoint(log)))
 
     outcome = await train_in_time(
         run_tree("learner-restarted", tmp_path, run={"steps": 5}, checkpoint={"every_steps": 2}), act
@@ -154,7 +159,10 @@ async def test_a_dead_learner_is_started_again_from_the_last_checkpoint(tmp_path
     assert [row["step"] for row in outcome.rows] == [1, 2, 3, 4, 5]
     assert [row["weight_version"] for row in outcome.rows] == [1, 2, 3, 4, 5]
     assert all((row["staleness/max"] or 0) <= 1 for row in outcome.rows)
-    assert any("restart 1 of 3 (run.max_restarts) from step 2" in note for note in outcome.log.notes)
+    restarts = [note for note in outcome.log.notes if "(run.max_restarts) from step 2" in note]
+    assert [note.partition("restart ")[2][:6] for note in restarts] == ["1 of 3", "2 of 3"]
+    assert outcome.snapshot is not None
+    assert outcome.snapshot.life == 3
 
 
 async def test_a_killed_queue_is_filled_again_and_no_group_is_lost(tmp_path: Path) -> None:
