@@ -180,14 +180,17 @@ class Run:
         self.state = replace(self.state, prompts_digest=digest_of(self.train.prompts))
         await self._evaluation.before(roller, self.evaluation)
         await self.log.registry.set_run("training")
+        lost: Exception | None = None
         while True:
             try:
+                if lost is not None:
+                    await self._restart(lost)
                 finished = await self._run_pipeline(roller)
                 break
             except (BicotError, RayError) as error:
                 if not await self._may_restart(error):
                     raise
-                await self._restart(error)
+                lost = error
         if finished:
             await self._evaluation.after(roller, self.evaluation, config.run.steps)
         return finished
@@ -213,15 +216,14 @@ class Run:
 
     async def _restart(self, error: Exception) -> None:
         """A new learner in place of the dead one, from the last checkpoint; the workers stay."""
-        pipeline, self._pipeline = self._pipeline, None
-        assert pipeline is not None
-        num_made = pipeline.state.step
+        self._pipeline = None
         self._num_restarts += 1
+        before = self.state
         self.checkpoint, state = await self.log.checkpoints.newest() or (None, RunState())
-        self.state = replace(state, prompts_digest=pipeline.state.prompts_digest)
+        self.state = replace(state, prompts_digest=before.prompts_digest)
         self.log.note(
             f"{first_line(error)}; restart {self._num_restarts} of {self.config.run.max_restarts} (run.max_restarts) "
-            f"from step {state.step}: {num_made - state.step} steps are made again"
+            f"from step {state.step}: {before.step - state.step} steps are made again"
         )
         self.log.progress.stage("starting the learner again")
         await self._learner.close()
