@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from cluster.ledger import GroupState
 from cluster.metrics import MetricsRow
-from cluster.registry import GroupState, RunSnapshot
+from cluster.registry import RunSnapshot
 
 
 def check_metrics(rows: Sequence[MetricsRow]) -> list[str]:

@@ -12,8 +12,9 @@ import pytest
 
 from cluster.faults.invariants import check_ledger, check_metrics
 from cluster.faults.victims import KINDS, Victim, choose_victim, kind_of
+from cluster.ledger import GroupState
 from cluster.metrics import MetricsRow
-from cluster.registry import GroupState, RunSnapshot
+from cluster.registry import RunSnapshot
 
 
 def row(step: int, loss: float | None = 0.1, version: int | None = None) -> MetricsRow:
@@ -24,10 +25,13 @@ def snapshot(step: int, **counts: int) -> RunSnapshot:
     return RunSnapshot(
         status="stopped",
         num_steps=10,
+        groups_per_step=4,
         started_s=0.0,
         progress={"step": step, "weight_version": step},
         workers={},
         group_counts={state: counts.get(state.value, 0) for state in GroupState},
+        life=1,
+        given_up={},
     )
 
 
