@@ -106,7 +106,7 @@ def test_a_ledger_adds_up_when_each_step_has_its_groups_and_the_rest_is_under_wa
         (snapshot(3, trained=13), "13 groups are trained, but 3 steps take 12"),
         (snapshot(3, trained=11), "11 groups are trained"),
         (snapshot(3, trained=12, queued=9), "9 groups are under way"),
-        (snapshot(3, trained=12, rolled=-1), "counts below 0"),
+        (snapshot(3, trained=12, scored=-1), "counts below 0"),
     ],
 )
 def test_a_ledger_that_does_not_add_up_is_named(state: RunSnapshot, complaint: str) -> None:
