@@ -43,7 +43,7 @@ class RewardPools:
         patience: Patience,
         cache_url: str | None = None,
         *,
-        one_group_a_time: bool,
+        one_group_a_time: bool = False,
     ) -> None:
         """`hooks(spawn, start)` makes the PoolHooks of one pool; cache_url: Redis for rewards with `cache: true`.
 

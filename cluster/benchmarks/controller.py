@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from cluster.actors import node_id, spawn
 from cluster.benchmarks.local_actors import LocalActor
 from cluster.benchmarks.report import Scope, Table, spread
 from cluster.groups import GroupRoller
+from cluster.ledger import GroupState
 from cluster.placement import PlacementPlan
 from cluster.pool import ActorPool
 from cluster.pool_member import Patience, PoolHooks
 from cluster.private_redis import PrivateRedis
 from cluster.ray_session import ray_session
-from cluster.registry import GroupState, Registry
+from cluster.registry import Registry
 from cluster.score_cache import RewardAnswer
 from cluster.scoring import RewardPools
 from cluster.trajectory_queue import TrajectoryQueue
@@ -80,6 +82,8 @@ class Controller:
     registry: Registry | None
     patience: Patience
     _next: int = 0
+    _num_queued: Counter[int] = field(default_factory=Counter)
+    """Step -> groups of it that are queued."""
 
     async def measure(self, drive: Callable[[Controller, GroupRoller], Coroutine[Any, Any, float]]) -> float:
         """Make the pools, drive them, end them."""
@@ -106,6 +110,8 @@ class Controller:
         rollouts = ActorPool("rollout", self.num_workers, 4, hooks(None, start), self.patience)
         reward = RewardConfig.model_validate({"name": "shapes", "replicas": max(1, self.num_workers // 8)})
         rewards = RewardPools((reward,), GROUP_SIZE, "bench", hooks, self.patience)
+        if self.registry is not None:
+            await self.registry.ledger.rewind(0)
         await asyncio.gather(rollouts.start(), rewards.start())
         try:
             return await drive(self, GroupRoller(rollouts, rewards, 1, 600.0, on_failure))
@@ -121,13 +127,15 @@ class Controller:
         await self._tell(request, GroupState.SCORED)
         await queue.put(rolled.scored)
         await self._tell(request, GroupState.QUEUED)
-        if (sequence + 1) % GROUPS_PER_STEP == 0 and self.registry is not None:
-            step = range(sequence + 1 - GROUPS_PER_STEP, sequence + 1)
-            await self.registry.set_groups(dict.fromkeys(step, 0), GroupState.TRAINED)
+        step = sequence // GROUPS_PER_STEP
+        self._num_queued[step] += 1
+        if self._num_queued[step] == GROUPS_PER_STEP and self.registry is not None:
+            groups = range(step * GROUPS_PER_STEP, (step + 1) * GROUPS_PER_STEP)
+            await self.registry.ledger.train(dict.fromkeys(groups, 0), step + 1)
 
     async def _tell(self, request: GroupRequest, state: GroupState) -> None:
         if self.registry is not None:
-            await self.registry.set_group(request.sequence, state, request.attempt)
+            await self.registry.ledger.move(request.sequence, state, request.attempt)
 
 
 async def drive_at_most(controller: Controller, roller: GroupRoller, num_groups: int) -> float:
