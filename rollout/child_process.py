@@ -10,6 +10,9 @@ import multiprocessing
 import os
 import signal
 import threading
+from typing import Final
+
+LOOK_EVERY_S: Final = 1.0
 
 
 def end_with_parent() -> None:
@@ -17,9 +20,12 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return
+    started_by = os.getppid()
 
     def wait_and_end() -> None:
-        parent.join()
+        # `join` waits on a pipe that stays open while any other process has inherited its end, so look up, too.
+        while os.getppid() == started_by and parent.is_alive():
+            parent.join(LOOK_EVERY_S)
         # Nobody is left to receive what is being computed, nor to be told.
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import psutil
 
 PARENT = """
-import multiprocessing, sys, threading
+import contextlib, multiprocessing, os, subprocess, sys, threading
 from rollout.child_process import end_with_parent
 
 def child():
@@ -19,19 +20,48 @@ def child():
 
 if __name__ == "__main__":
     multiprocessing.get_context("spawn").Process(target=child).start()
+    if "heir" in sys.argv:
+        for name in os.listdir("/proc/self/fd"):  # the child's pipe is among them
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(name), True)
+        heir = subprocess.Popen(["sleep", "60"], close_fds=False, stdout=subprocess.DEVNULL)
+        print(heir.pid, flush=True)
     threading.Event().wait(60)
 """
 
 
-def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": str(root)}
-    ) as parent:
-        assert parent.stdout is not None
-        child = psutil.Process(int(parent.stdout.readline()))
+    return subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": os.environ["PATH"]},
+    )
+
+
+def read_processes(parent: subprocess.Popen[str], count: int) -> list[psutil.Process]:
+    assert parent.stdout is not None
+    return [psutil.Process(int(parent.stdout.readline())) for _ in range(count)]
+
+
+def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    with start(tmp_path) as parent:
+        (child,) = read_processes(parent, 1)
         assert child.is_running()
         parent.kill()
     child.wait(timeout=20)  # raises when it is still there
+
+
+def test_a_child_ends_also_while_another_process_holds_the_pipe_it_watches(tmp_path: Path) -> None:
+    with start(tmp_path, "heir") as parent:
+        processes = {process.name(): process for process in read_processes(parent, 2)}
+        heir = processes.pop("sleep")
+        (child,) = processes.values()
+        parent.kill()
+    try:
+        child.wait(timeout=20)
+        assert heir.is_running()
+    finally:
+        heir.kill()
