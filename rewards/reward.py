@@ -38,8 +38,8 @@ class Reward(Protocol):
     """Scores pictures. Made once per replica, with the config's `options` as keyword arguments and
     `device` ("cpu" or "cuda").
 
-    One that may score the same picture differently another time has a true attribute `is_random`: its scores are
-    not to be kept.
+    One that may score the same picture differently another time has a true attribute `is_random`: `cache: true` is
+    refused for it.
     """
 
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from configs.errors import RewardError, RewardTimeoutError
+from configs.errors import ConfigError, RewardError, RewardTimeoutError
 from configs.schema import RewardConfig
 from rewards.image_input import check_pictures
 from rewards.reward import Reward, create_reward
@@ -62,13 +62,19 @@ class RewardWorker:
     async def start(self) -> None:
         """Make the reward, on a GPU if `gpus_per_replica` is above 0.
 
-        Raises ConfigError for an unknown reward or option, and whatever the reward raises (ModelError).
+        Raises ConfigError for an unknown reward or option, or a cache of random scores, and whatever the reward
+        raises (ModelError).
         """
         device = "cuda" if self._config.gpus_per_replica > 0 else "cpu"
         loop = asyncio.get_running_loop()
         self._reward = await loop.run_in_executor(
             self._thread, create_reward, self._config.name, self._config.options, device
         )
+        if self._config.cache and getattr(self._reward, "is_random", False):
+            raise ConfigError(
+                f"rewards: '{self._config.name}' may score a picture differently another time with these options, "
+                "so its scores cannot be kept; set its cache to false"
+            )
         self._dispatcher = asyncio.create_task(self._dispatch())
 
     async def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:

@@ -56,6 +56,10 @@ class Brightness:
         return [Score(value) for value in values]
 
 
+class Dice(Brightness):
+    is_random = True
+
+
 def make_worker(misbehave: str = "", num_failures: int = 10**9, **fields: Any) -> RewardWorker:
     options = {"misbehave": misbehave, "num_failures": num_failures}
     return RewardWorker(RewardConfig(name=f"{__name__}:Brightness", options=options, **fields))
@@ -229,3 +233,13 @@ def test_an_unknown_option_is_refused_at_the_start() -> None:
     worker = RewardWorker(RewardConfig(name=f"{__name__}:Brightness", options={"colour": "red"}))
     with pytest.raises(ConfigError, match="does not take options"):
         asyncio.run(worker.start())
+
+
+def test_scores_of_a_random_reward_are_not_to_be_kept() -> None:
+    config = RewardConfig(name=f"{__name__}:Dice", cache=True)
+    with pytest.raises(
+        ConfigError, match=r"Dice' may score a picture differently another time.*set its cache to false"
+    ):
+        run(score_together(group(10)), RewardWorker(config))
+    (scores,) = run(score_together(group(10)), RewardWorker(config.model_copy(update={"cache": False})))
+    assert len(scores) == 2
