@@ -36,6 +36,11 @@ class RolledGroup:
     pictures: Any
     """Reference to uint8 [G, height, width, 3] in Ray's object store."""
 
+    @property
+    def has_spread(self) -> bool:
+        """Whether any two of its rewards differ; a group without spread has advantages of 0."""
+        return bool(self.scored.rewards.min() < self.scored.rewards.max())
+
 
 @dataclass(frozen=True, slots=True)
 class GroupRoller:

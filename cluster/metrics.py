@@ -58,6 +58,8 @@ METRICS: Final[Mapping[str, str]] = {
     "grad_norm": "L2 norm of the gradient, before clipping; mean over the step's optimizer updates",
     "lr": "learning rate of the step",
     "groups_given_up": "prompts given up since the start of the run, and replaced by others",
+    "groups_resampled": "prompts replaced since the start of the run, since all their rewards were equal "
+    "(algorithm.max_resamples)",
     "skipped_steps": "optimizer updates since the start of the run that left the weights as they were: not finite",
     "cot_length": "semantic CoT, mean length in tokens",
     "cot_length/min": "shortest one",

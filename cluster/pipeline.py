@@ -59,8 +59,9 @@ class Pipeline:
     _admission: Admission = field(init=False)
     _rolled: dict[int, RolledGroup] = field(default_factory=dict, init=False)
     _replaced: dict[int, int] = field(default_factory=dict, init=False)
-    """Sequence -> prompts given up there so far; of the groups that are not trained on yet."""
+    """Sequence -> prompts replaced there so far; of the groups that are not trained on yet."""
     _num_given_up: int = field(init=False)
+    _num_resampled: int = field(init=False)
     _num_given_up_in_a_row: int = field(default=0, init=False)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _between_steps: asyncio.Event = field(default_factory=asyncio.Event, init=False)
@@ -75,6 +76,7 @@ class Pipeline:
         self._admission = Admission(algorithm.groups_per_step, algorithm.max_staleness, self._step)
         self._replaced = dict(self.start.replaced)
         self._num_given_up = self.start.num_given_up
+        self._num_resampled = self.start.num_resampled
         self._between_steps.set()
 
     @property
@@ -85,6 +87,7 @@ class Pipeline:
             step=self._step,
             replaced=dict(self._replaced),
             num_given_up=self._num_given_up,
+            num_resampled=self._num_resampled,
             num_failed_groups=self.log.num_failed_groups,
             training_s=self.start.training_s + time.monotonic() - self._started,
         )
@@ -144,9 +147,12 @@ class Pipeline:
             await self.log.group(request, GroupState.DISPATCHED)
             try:
                 rolled = await self.machinery.roller.roll(request)
-                break
             except GroupGivenUpError as error:
                 await self._replace_prompt(request, error)
+                continue
+            if rolled.has_spread or self._replaced.get(sequence, 0) >= self.config.algorithm.max_resamples:
+                break
+            await self._resample(rolled.scored.rollout.request)
         self._num_given_up_in_a_row = 0
         self._rolled[sequence] = rolled
         await self.log.group(rolled.scored.rollout.request, GroupState.SCORED)
@@ -154,7 +160,7 @@ class Pipeline:
         await self.log.group(rolled.scored.rollout.request, GroupState.QUEUED)
 
     def _request(self, sequence: int) -> GroupRequest:
-        """What is to be rolled at a place in the run: a pure function of `sequence` and of the prompts given up there.
+        """What is to be rolled at a place in the run: a pure function of `sequence` and of the prompts replaced there.
 
         A prompt that takes another's place comes from beyond the run's end, so that no other group changes.
         The attempts go on counting, as the registry drops news of earlier ones.
@@ -181,6 +187,14 @@ class Pipeline:
         self.log.note(f"{error}; another prompt takes its place")
         if self._num_given_up_in_a_row > self.config.algorithm.groups_per_step:
             raise RunError(f"{self._num_given_up_in_a_row} prompts in a row could not be rolled; the last: {error}")
+
+    async def _resample(self, request: GroupRequest) -> None:
+        """Let another prompt take the place of one whose trajectories all have the same reward: it would teach nothing
+        (dynamic sampling: DAPO, arXiv:2503.14476, section 3.2). The place stays the group's own, so admission counts
+        it once, and after `max_resamples` prompts the last one is trained on as it is."""
+        self._replaced[request.sequence] = self._replaced.get(request.sequence, 0) + 1
+        self._num_resampled += 1
+        await self.log.given_up(request, "all its rewards are equal")
 
     async def _learn(self) -> None:
         try:
@@ -247,6 +261,7 @@ class Pipeline:
         metrics = step_metrics(step, [group.scored for group in rolled], report.metrics, times)
         metrics["groups_given_up"] = self._num_given_up
         metrics["scores_cached"] = self.machinery.roller.rewards.num_cached
+        metrics["groups_resampled"] = self._num_resampled
         self.log.write(metrics)
         for sequence in sequences:
             self._replaced.pop(sequence, None)

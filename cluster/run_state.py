@@ -2,7 +2,7 @@
 
 The place among the prompts needs no cursor of its own: group `sequence` belongs to step
 `sequence // groups_per_step`, and its prompt and its seeds are pure functions of `sequence` and of how
-often a prompt was given up there. Groups that were in flight are rolled again, and so come out the same.
+often a prompt was replaced there. Groups that were in flight are rolled again, and so come out the same.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ class RunState:
 
     step: int = 0
     replaced: Mapping[int, int] = field(default_factory=dict)
-    """Sequence -> prompts given up there, of groups that are not trained on yet."""
+    """Sequence -> prompts given up or resampled there, of groups that are not trained on yet."""
     num_given_up: int = 0
+    num_resampled: int = 0
     num_failed_groups: int = 0
     training_s: float = 0.0
     prompts_digest: str = ""

@@ -71,6 +71,9 @@ class AlgorithmConfig(Section):
     kl_coef_cot: float | None = Field(None, ge=0, description="beta of CoT tokens; null: kl_coef")
     kl_coef_image: float | None = Field(None, ge=0, description="beta of image tokens; null: kl_coef")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    max_resamples: int = Field(
+        0, ge=0, description="times a group whose rewards are all equal is replaced by another prompt's (DAPO)"
+    )
     max_staleness: int = Field(1, ge=0, description="optimizer steps a trajectory may lag; 0 is synchronous")
 
     @model_validator(mode="after")
