@@ -145,20 +145,30 @@ def test_engine_and_learner_agree_on_what_they_sampled(asynchronous: Outcome) ->
         assert asynchronous.rows[0][f"parity/mean_abs/{phase}"] < 1e-4
 
 
-def test_a_guided_policy_at_a_temperature_passes_the_parity_gate_at_every_version(
-    ray_cluster: None, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def guided(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Two steps of a guided policy at a temperature of its own, with dynamic sampling."""
     tree = run_tree(
         "guided",
-        tmp_path,
-        algorithm={"policy": "guided", "max_staleness": 0},
+        tmp_path_factory.mktemp("runs"),
+        algorithm={"policy": "guided", "max_staleness": 0, "max_resamples": 1},
         rollout={"temperature": 0.8, "guidance_scale": 3.0},
         parity={"every_steps": 1},
     )
-    outcome = asyncio.run(train(tree))
-    assert outcome.error is None
-    assert outcome.log.notes == []
-    for row in outcome.rows:
+    return asyncio.run(train(tree))
+
+
+def test_a_group_without_spread_is_trained_on_only_after_its_prompt_was_replaced(guided: Outcome) -> None:
+    groups = [group for of_step in guided.log.groups.values() for group in of_step]
+    num_replaced = [group.rollout.request.attempt // guided.config.rollout.max_attempts for group in groups]
+    assert all(np.ptp(group.rewards) > 0 or count == 1 for group, count in zip(groups, num_replaced, strict=True))
+    assert guided.rows[-1]["groups_resampled"] == sum(num_replaced)
+
+
+def test_a_guided_policy_at_a_temperature_passes_the_parity_gate_at_every_version(guided: Outcome) -> None:
+    assert guided.error is None
+    assert guided.log.notes == []
+    for row in guided.rows:
         assert row["parity/mean_abs/image"] < 1e-4
         assert row["parity/mean_abs/cot"] < 1e-4
         assert row["ratio/max"] == pytest.approx(1.0, abs=1e-2)
