@@ -160,6 +160,7 @@ def guided(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Outco
 
 def test_a_group_without_spread_is_trained_on_only_after_its_prompt_was_replaced(guided: Outcome) -> None:
     groups = [group for of_step in guided.log.groups.values() for group in of_step]
+    assert len(groups) == 2 * 2
     num_replaced = [group.rollout.request.attempt // guided.config.rollout.max_attempts for group in groups]
     assert all(np.ptp(group.rewards) > 0 or count == 1 for group, count in zip(groups, num_replaced, strict=True))
     assert guided.rows[-1]["groups_resampled"] == sum(num_replaced)
