@@ -47,6 +47,7 @@ class FakeRoller:
 
     has_spread: Callable[[GroupRequest], bool]
     requests: list[GroupRequest] = field(default_factory=list)
+    rewards: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(num_cached=0))
 
     async def roll(self, request: GroupRequest) -> RolledGroup:
         self.requests.append(request)
