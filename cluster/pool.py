@@ -33,6 +33,7 @@ from cluster.turns import Turns
 from configs.errors import BicotError, RunError, WeightSyncError
 
 MAX_FAILED_STARTS = 3
+CANCEL_AGAIN_S = 1.0
 
 
 @dataclass(slots=True)
@@ -153,10 +154,11 @@ class ActorPool:
 
     async def close(self) -> None:
         """End every member, whatever it is at."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            # And once more: Python's `wait_for` loses a cancellation that comes at the same moment as its result.
+            await asyncio.wait(set(self._tasks), timeout=CANCEL_AGAIN_S)
         for member in self._members:
             member.health.die()
             self.hooks.end(member.handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -274,3 +275,20 @@ async def test_a_call_that_is_cancelled_when_its_turn_has_come_gives_its_place_b
     assert await scene.call() == id(scene.workers[0])
     assert scene.pool.num_calls == 0
     await scene.pool.close()
+
+
+async def test_closing_ends_also_a_member_whose_cancellation_is_lost_on_the_way() -> None:
+    scene = Scene(size=1)
+    is_told = asyncio.Event()
+
+    async def lose_a_cancellation() -> None:
+        is_told.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    scene.start = lambda number: lose_a_cancellation()
+    starting = asyncio.create_task(scene.pool.start())
+    await asyncio.wait_for(is_told.wait(), WAIT_S)
+    starting.cancel()
+    await asyncio.wait_for(scene.pool.close(), WAIT_S)
+    assert scene.pool.members == ()
