@@ -60,6 +60,8 @@ class Scene:
     max_calls: int = 1
     patience: Patience = PATIENCE
     start: Callable[[int], Any] = lambda number: None
+    hear: Callable[[str], Any] = lambda state: None
+    """What hearing of a state does, beside writing it down."""
     weights: Weights = field(default_factory=Weights)
     workers: list[Worker] = field(default_factory=list)
     actors: list[LocalActor] = field(default_factory=list)
@@ -107,6 +109,8 @@ class Scene:
 
     async def _hear(self, worker_id: str, state: str) -> None:
         self.changes.append((worker_id, state))
+        if (outcome := self.hear(state)) is not None:
+            await outcome
 
 
 async def started(scene: Scene) -> Scene:
@@ -286,9 +290,11 @@ async def test_closing_ends_also_a_member_whose_cancellation_is_lost_on_the_way(
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
 
-    scene.start = lambda number: lose_a_cancellation()
+    scene.hear = lambda state: lose_a_cancellation() if state == "STALE" else None
     starting = asyncio.create_task(scene.pool.start())
     await asyncio.wait_for(is_told.wait(), WAIT_S)
     starting.cancel()
-    await asyncio.wait_for(scene.pool.close(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        await scene.pool.close()
+    assert scene.states(0)[-1] == "READY", "the cancellation was lost, and the member went on"
     assert scene.pool.members == ()
