@@ -187,28 +187,6 @@ class LearnerActor:
         self._worker.close()
 
 
-class WeightStoreActor:
-    """Owns the buckets of the newest weight version.
-
-    It asks the learner for them itself: the caller of a task owns what the task returns, so the
-    weights outlive a learner that dies.
-    """
-
-    def __init__(self) -> None:
-        self._buckets: list[ray.ObjectRef[WeightBucket]] = []
-
-    async def pull(self, ranks: Sequence[ray.actor.ActorHandle], version: int) -> list[ray.ObjectRef[WeightBucket]]:
-        """Take `version` from the learner: all ranks enter (ZeRO-3 gathers), rank 0 gives the buckets."""
-        streams = [rank.export_weights.options(num_returns="streaming").remote(version) for rank in ranks]
-        buckets: list[ray.ObjectRef[WeightBucket]] = []
-        for stream in streams:
-            *exported, end = [reference async for reference in stream]
-            await end  # raises what the export raised
-            buckets += exported
-        self._buckets = buckets  # holding the references is what keeps the weights
-        return buckets
-
-
 class TrajectoryQueueActor:
     """The bounded trajectory queue as an actor."""
 

@@ -2,8 +2,8 @@
 
     python -m cluster.chaos --config configs/shapes_cpu.yaml --kills 20 --seed 0
 
-Kills with SIGKILL: rollout workers and their engines, reward workers, the trajectory queue, the weight store,
-learner ranks, Redis, the launcher itself. What the run does not survive in place is resumed with
+Kills with SIGKILL: rollout workers and their engines, reward workers, the trajectory queue, learner ranks,
+Redis, the launcher itself. What the run does not survive in place is resumed with
 `cluster.launch --resume`. At the end the run is stopped, the invariants of `cluster.faults.invariants` are
 checked, and that no process outlives it. Exit code 0 when all held; 1 otherwise.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ OVERRIDES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = _parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends what was started
     try:
         return _run(options)
     except BicotError as error:

@@ -28,13 +28,11 @@ from configs.schema import WeightSyncConfig
 class NcclSync:
     """`WeightSync` over NCCL; `workers_per_engine` is the engines' tensor-parallel size."""
 
-    def __init__(
-        self, config: WeightSyncConfig, run_id: str, workers_per_engine: int, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, config: WeightSyncConfig, workers_per_engine: int, note: Callable[[str], None]) -> None:
         self._timeout_s = config.timeout_s
         self._workers_per_engine = workers_per_engine
         self._note = note
-        self._store = ObjectStoreSync(config, run_id)
+        self._store = ObjectStoreSync(config)
         self._ranks: tuple[ActorHandle, ...] = ()
         self._version = 0
         self._group: tuple[str, ...] = ()

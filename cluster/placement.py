@@ -124,9 +124,7 @@ def _bundles(config: RunConfig) -> Iterator[Bundle]:
                 reward.cpus_per_replica,
                 reward.gpus_per_replica,
             )
-    # These wait and pass references on; they get no CPU of their own.
-    for service in ("trajectory-queue", "weight-store"):
-        yield Bundle("service", service, 0.0, 0.0)
+    yield Bundle("service", "trajectory-queue", 0.0, 0.0)  # it waits, and passes references on
 
 
 def _check_places(plan: PlacementPlan, resource: str, nodes: Sequence[float]) -> None:

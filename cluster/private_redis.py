@@ -79,6 +79,10 @@ class PrivateRedis:
     def process_id(self) -> int:
         return self._server.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._server.poll() is None
+
     def stop(self) -> None:
         """End the server, and wait until it has ended. May be called more than once."""
         atexit.unregister(self.stop)

@@ -85,7 +85,7 @@ class Run:
             cache_url=self.log.registry.url,
             one_group_a_time=self.config.run.deterministic,
         )
-        self._weights = self._make_weight_sync(run_id)
+        self._weights = self._make_weight_sync()
         self._rollouts = ActorPool(
             "rollout",
             self.config.rollout.num_workers.min,
@@ -284,11 +284,11 @@ class Run:
             error=None if error is None else f"{type(error).__name__}: {error}",
         )
 
-    def _make_weight_sync(self, run_id: str) -> WeightSync:
+    def _make_weight_sync(self) -> WeightSync:
         config = self.config.weight_sync
         if config.backend == "nccl":
-            return NcclSync(config, run_id, self.config.rollout.tensor_parallel_size, self.log.note)
-        return ObjectStoreSync(config, run_id)
+            return NcclSync(config, self.config.rollout.tensor_parallel_size, self.log.note)
+        return ObjectStoreSync(config)
 
     def _make_elasticity(self) -> Elasticity:
         def is_awaited() -> bool:

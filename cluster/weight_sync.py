@@ -3,8 +3,9 @@
     learner ranks ─► publish(n) ─► [store | collective] ─► every READY rollout worker
                                         └────────────────► a worker that joins later: catch_up
 
-`ObjectStoreSync` is pull-based: a store actor owns the buckets, and each worker fetches them from
-Ray's object store at its own pace, so that a slow, dead or joining worker holds up nobody else's copy.
+`ObjectStoreSync` is pull-based: each worker fetches the buckets from Ray's object store at its own pace,
+so that a slow, dead or joining worker holds up nobody else's copy. The launcher asks for them and so owns
+them: they outlive a learner that dies.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Protocol
 import ray
 from ray.actor import ActorHandle
 
-from cluster.actors import WeightStoreActor, spawn
 from cluster.pool import ActorPool
 from cluster.pool_member import Member
 from cluster.remote_errors import WorkerLostError, resolve
@@ -50,9 +50,8 @@ class WeightSync(Protocol):
 class ObjectStoreSync:
     """Weights through Ray's object store. Works everywhere; workers may come and go."""
 
-    def __init__(self, config: WeightSyncConfig, run_id: str) -> None:
+    def __init__(self, config: WeightSyncConfig) -> None:
         self._timeout_s = config.timeout_s
-        self._store = spawn(WeightStoreActor, name=f"{run_id}-weight-store", num_cpus=0)
         self._version = 0
         self._buckets: list[ray.ObjectRef] = []
 
@@ -69,7 +68,7 @@ class ObjectStoreSync:
     async def take(self, ranks: Sequence[ActorHandle], version: int) -> None:
         """Put `version` into the store. Raises LearnerError when the learner is at another, WeightSyncError."""
         try:
-            buckets = await asyncio.wait_for(self._pull(ranks, version), self._timeout_s)
+            buckets = await asyncio.wait_for(_export(ranks, version), self._timeout_s)
         except TimeoutError as error:
             raise WeightSyncError(
                 f"weight version {version} was not exported within weight_sync.timeout_s {self._timeout_s:g} s"
@@ -104,7 +103,15 @@ class ObjectStoreSync:
             ) from error
 
     async def close(self) -> None:
-        ray.kill(self._store)
+        self._buckets = []
 
-    async def _pull(self, ranks: Sequence[ActorHandle], version: int) -> list[ray.ObjectRef]:
-        return await self._store.pull.remote(list(ranks), version)
+
+async def _export(ranks: Sequence[ActorHandle], version: int) -> list[ray.ObjectRef]:
+    """Buckets of `version`: all ranks enter (ZeRO-3 gathers), rank 0 gives them."""
+    streams = [rank.export_weights.options(num_returns="streaming").remote(version) for rank in ranks]
+    buckets: list[ray.ObjectRef] = []
+    for stream in streams:
+        *exported, end = [reference async for reference in stream]
+        await end  # raises what the export raised
+        buckets += exported
+    return buckets

@@ -72,7 +72,7 @@ def measure(scope: Scope) -> list[Table]:
 async def _measure_model(folder: str, config: RunConfig, num_rounds: int) -> SyncTimes:
     learner = LearnerGroup(config, config.run.name)
     pool = ActorPool("rollout", 1, 1, _hooks(folder, config))
-    sync = ObjectStoreSync(config.weight_sync, config.run.name)
+    sync = ObjectStoreSync(config.weight_sync)
     try:
         await learner.start()
         await asyncio.gather(learner.setup(folder), pool.start())

@@ -78,7 +78,7 @@ class Supervisor:
             return
         if not (self.run_directory / "config.yaml").exists():
             raise RunError(f"the run ended before it began:\n{self.last_lines()}")
-        if not psutil.pid_exists(self.redis.process_id):
+        if not self.redis.is_running:
             self.redis.stop()
             self.redis = PrivateRedis(self.directory / "redis")
         self.num_resumes += 1

@@ -14,7 +14,6 @@ ACTOR_KINDS: Final[Mapping[str, str]] = {
     "VLLM::EngineCore": "engine",
     "ray::RewardActor": "reward",
     "ray::TrajectoryQueueActor": "queue",
-    "ray::WeightStoreActor": "weight store",
     "ray::LearnerActor": "learner",
 }
 """Beginning of a process's title -> kind of victim."""

@@ -225,6 +225,7 @@ async def test_a_killed_server_is_a_prompt_registry_error(server: PrivateRedis) 
         assert password
         assert password not in str(raised.value)
         assert "127.0.0.1" in str(raised.value)
+    assert not server.is_running
 
 
 async def test_a_server_that_hangs_is_an_error_and_not_a_hang(server: PrivateRedis) -> None:

@@ -44,7 +44,7 @@ def test_every_actor_has_a_bundle_with_a_name_of_its_own():
         *["rollout"] * 3,
         *["rewards.shapes"] * 2,
         "rewards.m:C",
-        *["service"] * 2,
+        "service",
     ]
 
 
@@ -94,7 +94,7 @@ def test_the_description_is_a_table_that_names_who_shares_a_gpu():
     assert lines[0] == ["actors", "CPUs", "GPUs"]
     assert lines[1] == ["learner", "1", "1", "0.5"]
     assert lines[2] == ["rollout", "2", "2", "(2", "x", "1)", "1", "(2", "x", "0.5)"]
-    assert ["together", "6", "4", "2"] in lines
+    assert ["together", "5", "4", "2"] in lines
     assert "one GPU for learner-0 (0.5) + rollout-0 (0.5)" in plan.describe()
 
 
