@@ -103,9 +103,9 @@ def test_a_run_equals_a_plain_loop(whole: Outcome, tmp_path: Path) -> None:
 
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(whole: Outcome, tmp_path: Path) -> None:
     tree = make_tree("in-two", tmp_path)
-    tree["rollout"]["num_workers"] = 2  # who rolls which group does not matter either
     stopped = asyncio.run(train(tree, stop_at_step_1))
     assert stopped.summary is not None
     assert (stopped.summary.status, stopped.summary.steps) == ("stopped", 1)
+    tree["rollout"]["num_workers"] = 2  # who rolls which group does not matter either
     resumed = asyncio.run(train(tree, resumed=stopped.directory))
     assert made_by(resumed) == made_by(whole)
