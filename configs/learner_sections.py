@@ -54,7 +54,12 @@ class LearnerConfig(Section):
     lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after warm-up, down to 0")
     max_grad_norm: float = Field(1.0, gt=0)
     gradient_checkpointing: bool = False
-    logprob_chunk_tokens: int = Field(1024, ge=1, description="positions whose logits are held at once")
+    logprob_chunk_tokens: int = Field(
+        1024,
+        ge=1,
+        description="tokens of a vocabulary whose logits are held at once, of all positions of a micro-batch; memory "
+        "grows with it, and small chunks leave a GPU idle",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> LearnerConfig:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,9 +22,10 @@ from transformers import GenerationConfig, JanusForConditionalGeneration
 
 from configs.errors import ModelError
 from configs.learner_sections import LANGUAGE_MODEL, LoraConfig
-from learner.logprobs import Head, chunked_logprobs
+from learner.logprobs import LogprobHead
 from learner.lora import LoraLinear, add_adapters, checkpoint_name, named_adapters
 from learner.phase_tokens import PhaseTokens
+from rollout.guidance import guided_logits
 from rollout.janus_checkpoint import resolve_folder
 from rollout.weight_manifest import ENGINE_PARTS, part_of
 
@@ -73,10 +73,10 @@ class JanusPolicy(nn.Module):
         trainable: Sequence[str] = LANGUAGE_MODEL,
         lora: LoraConfig | None = None,
     ) -> None:
-        """Takes over `model`: its vision model, vision aligner and VQ model are let go.
+        """Takes over `model`: its vision model, vision aligner and VQ model are let go, its heads give no logits.
 
-        trainable: names in the Hugging Face checkpoint, with wildcards as in the shell; lora: adapters,
-        which then train in their place.
+        logprob_chunk_tokens: tokens of a vocabulary whose logits are held at once; trainable: names in
+        the Hugging Face checkpoint, with wildcards as in the shell; lora: adapters, which then train in their place.
         Raises ModelError when the generation config does not name BOS, pad and begin-of-image, and for
         a pattern that no parameter matches.
         """
@@ -85,8 +85,10 @@ class JanusPolicy(nn.Module):
         self.pad_id: int = model.generation_config.pad_token_id
         for part in ("vision_model", "aligner", "vqmodel"):
             delattr(model.model, part)
+        model.lm_head = LogprobHead(model.lm_head, logprob_chunk_tokens)
+        head = model.model.generation_head
+        head.vision_head = LogprobHead(head.vision_head, logprob_chunk_tokens)
         self.model = model
-        self.chunk_tokens = logprob_chunk_tokens
         self._is_checkpointing = False
         names = [name for name, _ in model.named_parameters()]
         for pattern in trainable:
@@ -165,40 +167,38 @@ class JanusPolicy(nn.Module):
         distribution is the guided one that the engine samples from, `softmax((u + w (c - u)) / temperature)`.
         entropy_gradient: the entropy carries a gradient, as an entropy bonus needs it.
         """
-        janus = self.model
+        janus = self.model.model
         context_ids = tokens.context_ids
         if unconditional is not None:
             context_ids = self.drop_prompt(context_ids, unconditional)
-        embed_text = janus.model.language_model.embed_tokens
-        options: dict[str, Any] = {"temperature": temperature, "entropy_gradient": entropy_gradient}
+        embed_text = janus.language_model.embed_tokens
+        last_layer: LogprobHead
         if tokens.phase == "cot":
-            targets = embed_text(tokens.target_ids)
-            return self._score(embed_text(context_ids), targets, tokens, janus.lm_head, **options)
-        codes = janus.model.generation_aligner(janus.model.generation_embeddings(tokens.target_ids))
-        if guidance_scales is not None:
-            everywhere = torch.ones_like(tokens.context_lengths, dtype=torch.bool)
-            context_ids = torch.cat([context_ids, self.drop_prompt(context_ids, everywhere)])
-            options["guidance_scales"] = guidance_scales
-        return self._score(embed_text(context_ids), codes, tokens, janus.model.generation_head, **options)
+            last_layer = self.model.lm_head
+            (features,) = self._hidden(embed_text(context_ids), embed_text(tokens.target_ids), tokens)
+        else:
+            if guidance_scales is not None:
+                everywhere = torch.ones_like(tokens.context_lengths, dtype=torch.bool)
+                context_ids = torch.cat([context_ids, self.drop_prompt(context_ids, everywhere)])
+            codes = janus.generation_aligner(janus.generation_embeddings(tokens.target_ids))
+            head = janus.generation_head
+            last_layer = head.vision_head
+            features = head.activation_fn(head.proj_out(self._hidden(embed_text(context_ids), codes, tokens)))
+            features = features[0] if guidance_scales is None else _guided(features, guidance_scales)
+        logprobs, entropy = last_layer(
+            features, tokens.target_ids.reshape(-1), temperature=temperature, entropy_gradient=entropy_gradient
+        )
+        return logprobs.view_as(tokens.target_ids), entropy.view_as(tokens.target_ids)
 
     def drop_prompt(self, context_ids: Tensor, rows: Tensor) -> Tensor:
         """context_ids int64 [B, P] with all but BOS and begin-of-image replaced by pad where rows [B] is True."""
         kept = torch.isin(context_ids, context_ids.new_tensor(self.kept_in_context))
         return context_ids.masked_fill(rows[:, None] & ~kept, self.pad_id)
 
-    def _score(
-        self,
-        context: Tensor,
-        targets: Tensor,
-        tokens: PhaseTokens,
-        head: Head,
-        *,
-        guidance_scales: Tensor | None = None,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """context [B, P, d], or [2B, P, d] with guidance, and targets [B, N, d] are embeddings.
+    def _hidden(self, context: Tensor, targets: Tensor, tokens: PhaseTokens) -> Tensor:
+        """The hidden states that predict the targets, [num_streams, B N, d].
 
-        Returns logprobs and entropy, each [B, N]. options: as of `chunked_logprobs`.
+        context [num_streams B, P, d] and targets [B, N, d] are embeddings; all streams have the same targets.
         """
         num_rows, num_targets, width = targets.shape
         num_streams = len(context) // num_rows
@@ -210,18 +210,19 @@ class JanusPolicy(nn.Module):
         inputs = inputs.scatter(1, places[:, :-1, None].expand(-1, -1, width), drawn)
         if self._is_checkpointing and torch.is_grad_enabled() and not inputs.requires_grad:
             inputs.requires_grad_()  # where the embedding is frozen: reentrant checkpointing asks its inputs alone
-        hidden = self.model.model.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        hidden = hidden.gather(1, (places - 1)[..., None].expand(-1, -1, width)).reshape(num_streams, -1, width)
-        if guidance_scales is not None:
-            options["guidance_scales"] = guidance_scales.repeat_interleave(num_targets)
-        logprobs, entropy = chunked_logprobs(
-            hidden[0] if guidance_scales is None else hidden.transpose(0, 1),
-            head,
-            tokens.target_ids.reshape(-1),
-            self.chunk_tokens,
-            **options,
-        )
-        return logprobs.view(num_rows, num_targets), entropy.view(num_rows, num_targets)
+        hidden: Tensor = self.model.model.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        return hidden.gather(1, (places - 1)[..., None].expand(-1, -1, width)).reshape(num_streams, -1, width)
+
+
+def _guided(features: Tensor, guidance_scales: Tensor) -> Tensor:
+    """What the last layer makes the guided logits of (see `guided_logits`), [B N, d], mixed in float32 or better.
+
+    features: [2, B N, d], the conditional stream first.
+    """
+    exact = torch.promote_types(features.dtype, torch.float32)
+    conditional, unconditional = features.to(exact)
+    scales = guidance_scales.repeat_interleave(len(conditional) // len(guidance_scales))[:, None]
+    return guided_logits(conditional, unconditional, scales).to(features.dtype)
 
 
 def _kept_in_context(generation_config: GenerationConfig) -> list[int]:

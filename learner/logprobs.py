@@ -1,115 +1,190 @@
-"""Log-probabilities of given tokens, without ever holding the logits of all positions.
+"""Log-probabilities of given tokens, without ever holding the logits of the whole vocabulary.
 
-A vocabulary of 100,000 and 8 x 576 positions are 1.8 GB of float32 logits, held several times over
-by autograd. Here the positions pass the head in chunks; a chunk's logits live while it is computed,
-forward or backward, and the backward pass computes them again from the hidden states.
+    hidden [T, d] ─┬─► logits of a chunk of the vocabulary ─┐     m  largest logit z so far    [T]
+                   ├─► of the next                         ─┼─►   s  sum of exp(z - m)         [T]
+                   └─► ...                                 ─┘     e  sum of z exp(z - m)       [T]
+
+    log normaliser = m + log s,   log-probability = z_target - log normaliser,   entropy = log normaliser - e / s
+
+A vocabulary of 100,000 and 8 x 576 positions are 1.8 GB of float32 logits, held several times over by autograd.
+Here a chunk's logits live while they are added to the sums (online softmax, Milakov and Gimelshein,
+arXiv:1805.02867), and the backward pass computes them again from the hidden states, the weight and the log normaliser
+(Cut Cross-Entropy, Wijmans et al., arXiv:2411.09009). Memory grows with T x chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
-from rollout.guidance import guided_logits
 
-Head = Callable[[Tensor], Tensor]
+class LogprobHead(nn.Module):
+    """A head's last layer, `logits = W h + b`, that gives what training asks of the logits in their place.
+
+    It shares the parameters of a linear layer, under the same names. A module, and everything is computed in its
+    call: so the hooks of ZeRO-3 gather its parameters for the forward pass, and again for the backward pass.
+    """
+
+    def __init__(self, layer: nn.Linear, chunk_size: int) -> None:
+        """chunk_size: entries of the vocabulary whose logits are held at once."""
+        super().__init__()
+        self.weight = layer.weight
+        self.bias = layer.bias
+        self.chunk_size = chunk_size
+
+    def forward(
+        self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """As `chunked_logprobs`."""
+        return chunked_logprobs(
+            hidden,
+            self.weight,
+            self.bias,
+            targets,
+            self.chunk_size,
+            temperature=temperature,
+            entropy_gradient=entropy_gradient,
+        )
 
 
 def chunked_logprobs(
     hidden: Tensor,
-    head: Head,
+    weight: Tensor,
+    bias: Tensor | None,
     targets: Tensor,
     chunk_size: int,
     *,
-    guidance_scales: Tensor | None = None,
     temperature: float = 1.0,
     entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target under `softmax(head(hidden) / temperature)`, and the entropy there.
+    """Log-probability of each target under `softmax((W h + b) / temperature)`, and the entropy there.
 
-    hidden: [T, d], T >= 0; head: [t, d] -> logits [t, V]; targets: int64 [T], in [0, V).
+    hidden: [T, d], T >= 0; weight: [V, d]; bias: [V]; targets: int64 [T], in [0, V); chunk_size: entries of the
+    vocabulary whose logits are held at once, two tensors [T, chunk_size] of them.
     Returns (logprobs [T], entropy [T]) in nats, in float32 (float64 where the logits are). Gradients flow
-    from the log-probabilities, and with entropy_gradient from the entropy, too, to `hidden` and to the
-    head's parameters.
-
-    guidance_scales: float [T]; then hidden is [T, 2, d], the conditional stream first, and the logits
-    are the guided ones, `u + w (c - u)`. A chunk's logits are then three times as many.
-
-    `head` is called ceil(T / chunk_size) times, and as often again in backward; it must be a call
-    of its module, so that hooks which gather partitioned parameters run. Where they do (ZeRO-3),
-    every rank must pass the same T.
+    from the log-probabilities, and with entropy_gradient from the entropy, too, to hidden, weight and bias. That of
+    the weight is as large as the weight, and made only where the weight trains.
 
     Raises ValueError for shapes that do not fit.
     """
-    _check(hidden, targets, guidance_scales, chunk_size)
-    if not len(targets):
-        empty = hidden.sum(tuple(range(1, hidden.dim()))).to(_accumulation_dtype(hidden))
-        return empty, empty.detach()
-    logprobs, entropies = [], []
-    for start in range(0, len(targets), chunk_size):
-        part = slice(start, start + chunk_size)
-        logprob, entropy = checkpoint(
-            _logprobs,
-            hidden[part],
-            head,
-            targets[part],
-            None if guidance_scales is None else guidance_scales[part],
-            temperature,
-            entropy_gradient,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
-        logprobs.append(logprob)
-        entropies.append(entropy)
-    return torch.cat(logprobs), torch.cat(entropies)
-
-
-def _check(hidden: Tensor, targets: Tensor, guidance_scales: Tensor | None, chunk_size: int) -> None:
-    guided = guidance_scales is not None
-    expected = "[T, 2, d]" if guided else "[T, d]"
-    if hidden.dim() != 2 + guided or targets.shape != hidden.shape[:1] or (guided and hidden.shape[1] != 2):
-        raise ValueError(
-            f"hidden must be {expected} and targets [T]; got {tuple(hidden.shape)} and {tuple(targets.shape)}"
-        )
-    if guidance_scales is not None and guidance_scales.shape != targets.shape:
-        raise ValueError(f"guidance_scales must be [T]; got {tuple(guidance_scales.shape)} for {len(targets)} targets")
+    if hidden.dim() != 2 or targets.shape != hidden.shape[:1] or weight.shape[1:] != hidden.shape[1:]:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (hidden, weight, targets))
+        raise ValueError(f"hidden must be [T, d], weight [V, d] and targets [T]; got {shapes}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1; got {chunk_size}")
+    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, targets, chunk_size, temperature, entropy_gradient
+    )
+    return result
 
 
-def _accumulation_dtype(values: Tensor) -> torch.dtype:
-    return torch.promote_types(values.dtype, torch.float32)
+class _Sums(NamedTuple):
+    """Of the part of the vocabulary that was seen, each [T] and in float32 or better."""
+
+    largest: Tensor
+    """m, the largest logit z."""
+    total: Tensor
+    """s, the sum of exp(z - m)."""
+    weighted: Tensor
+    """e, the sum of z exp(z - m)."""
+    target: Tensor
+    """The target's logit; -inf until it is seen."""
+
+    def with_part(self, logits: Tensor, targets: Tensor, part: slice) -> _Sums:
+        """With the logits [T, size of the part], which are spoiled."""
+        inside, columns = _columns(targets, part)
+        target = torch.where(inside, logits.gather(1, columns)[:, 0], self.target)
+        largest = torch.maximum(self.largest, logits.amax(1))
+        # While all logits are -inf, nothing is subtracted: -inf - -inf is NaN.
+        shift = largest.masked_fill(largest.isneginf(), 0.0)
+        rescaling = (self.largest - shift).exp()
+        exponentials = (logits - shift[:, None]).exp_()
+        total = self.total * rescaling + exponentials.sum(1)
+        weighted = self.weighted * rescaling + exponentials.mul_(_finite(logits)).sum(1)
+        return _Sums(largest, total, weighted, target)
 
 
-def _logprobs(
-    hidden: Tensor,
-    head: Head,
-    targets: Tensor,
-    guidance_scales: Tensor | None,
-    temperature: float,
-    entropy_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    logits = _logits(hidden, head, guidance_scales)
-    if temperature != 1.0:
-        logits = logits / temperature
-    log_normalizer = logits.logsumexp(-1)
-    logprobs = logits.gather(-1, targets[:, None])[:, 0] - log_normalizer
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        probabilities = (logits - log_normalizer[:, None]).exp()
-        # A logit of -inf has no probability and adds no entropy; 0 * -inf would be NaN, in the gradient, too.
-        finite_logits = logits.masked_fill(logits.isneginf(), 0.0) if entropy_gradient else logits
-        expected_logit = torch.where(probabilities > 0, probabilities * finite_logits, 0.0).sum(-1)
+class _ChunkedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        chunk_size: int,
+        temperature: float,
+        entropy_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        nothing = hidden.new_zeros(targets.shape, dtype=torch.promote_types(weight.dtype, torch.float32))
+        sums = _Sums(nothing - math.inf, nothing, nothing, nothing - math.inf)
+        for part in _parts(len(weight), chunk_size):
+            sums = sums.with_part(_logits(hidden, weight, bias, part, temperature), targets, part)
+        log_normalizer, expected_logit = sums.largest + sums.total.log(), sums.weighted / sums.total
         entropy = log_normalizer - expected_logit
-    return logprobs, entropy
+        ctx.save_for_backward(hidden, weight, bias, targets, log_normalizer, expected_logit)
+        ctx.chunk_size, ctx.temperature, ctx.entropy_gradient = chunk_size, temperature, entropy_gradient
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy)
+        return sums.target - log_normalizer, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, log_normalizer, expected_logit = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        # What is added up over chunks is added up in float32, of half precision, too.
+        grad_hidden = torch.zeros_like(hidden, dtype=log_normalizer.dtype) if wants_hidden else None
+        grad_weight = torch.empty_like(weight) if wants_weight else None
+        grad_bias = torch.empty_like(bias) if wants_bias else None
+        for part in _parts(len(weight), ctx.chunk_size):
+            logits = _logits(hidden, weight, bias, part, ctx.temperature)
+            grad = (logits - log_normalizer[:, None]).exp_()
+            if ctx.entropy_gradient:
+                # d entropy / dz = -p (z - sum of p z)
+                slope = _finite(logits).sub_(expected_logit[:, None]).mul_(grad_entropy[:, None])
+                grad.mul_(slope.add_(grad_logprobs[:, None])).neg_()
+                del slope
+            else:
+                grad.mul_(-grad_logprobs[:, None])  # d logprob / dz = (1 at the target) - p
+            inside, columns = _columns(targets, part)
+            grad.scatter_add_(1, columns, torch.where(inside, grad_logprobs, 0.0)[:, None])
+            grad = grad.div_(ctx.temperature).to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden += grad @ weight[part]
+            if grad_weight is not None:
+                torch.mm(grad.t(), hidden, out=grad_weight[part])
+            if grad_bias is not None:
+                torch.sum(grad, 0, out=grad_bias[part])
+            del logits, grad  # before the next chunk's are made
+        grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
-def _logits(hidden: Tensor, head: Head, guidance_scales: Tensor | None) -> Tensor:
-    if guidance_scales is None:
-        logits = head(hidden)
-        return logits.to(_accumulation_dtype(logits))
-    both = head(hidden.flatten(0, 1))
-    conditional, unconditional = both.to(_accumulation_dtype(both)).view(len(hidden), 2, -1).unbind(1)
-    return guided_logits(conditional, unconditional, guidance_scales[:, None])
+def _parts(vocabulary: int, chunk_size: int) -> Iterator[slice]:
+    for start in range(0, vocabulary, chunk_size):
+        yield slice(start, min(start + chunk_size, vocabulary))
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, part: slice, temperature: float) -> Tensor:
+    """[T, size of the part], in float32 or better, and the caller's to overwrite."""
+    logits = functional.linear(hidden, weight[part], None if bias is None else bias[part])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _columns(targets: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    """Which targets lie in the part, bool [T], and the column of each there, int64 [T, 1]; any column if outside."""
+    inside = (targets >= part.start) & (targets < part.stop)
+    return inside, (targets - part.start).clamp(0, part.stop - part.start - 1)[:, None]
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """0 in place of -inf, which has no probability: 0 x -inf would be NaN. NaN and inf stay. Works in place."""
+    return logits.nan_to_num_(nan=math.nan, posinf=math.inf, neginf=0.0)

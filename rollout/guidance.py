@@ -30,7 +30,8 @@ def guided_logits(
 ) -> torch.Tensor:
     """`u + w (c - u)`, float32 [num_sequences, num_codes], up to a constant a row.
 
-    Logits and log-probabilities serve alike, since a softmax ignores that constant. A tensor
-    `guidance_scale` is [num_sequences, 1].
+    Logits and log-probabilities serve alike, since a softmax ignores that constant. So do the inputs of the layer
+    that gives the logits, since it is affine and the factors w and 1 - w add up to 1: mixed before it or after it
+    is the same. A tensor `guidance_scale` is [num_sequences, 1].
     """
     return unconditional + guidance_scale * (conditional - unconditional)

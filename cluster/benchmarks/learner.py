@@ -6,6 +6,7 @@ speed    LearnerWorker     against  transformers' model and torch's AdamW     (t
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import tempfile
 import time
@@ -19,7 +20,7 @@ from transformers import JanusForConditionalGeneration
 from cluster.benchmarks.isolation import isolated
 from cluster.benchmarks.models import make_model, shapes_config
 from cluster.benchmarks.report import Scope, Table, ratio, spread
-from configs.schema import RunConfig, TinyJanusConfig
+from configs.schema import LearnerConfig, RunConfig, TinyJanusConfig
 from learner.batch import PhaseBatch, PlanSettings, plan_step
 from learner.janus_policy import load_janus
 from learner.logprobs import chunked_logprobs
@@ -33,9 +34,10 @@ from rollout.shapes_world import load_split
 
 VOCABULARIES = (1_000, 16_000, 100_000)
 NUM_POSITIONS = 2_048
-CHUNK_POSITIONS = 256
 WIDTH = 64
 MIB = 2**20
+_M_MMAP_THRESHOLD = -3  # malloc.h
+CHUNK_SIZE: int = LearnerConfig.model_fields["logprob_chunk_tokens"].default
 
 
 def measure(scope: Scope) -> list[Table]:
@@ -46,40 +48,53 @@ def measure(scope: Scope) -> list[Table]:
 def _measure_memory() -> Table:
     rows = []
     for vocabulary in VOCABULARIES:
-        plain, chunked = (isolated(1, peak_bytes, vocabulary, is_chunked) for is_chunked in (False, True))
+        plain = isolated(1, peak_bytes, vocabulary, None, False)
+        chunked = isolated(1, peak_bytes, vocabulary, CHUNK_SIZE, False)
+        # The gradient of the weight is the optimizer's to ask for, and not the log-probabilities' to save.
+        trains = isolated(1, peak_bytes, vocabulary, CHUNK_SIZE, True) - vocabulary * WIDTH * 4
         logits = NUM_POSITIONS * vocabulary * 4
-        row = [f"{vocabulary:,}", *(f"{size / MIB:,.0f}" for size in (logits, plain, chunked))]
-        rows.append((*row, f"{plain / chunked:.1f} ×"))
+        cells = (f"{size / MIB:,.1f}" for size in (logits, plain, chunked, trains))
+        rows.append((f"{vocabulary:,}", *cells, f"{plain / chunked:.1f} ×"))
     return Table(
         "Memory of log-probabilities and their gradient, MiB",
-        f"Peak growth of a fresh process's resident memory during forward and backward of {NUM_POSITIONS} positions: "
-        f"`log_softmax` over all logits, against `chunked_logprobs` in chunks of {CHUNK_POSITIONS}. Hidden states of "
-        f"width {WIDTH}, float32; the head's gradient is part of both.",
-        ("vocabulary", "one copy of the logits", "plain", "chunked", "plain / chunked"),
+        f"Peak growth of a fresh process's resident memory during forward and backward of {NUM_POSITIONS} positions of "
+        f"width {WIDTH} in float32: `log_softmax` over all logits, against `chunked_logprobs` in chunks of "
+        f"{CHUNK_SIZE} tokens of the vocabulary. The weight is frozen; in one column it trains, and its gradient, as "
+        "large as the weight whatever computes it, is subtracted. What is freed goes back to the system at once here; "
+        "glibc would keep some of it for later, up to some tens of MiB, whatever the vocabulary.",
+        (
+            "vocabulary",
+            "one copy of the logits",
+            "plain",
+            "chunked",
+            "chunked, weight trains, less its gradient",
+            "plain / chunked",
+        ),
         tuple(rows),
     )
 
 
-def peak_bytes(vocabulary: int, is_chunked: bool) -> int:
-    """By how much resident memory grows at most while log-probabilities and their gradient are computed."""
+def peak_bytes(vocabulary: int, chunk_size: int | None, trains_weight: bool) -> int:
+    """By how much resident memory grows at most while log-probabilities and their gradient are computed; in chunks of
+    the vocabulary, or plainly where chunk_size is None. Linux with glibc only."""
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 64 * 1024)  # larger blocks are given back when they are freed
     generator = torch.Generator().manual_seed(0)
-    head = torch.nn.Linear(WIDTH, vocabulary, bias=False)
+    weight = torch.randn(vocabulary, WIDTH, generator=generator).requires_grad_(trains_weight)
     hidden = torch.randn(NUM_POSITIONS, WIDTH, generator=generator).requires_grad_()
     targets = torch.randint(vocabulary, (NUM_POSITIONS,), generator=generator)
     few = slice(0, 2)
-    _logprob_sum(hidden[few], head, targets[few], is_chunked).backward()  # loads what is loaded at first use
-    head.zero_grad()
+    _logprob_sum(hidden[few], weight, targets[few], chunk_size).backward()  # loads what is loaded at first use
+    weight.grad = None
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from here
     before = _memory_bytes("VmRSS")
-    _logprob_sum(hidden, head, targets, is_chunked).backward()
+    _logprob_sum(hidden, weight, targets, chunk_size).backward()
     return _memory_bytes("VmHWM") - before
 
 
-def _logprob_sum(hidden: Tensor, head: torch.nn.Module, targets: Tensor, is_chunked: bool) -> Tensor:
-    if is_chunked:
-        logprobs, _ = chunked_logprobs(hidden, head, targets, CHUNK_POSITIONS)
-        return logprobs.sum()
-    return head(hidden).log_softmax(-1).gather(-1, targets[:, None]).sum()
+def _logprob_sum(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Tensor:
+    if chunk_size is not None:
+        return chunked_logprobs(hidden, weight, None, targets, chunk_size)[0].sum()
+    return torch.nn.functional.linear(hidden, weight).log_softmax(-1).gather(-1, targets[:, None]).sum()
 
 
 def _memory_bytes(field: str) -> int:

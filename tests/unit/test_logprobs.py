@@ -1,4 +1,4 @@
-"""Chunked log-probabilities against the plain computation."""
+"""Log-probabilities in chunks of the vocabulary, against the plain computation that holds all logits."""
 
 from __future__ import annotations
 
@@ -9,67 +9,151 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learner.logprobs import chunked_logprobs
+from learner.logprobs import LogprobHead, chunked_logprobs
+
+VOCABULARY = 11
+WIDTH = 5
+EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
 
-def plain_logprobs(hidden: Tensor, head: nn.Module, targets: Tensor) -> tuple[Tensor, Tensor]:
-    log_probabilities = head(hidden).log_softmax(-1)
+def plain_logprobs(hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    log_probabilities = (head(hidden) / temperature).log_softmax(-1)
     entropy = -(log_probabilities.exp() * log_probabilities).sum(-1)
     return log_probabilities.gather(-1, targets[:, None])[:, 0], entropy
 
 
-def make_case(num_positions: int, vocabulary: int = 11) -> tuple[Tensor, nn.Module, Tensor]:
+def make_case(num_positions: int, *, bias: bool = True) -> tuple[Tensor, nn.Linear, Tensor]:
+    """hidden [T, d], the last layer and targets [T]; among these both ends of the vocabulary."""
     torch.manual_seed(num_positions)
-    head = nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.Linear(8, vocabulary)).double()
-    hidden = torch.randn(num_positions, 5, dtype=torch.float64, requires_grad=True)
-    return hidden, head, torch.randint(0, vocabulary, (num_positions,))
+    head = nn.Linear(WIDTH, VOCABULARY, bias=bias).double()
+    hidden = 3 * torch.randn(num_positions, WIDTH, dtype=torch.float64)
+    targets = torch.randint(0, VOCABULARY, (num_positions,))
+    targets[:2] = torch.tensor([0, VOCABULARY - 1])[:num_positions]
+    return hidden.requires_grad_(), head, targets
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4, 7, 12, 100])
-def test_values_and_gradients_equal_the_plain_computation(chunk_size: int) -> None:
-    hidden, head, targets = make_case(12)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk_size", [1, 4, 10, 11, 100])
+def test_values_and_gradients_equal_the_plain_computation(chunk_size: int, temperature: float, bias: bool) -> None:
+    hidden, head, targets = make_case(12, bias=bias)
     weights = torch.randn(12, dtype=torch.float64)
     results = []
     for logprobs, entropy in (
-        plain_logprobs(hidden, head, targets),
-        chunked_logprobs(hidden, head, targets, chunk_size),
+        plain_logprobs(hidden, head, targets, temperature),
+        LogprobHead(head, chunk_size)(hidden, targets, temperature=temperature),
     ):
         gradients = torch.autograd.grad((logprobs * weights).sum(), [hidden, *head.parameters()])
         results.append([logprobs.detach(), entropy.detach(), *gradients])
     for expected, actual in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(actual, expected, **EXACT)
 
 
-def test_the_entropy_carries_no_gradient() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk_size", [1, 4, 100])
+def test_the_gradient_of_both_outputs_together_equals_the_plain_one(chunk_size: int, temperature: float) -> None:
+    hidden, head, targets = make_case(12)
+    weights, entropy_weights = torch.randn(2, 12, dtype=torch.float64)
+    gradients = []
+    for logprobs, entropy in (
+        plain_logprobs(hidden, head, targets, temperature),
+        LogprobHead(head, chunk_size)(hidden, targets, temperature=temperature, entropy_gradient=True),
+    ):
+        total = (logprobs * weights + entropy * entropy_weights).sum()
+        gradients.append(torch.autograd.grad(total, [hidden, *head.parameters()]))
+    torch.testing.assert_close(gradients[1], gradients[0], **EXACT)
+
+
+def test_gradients_equal_finite_differences() -> None:
+    hidden, head, targets = make_case(3)
+    inputs = (hidden, *(parameter.detach().requires_grad_() for parameter in head.parameters()))
+
+    def both(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return chunked_logprobs(hidden, weight, bias, targets, 4, temperature=0.8, entropy_gradient=True)
+
+    assert torch.autograd.gradcheck(both, inputs)
+
+
+def test_the_entropy_carries_no_gradient_unless_asked_for() -> None:
     hidden, head, targets = make_case(6)
-    _, entropy = chunked_logprobs(hidden, head, targets, 4)
-    assert not entropy.requires_grad
+    logprobs, entropy = LogprobHead(head, 4)(hidden, targets)
+    assert (logprobs.requires_grad, entropy.requires_grad) == (True, False)
 
 
-def test_half_precision_logits_are_normalised_in_float32() -> None:
+def test_a_frozen_layer_gets_no_gradient_and_passes_one_on() -> None:
+    hidden, head, targets = make_case(6)
+    LogprobHead(head.requires_grad_(False), 4)(hidden, targets)[0].sum().backward()
+    assert head.weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_only_the_layer_may_train() -> None:
+    hidden, head, targets = make_case(6)
+    fixed = hidden.detach()
+    LogprobHead(head, 4)(fixed, targets)[0].sum().backward()
+    expected = torch.autograd.grad(plain_logprobs(fixed, head, targets)[0].sum(), head.weight)[0]
+    torch.testing.assert_close(head.weight.grad, expected, **EXACT)
+
+
+def test_the_head_keeps_the_names_and_the_parameters_of_its_layer() -> None:
+    _, layer, _ = make_case(1)
+    assert [(name, id(value)) for name, value in LogprobHead(layer, 4).named_parameters()] == [
+        ("weight", id(layer.weight)),
+        ("bias", id(layer.bias)),
+    ]
+
+
+def test_half_precision_logits_are_normalised_and_added_up_in_float32() -> None:
     torch.manual_seed(0)
-    head = nn.Linear(5, 300).bfloat16()
-    hidden, targets = torch.randn(9, 5).bfloat16(), torch.arange(9)
-    logprobs, entropy = chunked_logprobs(hidden, head, targets, 4)
+    head = nn.Linear(64, 3000).bfloat16()
+    hidden, targets = torch.randn(9, 64).bfloat16().requires_grad_(), torch.arange(9)
+    logprobs, entropy = LogprobHead(head, 10)(hidden, targets)
     assert (logprobs.dtype, entropy.dtype) == (torch.float32, torch.float32)
     expected = head(hidden).float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     torch.testing.assert_close(logprobs, expected)
+    actual_gradients, gradients = (
+        torch.autograd.grad(values.sum(), [hidden, *head.parameters()]) for values in (logprobs, expected)
+    )
+    for actual, gradient in zip(actual_gradients, gradients, strict=True):
+        assert actual.dtype == torch.bfloat16
+        # Two units in the last place of the largest: the plain way rounds the gradients of all logits as well.
+        torch.testing.assert_close(actual, gradient, rtol=2**-6, atol=2**-7 * float(gradient.abs().max()))
 
 
-def test_a_token_without_probability_has_minus_infinity_and_a_finite_entropy() -> None:
-    logits = torch.tensor([[0.0, -math.inf, 0.0]])
-    logprobs, entropy = chunked_logprobs(logits, nn.Identity(), torch.tensor([1]), 1)
-    assert logprobs.item() == -math.inf
-    assert entropy.item() == pytest.approx(math.log(2))
+@pytest.mark.parametrize("chunk_size", [1, 2, 3])
+def test_a_token_without_probability_has_minus_infinity_and_leaves_entropy_and_gradient_finite(chunk_size: int) -> None:
+    for without in range(3):
+        bias = torch.tensor([0.5, 0.5, 0.5])
+        bias[without] = -math.inf
+        hidden, weight = torch.zeros(2, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+        targets = torch.tensor([without, (without + 1) % 3])
+        logprobs, entropy = chunked_logprobs(hidden, weight, bias, targets, chunk_size, entropy_gradient=True)
+        assert logprobs.tolist() == [-math.inf, pytest.approx(-math.log(2))]
+        assert entropy.tolist() == pytest.approx([math.log(2)] * 2)
+        gradients = torch.autograd.grad(100 * entropy.sum() + logprobs[1], [hidden, weight])
+        assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
-def test_no_position_gives_no_logprob_and_a_gradient_of_zero() -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_numbers_are_not_made_to_look_fine(value: float) -> None:
+    hidden, head, targets = make_case(3)
+    with torch.no_grad():
+        hidden[1, 0] = value
+    logprobs, entropy = LogprobHead(head, 4)(hidden, targets, entropy_gradient=True)
+    assert logprobs.isfinite().tolist() == entropy.isfinite().tolist() == [True, False, True]
+    (gradient,) = torch.autograd.grad((logprobs + entropy).sum(), hidden)
+    assert gradient.isfinite().all(1).tolist() == [True, False, True]
+
+
+def test_no_position_gives_no_logprob_and_gradients_of_zero() -> None:
     hidden, head, targets = make_case(0)
-    logprobs, entropy = chunked_logprobs(hidden, head, targets, 4)
+    logprobs, entropy = LogprobHead(head, 4)(hidden, targets)
     assert logprobs.shape == entropy.shape == (0,)
     logprobs.sum().backward()
     assert hidden.grad is not None
-    assert hidden.grad.shape == (0, 5)
+    assert hidden.grad.shape == (0, WIDTH)
+    assert head.weight.grad is not None
+    assert not head.weight.grad.any()
 
 
 class LargestTensor(TorchDispatchMode):
@@ -87,111 +171,50 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("num_positions", [64, 1024])
-def test_no_tensor_is_larger_than_one_chunk_of_logits_forward_or_backward(num_positions: int) -> None:
-    vocabulary, chunk_size, width = 500, 16, 4
-    head = nn.Linear(width, vocabulary)
+@pytest.mark.parametrize("entropy_gradient", [False, True])
+@pytest.mark.parametrize("vocabulary", [500, 5000])
+def test_no_tensor_grows_with_the_vocabulary_forward_or_backward(vocabulary: int, entropy_gradient: bool) -> None:
+    num_positions, chunk_size, width = 64, 16, 4
+    head = LogprobHead(nn.Linear(width, vocabulary).requires_grad_(False), chunk_size)
     hidden = torch.randn(num_positions, width, requires_grad=True)
     targets = torch.randint(0, vocabulary, (num_positions,))
     with LargestTensor() as largest:
-        chunked_logprobs(hidden, head, targets, chunk_size)[0].sum().backward()
-    assert largest.num_elements == chunk_size * vocabulary
+        logprobs, entropy = head(hidden, targets, entropy_gradient=entropy_gradient)
+        (logprobs.sum() + (entropy.sum() if entropy_gradient else 0.0)).backward()
+    assert largest.num_elements == num_positions * chunk_size
 
 
-def test_nothing_of_the_vocabulary_is_kept_for_backward() -> None:
-    vocabulary, num_positions = 500, 256
-    head = nn.Linear(4, vocabulary)
+def test_a_layer_that_trains_adds_a_gradient_of_its_own_size_and_no_more() -> None:
+    vocabulary, width = 5000, 4
+    head = LogprobHead(nn.Linear(width, vocabulary, bias=False), 16)
+    hidden = torch.randn(64, width, requires_grad=True)
+    with LargestTensor() as largest:
+        head(hidden, torch.randint(0, vocabulary, (64,)))[0].sum().backward()
+    assert largest.num_elements == vocabulary * width
+
+
+def test_nothing_of_the_logits_is_kept_for_backward() -> None:
+    vocabulary, num_positions, width = 500, 256, 4
+    head = LogprobHead(nn.Linear(width, vocabulary), 16)
     saved: list[int] = []
 
     def note(tensor: Tensor) -> Tensor:
         saved.append(tensor.numel())
         return tensor
 
+    hidden = torch.randn(num_positions, width, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        hidden = torch.randn(num_positions, 4, requires_grad=True)
-        chunked_logprobs(hidden, head, torch.zeros(num_positions, dtype=torch.int64), 16)
-    assert max(saved, default=0) < 16 * vocabulary
+        head(hidden, torch.zeros(num_positions, dtype=torch.int64))
+    assert max(saved) == vocabulary * width  # the weight itself
 
 
 def test_wrong_shapes_are_refused() -> None:
     hidden, head, targets = make_case(4)
     with pytest.raises(ValueError, match=r"hidden must be \[T, d\]"):
-        chunked_logprobs(hidden[None], head, targets, 2)
+        LogprobHead(head, 2)(hidden[None], targets)
     with pytest.raises(ValueError, match=r"targets \[T\]"):
-        chunked_logprobs(hidden, head, targets[:3], 2)
+        LogprobHead(head, 2)(hidden, targets[:3])
+    with pytest.raises(ValueError, match=r"weight \[V, d\]"):
+        LogprobHead(head, 2)(hidden[:, :2], targets)
     with pytest.raises(ValueError, match="chunk_size"):
-        chunked_logprobs(hidden, head, targets, 0)
-
-
-def guided_case(num_positions: int) -> tuple[Tensor, nn.Module, Tensor, Tensor]:
-    """hidden [T, 2, d], head, targets, guidance scales [T]."""
-    _, head, targets = make_case(num_positions)
-    hidden = torch.randn(num_positions, 2, 5, dtype=torch.float64, requires_grad=True)
-    return hidden, head, targets, torch.linspace(1.0, 5.0, num_positions, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("chunk_size", [1, 5, 100])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_guided_values_and_gradients_equal_the_plain_computation(chunk_size: int, temperature: float) -> None:
-    hidden, head, targets, scales = guided_case(12)
-    logits = torch.stack([head(u) + w * (head(c) - head(u)) for (c, u), w in zip(hidden, scales, strict=True)])
-    log_probabilities = (logits / temperature).log_softmax(-1)
-    expected = log_probabilities.gather(-1, targets[:, None])[:, 0]
-    expected_entropy = -(log_probabilities.exp() * log_probabilities).sum(-1)
-    actual, entropy = chunked_logprobs(
-        hidden, head, targets, chunk_size, guidance_scales=scales, temperature=temperature
-    )
-    weights = torch.randn(12, dtype=torch.float64)
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(entropy, expected_entropy, rtol=1e-10, atol=1e-12)
-    gradients = [torch.autograd.grad((x * weights).sum(), [hidden, *head.parameters()]) for x in (actual, expected)]
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("chunk_size", [1, 5, 100])
-def test_the_gradient_of_the_entropy_equals_the_plain_one(chunk_size: int, guided: bool) -> None:
-    if guided:
-        hidden, head, targets, scales = guided_case(12)
-        logits = head(hidden[:, 1]) + scales[:, None] * (head(hidden[:, 0]) - head(hidden[:, 1]))
-    else:
-        hidden, head, targets = make_case(12)
-        logits, scales = head(hidden), None
-    log_probabilities = logits.log_softmax(-1)
-    expected = -(log_probabilities.exp() * log_probabilities).sum(-1)
-    _, entropy = chunked_logprobs(hidden, head, targets, chunk_size, guidance_scales=scales, entropy_gradient=True)
-    weights = torch.randn(12, dtype=torch.float64)
-    gradients = [torch.autograd.grad((x * weights).sum(), [hidden, *head.parameters()]) for x in (entropy, expected)]
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
-
-
-def test_a_token_without_probability_leaves_the_gradient_of_the_entropy_finite() -> None:
-    logits = torch.tensor([[0.0, -math.inf, 0.5]], requires_grad=True)
-    _, entropy = chunked_logprobs(logits, nn.Identity(), torch.tensor([0]), 1, entropy_gradient=True)
-    entropy.sum().backward()
-    assert logits.grad is not None
-    assert bool(logits.grad.isfinite().all())
-    assert logits.grad[0, 1] == 0.0
-
-
-@pytest.mark.parametrize("guided", [False, True])
-def test_variants_grow_with_the_chunk_and_not_with_the_number_of_positions(guided: bool) -> None:
-    vocabulary, chunk_size, width, num_positions = 500, 16, 4, 512
-    head = nn.Linear(width, vocabulary)
-    hidden = torch.randn(num_positions, *([2] if guided else []), width, requires_grad=True)
-    scales = torch.full((num_positions,), 5.0) if guided else None
-    targets = torch.randint(0, vocabulary, (num_positions,))
-    with LargestTensor() as largest:
-        logprobs, entropy = chunked_logprobs(
-            hidden, head, targets, chunk_size, guidance_scales=scales, entropy_gradient=True
-        )
-        (logprobs.sum() + entropy.sum()).backward()
-    assert largest.num_elements == (1 + guided) * chunk_size * vocabulary
-
-
-def test_wrong_shapes_of_guidance_are_refused() -> None:
-    hidden, head, targets, scales = guided_case(4)
-    with pytest.raises(ValueError, match=r"hidden must be \[T, 2, d\]"):
-        chunked_logprobs(hidden[:, 0], head, targets, 2, guidance_scales=scales)
-    with pytest.raises(ValueError, match=r"guidance_scales must be \[T\]"):
-        chunked_logprobs(hidden, head, targets, 2, guidance_scales=scales[:3])
+        LogprobHead(head, 0)(hidden, targets)
