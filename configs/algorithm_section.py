@@ -43,12 +43,17 @@ class AlgorithmConfig(Section):
     )
     optimize: Literal["both", "semantic", "image"] = Field("both", description="tokens that are trained")
     reward_normalization: RewardNormalization = Field(
-        "none", description="group: each reward is normalised within its group before the weighted sum"
+        "none",
+        description="of each reward that has no rewards[].normalization of its own: none takes it as it is, group "
+        "normalises it within its group before the weighted sum",
     )
     advantage_normalization: AdvantageNormalization = Field("group", description="what advantages are divided by")
     advantage_epsilon: float = Field(1e-4, gt=0)
     loss_normalization: LossNormalization = Field("token", description="what a trajectory's tokens are divided by")
-    policy_loss: PolicyLoss = Field("ppo", description="what the ratio does to the gradient")
+    policy_loss: PolicyLoss = Field(
+        "ppo",
+        description="what the ratio does to the gradient; gspo's is one for a whole CoT and one for a whole picture",
+    )
     clip_ratio_low: float | None = Field(
         None, gt=0, lt=1, description="clip of the ratio below 1; null: no clipping (the paper)"
     )
@@ -61,7 +66,9 @@ class AlgorithmConfig(Section):
         "update with the batch. guided: the engine's guided one in a conditional ratio, which is wrong; for studies",
     )
     mismatch_correction: MismatchCorrection = Field(
-        "none", description="of what the learner recomputes and the engine recorded; needs old_logprobs: recompute"
+        "none",
+        description="of what the learner recomputes and the engine recorded; needs old_logprobs: recompute. "
+        "sequence_mask judges the CoT and the picture of a trajectory apart",
     )
     mismatch_low: float = Field(0.5, ge=0, lt=1, description="icepop, sequence_mask: below this ratio, left out")
     mismatch_high: float = Field(2.0, gt=1, description="above this ratio, cut off (tis) or left out")

@@ -138,6 +138,12 @@ class RunConfig(Section):
             )
 
     @property
+    def normalized_rewards(self) -> frozenset[str]:
+        """Names of the rewards that are normalised within their group before the weighted sum."""
+        default = self.algorithm.reward_normalization
+        return frozenset(reward.name for reward in self.rewards if (reward.normalization or default) == "group")
+
+    @property
     def max_queued_groups(self) -> int:
         """Bound of the trajectory queue; by default all groups that admission lets through."""
         if self.queue.max_groups is not None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
+from configs.algorithm_section import RewardNormalization
 from configs.model_sections import Section
 
 RUNTIME_ENV_KEYS = ("pip", "uv", "conda", "py_modules", "py_executable", "working_dir", "image_uri", "env_vars")
@@ -98,8 +99,15 @@ class RolloutConfig(Section):
 class RewardConfig(Section):
     """One reward of the ensemble and the pool of actors that computes it."""
 
-    name: str = Field(..., min_length=1, description="a registered reward, or module:Class")
+    name: str = Field(
+        ..., min_length=1, description="a registered reward, or your own: module:Class or module:function"
+    )
     weight: float = Field(1.0, description="factor in the weighted sum")
+    normalization: RewardNormalization | None = Field(
+        None,
+        description="before it is weighted: none takes it as it is, group its distance from its mean within the group, "
+        "in units of its spread there. null: algorithm.reward_normalization",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the reward's class")
     replicas: Size = Field(PoolSize(min=1, max=1), description="a number, or {min, max} for an elastic pool")
     cpus_per_replica: float = Field(1.0, ge=0)

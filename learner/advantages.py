@@ -1,7 +1,7 @@
 """From a step's rewards to one advantage a trajectory. Pure functions of tensors [num_groups, G].
 
-    reward columns ─► each normalised within its group, weighted, summed ─┐ (reward_normalization: group)
-    combined reward ──────────────────────────────────────────────────────┴─► R ─► A = (R - mean) / spread
+    reward columns ─► those of normalization "group" normalised, all weighted, summed ─┐ (where any is)
+    combined reward ───────────────────────────────────────────────────────────────────┴─► R ─► A = (R - mean) / spread
 
 The default is GRPO's group advantage (DeepSeekMath, arXiv:2402.03300, section 4.1.2), as T2I-R1 has it
 (arXiv:2505.00703, section 3). A group of equal R has advantages of exactly 0, in every variant: it teaches nothing.
@@ -9,13 +9,13 @@ The default is GRPO's group advantage (DeepSeekMath, arXiv:2402.03300, section 4
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from configs.algorithm_section import AdvantageNormalization, RewardNormalization
+from configs.algorithm_section import AdvantageNormalization
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,10 @@ class AdvantageSettings:
 
     epsilon: float
     normalization: AdvantageNormalization = "group"
-    reward_normalization: RewardNormalization = "none"
-    reward_weights: Mapping[str, float] | None = None
-    """Reward name -> factor; only for reward_normalization "group"."""
+    reward_weights: Mapping[str, float] = field(default_factory=dict)
+    """Reward name -> factor; only read where a reward is normalised."""
+    normalized_rewards: Collection[str] = ()
+    """Names of the rewards that are normalised within their group before the weighted sum."""
 
 
 def advantages_of(rewards: Tensor, columns: Mapping[str, Tensor], settings: AdvantageSettings) -> Tensor:
@@ -35,8 +36,9 @@ def advantages_of(rewards: Tensor, columns: Mapping[str, Tensor], settings: Adva
     rewards: float [num_groups, G], the weighted sums; columns: name -> float [num_groups, G], NaN where a reward
     does not apply. Raises ValueError for shapes that do not fit, and as the functions below do.
     """
-    if settings.reward_normalization == "group":
-        rewards = sum_of_normalized_rewards(columns, settings.reward_weights or {}, settings.epsilon)
+    if settings.normalized_rewards:
+        weights, normalized = settings.reward_weights, settings.normalized_rewards
+        rewards = sum_of_rewards(columns, weights, normalized, settings.epsilon)
     match settings.normalization:
         case "group":
             return group_advantages(rewards, settings.epsilon)
@@ -74,7 +76,7 @@ def centred_advantages(rewards: Tensor) -> Tensor:
 def batch_advantages(rewards: Tensor, epsilon: float) -> Tensor:
     """A_i = (R_i - mean(R) of its group) / (std over all trajectories of the batch of that difference + epsilon).
 
-    REINFORCE++ with a group baseline (arXiv:2501.03262, section 3.2); behind `sum_of_normalized_rewards` it is GDPO's
+    REINFORCE++ with a group baseline (arXiv:2501.03262, section 3.2); behind `sum_of_rewards` it is GDPO's
     batch-wise normalisation (arXiv:2601.05242). The batch's mean needs no subtraction: the groups' means are 0.
     Shapes and errors as `group_advantages`.
     """
@@ -82,28 +84,42 @@ def batch_advantages(rewards: Tensor, epsilon: float) -> Tensor:
     return centred / (centred.std() + epsilon)
 
 
-def sum_of_normalized_rewards(columns: Mapping[str, Tensor], weights: Mapping[str, float], epsilon: float) -> Tensor:
-    """R_i = sum over the rewards k that apply of weight_k (r_k,i - mean(r_k)) / (std(r_k) + epsilon), by group.
+def sum_of_rewards(
+    columns: Mapping[str, Tensor], weights: Mapping[str, float], normalized: Collection[str], epsilon: float
+) -> Tensor:
+    """R_i = sum over the rewards k that apply of weight_k f_k(r_k,i), by group.
 
-    GDPO (arXiv:2601.05242, its group-wise decoupled normalisation): a reward of a tiny range is heard as loudly as
-    the others, in the proportion of the weights. Mean and unbiased std of a reward are over the trajectories
-    that it applies to (not NaN); where these are fewer than two or all equal, it adds 0.
+    f_k(r) = (r - mean(r_k)) / (std(r_k) + epsilon)    for k in `normalized`
+    f_k(r) = r                                         else
+
+    The former is GDPO's group-wise decoupled normalisation (arXiv:2601.05242): a reward of a tiny range is heard as
+    loudly as the others, in the proportion of the weights. Mean and unbiased std of a reward are over the trajectories
+    of the group that it applies to (not NaN); where these are fewer than two or all equal, it adds 0. The latter
+    keeps the size of differences: a reward is loud in groups where it differs much, and next to silent in others.
 
     columns: name -> float [num_groups, G]; weights: name -> factor, of the same names. Returns [num_groups, G].
     Raises ValueError when names or shapes differ, and for an infinite reward.
     """
-    if columns.keys() != weights.keys() or not columns:
-        raise ValueError(f"rewards {sorted(columns)} and weights {sorted(weights)} must have the same names")
+    if columns.keys() != weights.keys() or not columns or not columns.keys() >= set(normalized):
+        raise ValueError(
+            f"rewards {sorted(columns)} and weights {sorted(weights)} must have the same names, and those that are "
+            f"normalised, {sorted(normalized)}, be among them"
+        )
     shapes = {name: tuple(column.shape) for name, column in columns.items()}
     if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 2:
         raise ValueError(f"all rewards must be [num_groups, G] alike; got {shapes}")
-    terms = [weights[name] * _normalized_where_applicable(name, column, epsilon) for name, column in columns.items()]
+    infinite = [name for name, column in columns.items() if column.isinf().any()]
+    if infinite:
+        raise ValueError(f"reward {infinite[0]} is infinite for a trajectory")
+    terms = [
+        weights[name] * (_normalized(column, epsilon) if name in normalized else column.nan_to_num(0.0))
+        for name, column in columns.items()
+    ]
     return torch.stack(terms).sum(0)
 
 
-def _normalized_where_applicable(name: str, column: Tensor, epsilon: float) -> Tensor:
-    if column.isinf().any():
-        raise ValueError(f"reward {name} is infinite for a trajectory")
+def _normalized(column: Tensor, epsilon: float) -> Tensor:
+    """0 where the reward does not apply."""
     applies = ~column.isnan()
     count = applies.sum(1, keepdim=True)
     values = column.nan_to_num(0.0)

@@ -50,8 +50,8 @@ class PlanSettings:
             advantages=AdvantageSettings(
                 epsilon=algorithm.advantage_epsilon,
                 normalization=algorithm.advantage_normalization,
-                reward_normalization=algorithm.reward_normalization,
                 reward_weights={reward.name: reward.weight for reward in config.rewards},
+                normalized_rewards=config.normalized_rewards,
             ),
             num_mini_batches=config.learner.mini_batches,
             phases=algorithm.phases,
@@ -139,7 +139,7 @@ def plan_step(batch: TrajectoryBatch, settings: PlanSettings, rank: int) -> Step
     """
     rewards = _rewards(batch)
     try:
-        columns = _columns(batch) if settings.advantages.reward_normalization == "group" else {}
+        columns = _columns(batch) if settings.advantages.normalized_rewards else {}
         advantages = advantages_of(rewards, columns, settings.advantages).flatten()
     except ValueError as error:
         raise LearnerError(f"step {batch.step}: {error}") from error

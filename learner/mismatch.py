@@ -64,6 +64,10 @@ def icepop_weights(k: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
 
 def sequence_mask(k: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """1 where low <= k <= high, else 0, k being the geometric mean over a token's sequence: leaves whole CoTs and
-    pictures out (J. Liu et al., "When speed kills stability", 2025, masked importance sampling). Also says which."""
+    pictures out (J. Liu et al., "When speed kills stability", 2025, masked importance sampling). Also says which.
+
+    CoT and picture are sequences of their own, judged apart: engine and learner may disagree on one alone, as where a
+    kernel of the guided streams is off, and a mean over both would hide it, or throw the other away with it.
+    """
     kept = (k >= low) & (k <= high)
     return kept.to(k.dtype), ~kept

@@ -23,6 +23,7 @@ def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tens
     """exp(mean over the sequence's tokens of (p - q)), given to each of its tokens: the geometric mean of the ratios.
 
     GSPO (arXiv:2507.18071, equation 7). A sequence is one phase of a trajectory: its semantic CoT, or its picture.
+    In one mean over both the picture's hundreds of tokens would decide about the CoT's few dozen, and its clip, too.
     logprobs, old_logprobs: [T], picked from [B, N] by mask (bool [B, N]). Returns [T]; the gradient flows
     through all tokens of a sequence.
     """

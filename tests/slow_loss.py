@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -182,15 +182,22 @@ def slow_batch_advantages(rewards: Sequence[Sequence[float]], epsilon: float) ->
     return [[(value - mean) / (std + epsilon) for value in group] for group in centred]
 
 
-def slow_sum_of_normalized_rewards(
-    columns: Mapping[str, Sequence[Sequence[float]]], weights: Mapping[str, float], epsilon: float
+def slow_sum_of_rewards(
+    columns: Mapping[str, Sequence[Sequence[float]]],
+    weights: Mapping[str, float],
+    normalized: Collection[str],
+    epsilon: float,
 ) -> list[list[float]]:
-    """Each reward's z-score within its group, over the trajectories that it applies to, weighted and summed."""
+    """Each reward, or its z-score within its group over the trajectories that it applies to, weighted and summed."""
     first = next(iter(columns.values()))
     result = [[0.0] * len(group) for group in first]
     for name, column in columns.items():
         for number, group in enumerate(column):
             values = [value for value in group if not math.isnan(value)]
+            if name not in normalized:
+                for place, value in enumerate(group):
+                    result[number][place] += 0.0 if math.isnan(value) else weights[name] * value
+                continue
             if len(values) < 2 or max(values) == min(values):
                 continue
             mean = sum(values) / len(values)

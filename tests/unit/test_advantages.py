@@ -15,13 +15,13 @@ from learner.advantages import (
     centred_advantages,
     group_advantages,
     share_without_spread,
-    sum_of_normalized_rewards,
+    sum_of_rewards,
 )
 from tests.slow_loss import (
     slow_batch_advantages,
     slow_centred,
     slow_group_advantages,
-    slow_sum_of_normalized_rewards,
+    slow_sum_of_rewards,
 )
 
 EPSILON = 1e-4
@@ -54,8 +54,8 @@ def test_a_group_of_equal_rewards_has_advantages_of_exactly_zero_in_every_varian
     """In float32 the mean of seven times 0.1 is not 0.1."""
     rewards = torch.full((3, 7), reward)
     for normalization in ("group", "group_mean_only", "batch"):
-        for reward_normalization in ("none", "group"):
-            settings = AdvantageSettings(EPSILON, normalization, reward_normalization, {"one": 2.0})
+        for normalized in ((), ("one",)):
+            settings = AdvantageSettings(EPSILON, normalization, {"one": 2.0}, normalized)
             assert torch.equal(advantages_of(rewards, {"one": rewards}, settings), torch.zeros(3, 7))
 
 
@@ -90,15 +90,24 @@ def random_columns() -> dict[str, np.ndarray]:
     return {"wide": 10 * rng.random((4, 5)), "narrow": narrow, "flat": np.full((4, 5), 0.1)}
 
 
-def test_the_sum_of_normalized_rewards_equals_the_loops() -> None:
+@pytest.mark.parametrize("normalized", [("wide", "narrow", "flat"), ("narrow",), ("wide", "flat"), ()])
+def test_the_sum_of_rewards_equals_the_loops_whichever_are_normalized(normalized: tuple[str, ...]) -> None:
     columns, weights = random_columns(), {"wide": 1.0, "narrow": 0.5, "flat": 3.0}
     given = {name: torch.from_numpy(column) for name, column in columns.items()}
-    expected = slow_sum_of_normalized_rewards({n: c.tolist() for n, c in columns.items()}, weights, EPSILON)
-    result = sum_of_normalized_rewards(given, weights, EPSILON)
+    expected = slow_sum_of_rewards({n: c.tolist() for n, c in columns.items()}, weights, normalized, EPSILON)
+    result = sum_of_rewards(given, weights, normalized, EPSILON)
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-10, atol=1e-12)
-    settings = AdvantageSettings(EPSILON, "batch", "group", weights)
-    whitened = advantages_of(torch.zeros(4, 5), given, settings)
-    np.testing.assert_allclose(whitened.numpy(), slow_batch_advantages(expected, EPSILON), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalized", [("wide", "narrow", "flat"), ("narrow",)])
+def test_advantages_are_of_the_normalized_rewards_where_any_is(normalized: tuple[str, ...]) -> None:
+    columns, weights = random_columns(), {"wide": 1.0, "narrow": 0.5, "flat": 3.0}
+    given = {name: torch.from_numpy(column) for name, column in columns.items()}
+    combined = slow_sum_of_rewards({n: c.tolist() for n, c in columns.items()}, weights, normalized, EPSILON)
+    settings = AdvantageSettings(EPSILON, "batch", weights, normalized)
+    result = advantages_of(torch.zeros(4, 5), given, settings)
+    expected = slow_batch_advantages(combined, EPSILON)
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_a_reward_of_a_tiny_range_is_heard_once_rewards_are_normalized() -> None:
@@ -107,18 +116,23 @@ def test_a_reward_of_a_tiny_range_is_heard_once_rewards_are_normalized() -> None
     narrow = torch.tensor([[0.30, 0.301, 0.302, 0.303]], dtype=torch.float64)
     columns, weights = {"wide": wide, "narrow": narrow}, {"wide": 1.0, "narrow": 1.0}
     plain = advantages_of(wide + narrow, columns, AdvantageSettings(EPSILON))
-    heard = advantages_of(wide + narrow, columns, AdvantageSettings(EPSILON, "group", "group", weights))
+    heard = advantages_of(wide + narrow, columns, AdvantageSettings(EPSILON, "group", weights, columns))
     assert float(plain[0, 2] - plain[0, 0]) < 0.02
     assert float(heard[0, 2] - heard[0, 0]) > 0.5
+    alone = advantages_of(wide + narrow, columns, AdvantageSettings(EPSILON, "group", weights, {"narrow"}))
+    assert float(alone[0, 2] - alone[0, 0]) > float(heard[0, 2] - heard[0, 0])
 
 
 def test_names_shapes_and_infinities_that_do_not_fit_are_refused() -> None:
     ones = torch.ones(2, 3)
     with pytest.raises(ValueError, match="same names"):
-        sum_of_normalized_rewards({"a": ones}, {"b": 1.0}, EPSILON)
+        sum_of_rewards({"a": ones}, {"b": 1.0}, {"a"}, EPSILON)
     with pytest.raises(ValueError, match="same names"):
-        sum_of_normalized_rewards({}, {}, EPSILON)
+        sum_of_rewards({}, {}, {"a"}, EPSILON)
+    with pytest.raises(ValueError, match=r"normalised, \['b'\], be among them"):
+        sum_of_rewards({"a": ones}, {"a": 1.0}, {"b"}, EPSILON)
     with pytest.raises(ValueError, match="alike"):
-        sum_of_normalized_rewards({"a": ones, "b": torch.ones(2, 4)}, {"a": 1.0, "b": 1.0}, EPSILON)
-    with pytest.raises(ValueError, match="reward a is infinite"):
-        sum_of_normalized_rewards({"a": ones * math.inf}, {"a": 1.0}, EPSILON)
+        sum_of_rewards({"a": ones, "b": torch.ones(2, 4)}, {"a": 1.0, "b": 1.0}, {"a"}, EPSILON)
+    for normalized in ({"a"}, set()):
+        with pytest.raises(ValueError, match="reward a is infinite"):
+            sum_of_rewards({"a": ones * math.inf}, {"a": 1.0}, normalized, EPSILON)

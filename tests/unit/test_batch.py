@@ -217,7 +217,7 @@ def test_rewards_are_normalized_one_by_one_from_their_columns() -> None:
     groups = [replace(group, reward_columns=own) for group, own in zip(batch.groups, columns, strict=True)]
     batch = replace(batch, groups=tuple(groups))
     weights = {"a": 1.0, "b": 2.0}
-    settings = AdvantageSettings(EPSILON, "group_mean_only", "group", weights)
+    settings = AdvantageSettings(EPSILON, "group_mean_only", weights, {"a", "b"})
     one = plan_step(batch, PlanSettings(1, 2, settings), 0)
     for number, own in enumerate(columns):
         z = {name: (column - column.mean()) / (column.std(ddof=1) + EPSILON) for name, column in own.items()}

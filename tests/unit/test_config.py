@@ -223,6 +223,19 @@ def test_a_url_is_masked_only_where_its_password_stands(url: str, masked: str):
     assert mask_url(url) == masked
 
 
+def test_a_reward_is_normalized_as_it_says_itself_and_else_as_all_are(config_file: Path):
+    assert load_config(config_file).normalized_rewards == frozenset()
+    own = load_config(config_file, ["rewards.1.normalization=group"])
+    assert own.normalized_rewards == {"my.module:Own"}
+    everything = ["algorithm.reward_normalization=group"]
+    assert load_config(config_file, everything).normalized_rewards == {"shapes", "my.module:Own"}
+    but_one = load_config(config_file, [*everything, "rewards.shapes.normalization=none"])
+    assert but_one.normalized_rewards == {"my.module:Own"}
+    refusal = refusal_of(config_file, "rewards.shapes.normalization=batch")
+    assert "normalization" in refusal
+    assert "'none' or 'group'" in refusal
+
+
 def test_a_pool_has_a_fixed_size_or_a_range_and_is_written_as_it_was_given(config_file: Path):
     config = load_config(
         config_file, ["rollout.num_workers={min: 2, max: 8}", "rewards.shapes.replicas=3", "run.name=sizes"]
