@@ -9,23 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPImageProcessorPil, GitConfig, GitForCausalLM, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessorPil, GitConfig, GitForCausalLM
 
 from configs.errors import ModelError
 from rewards.git_vqa import GitVqaReward
 from rollout.records import CountInfo, Prompt, SpatialInfo, UInt8Array
+from tests.bert_tokenizer import save_bert_tokenizer
 from tests.pictures import tiled_pictures
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "yes", "no", "?", "a", "red", "green", "apple", "bench", "shiny")
-
-
-def save_tokenizer(folder: Path, words: tuple[str, ...] = WORDS) -> None:
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=3,
     )
     GitForCausalLM(config).save_pretrained(path)
-    save_tokenizer(path)
+    save_bert_tokenizer(path, {word: i for i, word in enumerate(WORDS)})
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(path)
     return path
 
@@ -149,6 +141,6 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
 def test_a_tokenizer_that_cannot_say_yes_is_refused(folder: Path, tmp_path: Path) -> None:
     GitForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
     CLIPImageProcessorPil.from_pretrained(folder).save_pretrained(tmp_path)
-    save_tokenizer(tmp_path, tuple("oui" if word == "yes" else word for word in WORDS))
+    save_bert_tokenizer(tmp_path, {"oui" if word == "yes" else word: i for i, word in enumerate(WORDS)})
     with pytest.raises(ModelError, match="no single token for 'yes'"):
         GitVqaReward(device="cpu", model=str(tmp_path))

@@ -8,35 +8,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    GroundingDinoConfig,
-    GroundingDinoForObjectDetection,
-    GroundingDinoImageProcessorPil,
-    PreTrainedTokenizerFast,
-)
+from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 
 from configs.errors import ConfigError, ModelError
 from rewards import t2i_r1
 from rewards.detections import Detections, drop_duplicates, score_detections, wanted_nouns
 from rewards.grounding_dino import GroundingDinoReward
 from rollout.records import CountInfo, Prompt, SpatialInfo, UInt8Array
+from tests.bert_tokenizer import save_bert_tokenizer
 
 # The ids of [CLS], [SEP], "." and "?" in BERT's vocabulary are written into the model.
 SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
+FILLERS = {f"[unused{i}]": i for i in range(1030) if i not in SPECIAL.values()}
 WORDS = {word: 1030 + i for i, word in enumerate(("a", "cat", "dog", "fire", "truck", "hy", "##dra", "##nt", "red"))}
 THRESHOLD = 0.4
-
-
-def save_tokenizer(folder: Path) -> None:
-    fillers = {f"[unused{i}]": i for i in range(1030) if i not in SPECIAL.values()}
-    tokenizer = Tokenizer(models.WordPiece(SPECIAL | WORDS | fillers, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 102), ("[CLS]", 101))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # As made, the last layer of the box head is zero, and every box a grid cell.
     torch.nn.init.normal_(model.bbox_embed[0].layers[-1].weight, std=0.5)
     model.save_pretrained(path)
-    save_tokenizer(path)
+    save_bert_tokenizer(path, SPECIAL | WORDS | FILLERS)
     GroundingDinoImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(path)
     return path
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional
-from transformers import BlipTextModel, BlipVisionModel, PreTrainedTokenizerFast
+from transformers import BlipTextModel, BlipVisionModel
 
 from configs.errors import ModelError
 from rewards.blip_conversion import (
@@ -24,6 +23,7 @@ from rewards.blip_conversion import (
 from rewards.image_reward import MAX_TOKENS, ImageReward
 from rewards.score_head import PUBLISHED_NUMBERS
 from rollout.records import Prompt, UInt8Array
+from tests.bert_tokenizer import save_bert_tokenizer
 from tests.pictures import slow_clip_pixels, tiled_pictures
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "star", "circle", "and")
@@ -86,18 +86,10 @@ def original_weights() -> dict[str, Tensor]:
     return weights
 
 
-def save_tokenizer(folder: Path) -> None:
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.normalizer = normalizers.BertNormalizer()
-    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("image_reward")
-    save_tokenizer(path)
+    save_bert_tokenizer(path, {word: i for i, word in enumerate(WORDS)})
     torch.save(original_weights(), path / "model.pt")
     return path
 
