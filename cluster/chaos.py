@@ -5,7 +5,7 @@
 Kills with SIGKILL: rollout workers and their engines, reward workers, the trajectory queue, learner ranks,
 Redis, the launcher itself. What the run does not survive in place is resumed with
 `cluster.launch --resume`. At the end the run is stopped, the invariants of `cluster.faults.invariants` are
-checked, and that no process outlives it. Exit code 0 when all held; 1 otherwise.
+checked, and that no process outlives it. Exit codes: 0 all held; 1 something did not; 2 wrong config.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -27,8 +28,8 @@ from cluster.faults.recovery import Fault, Recovery, read_registry
 from cluster.faults.supervisor import Supervisor
 from cluster.faults.victims import KINDS, choose_victim, find_victims
 from cluster.progress import format_duration
-from configs.errors import BicotError
-from configs.load import load_config
+from configs.command_line import exit_code_of
+from configs.load import DEFAULT_CONFIG, load_config
 from configs.schema import RunConfig
 
 RUN_NAME = "chaos"
@@ -48,14 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = _parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends what was started
-    try:
-        return _run(options)
-    except BicotError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return exit_code_of(partial(_run, options), "the processes of the run are killed")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -144,7 +138,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Train while killing random processes of the run; then check that nothing was lost.",
         epilog=f"kinds of victims: {', '.join(KINDS)}",
     )
-    parser.add_argument("--config", default="configs/shapes_cpu.yaml", metavar="FILE", help="of the run to train")
+    parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help="of the run to train")
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="how many (default 20)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of victims and moments (default 0)")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, metavar="KIND", help="default: all")

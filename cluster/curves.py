@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 
-# Okabe and Ito's palette: told apart by colour-blind readers and in print.
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#999999"
+PALETTE: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""Okabe and Ito's: told apart by colour-blind readers and in print."""
+BLUE, ORANGE, GREEN, PURPLE = PALETTE[:4]
+GREY = "#999999"
 _EVALUATION_COLORS: Final = (GREEN, PURPLE, ORANGE)
 _STYLE: Final[dict[str, Any]] = {
     "font.size": 9,

@@ -26,13 +26,12 @@ from pathlib import Path
 from cluster.run_directory import RunDirectory, check_is_unfinished
 from cluster.stop_signals import StopSignals
 from configs.errors import BicotError, ConfigError, DataError, ModelError, PlacementError
-from configs.load import load_config
+from configs.load import DEFAULT_CONFIG, load_config
 from configs.resume import load_resumed_config, with_environment
 from configs.schema import RunConfig
 from rollout.prompts import PromptSet, load_prompts
 
 LATEST = "latest"
-DEFAULT_CONFIG = "configs/shapes_cpu.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,30 +12,22 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from cluster.progress import format_duration
 from cluster.studies.definitions import STUDIES
 from cluster.studies.report import EVALUATIONS, draw, markdown
 from cluster.studies.runs import Outcome, Plan, run_study
-from configs.errors import BicotError
-from configs.load import load_config
-
-DEFAULT_CONFIG = "configs/shapes_cpu.yaml"
+from configs.command_line import exit_code_of
+from configs.load import DEFAULT_CONFIG, load_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = _parse(arguments)
     command = shlex.join(["python", "-m", "cluster.study", *(sys.argv[1:] if arguments is None else arguments)])
-    try:
-        return _study(options, command)
-    except BicotError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with the runs that are missing", file=sys.stderr)
-        return 130
+    return exit_code_of(partial(_study, options, command), "the same command goes on with the runs that are missing")
 
 
 def _study(options: argparse.Namespace, command: str) -> int:

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ValidationError
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 
+DEFAULT_CONFIG = "configs/shapes_cpu.yaml"
+"""What a command takes that is not given a config."""
 MASK = "***"
 _SECRET_KEY = re.compile(r"(password|secret|token|api_key)$", re.IGNORECASE)
 

@@ -16,6 +16,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,7 +25,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from configs.errors import BicotError, ConfigError, DataError, ModelError, RewardError
+from configs.command_line import exit_code_of
+from configs.errors import DataError, RewardError
 from configs.load import load_config
 from configs.schema import RewardConfig
 from rewards.image_input import read_picture
@@ -60,20 +62,14 @@ Exit codes: 0 all scored, 1 something was skipped or failed, 2 wrong input, 130 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = parse_arguments(argv)
+    return exit_code_of(partial(_score, arguments), "the lines written so far are complete")
+
+
+def _score(arguments: argparse.Namespace) -> int:
     console = Console()
-    try:
-        configs = choose_rewards(arguments)
-        pairs, skipped = match_pictures(arguments.prompts, arguments.images)
-        columns = asyncio.run(_score_folder(arguments, configs, pairs, skipped, console))
-    except (ConfigError, DataError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BicotError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the lines written so far are complete", file=sys.stderr)
-        return 130
+    configs = choose_rewards(arguments)
+    pairs, skipped = match_pictures(arguments.prompts, arguments.images)
+    columns = asyncio.run(_score_folder(arguments, configs, pairs, skipped, console))
     num_failed = show_summary(columns, skipped, console)
     console.print(f"scores: {arguments.output}", markup=False, highlight=False, soft_wrap=True)
     return 1 if skipped or num_failed else 0

@@ -13,12 +13,13 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from configs.errors import BicotError, ConfigError, DataError, ModelError
+from configs.command_line import exit_code_of
 from rollout.prompts import load_prompts, summarize_skipped
 from rollout.records import GroupRollout, Prompt, UInt8Array
 
@@ -36,19 +37,7 @@ Exit codes: 0 all drawn, 1 the engine failed, 2 wrong input, 130 interrupted."""
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = parse_arguments(argv)
-    console = Console()
-    try:
-        _generate(arguments, _read_prompts(arguments, console), console)
-    except (ConfigError, DataError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BicotError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the pictures written so far are complete", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code_of(partial(_generate, arguments), "the pictures written so far are complete")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -110,7 +99,9 @@ def _read_prompts(arguments: argparse.Namespace, console: Console) -> tuple[Prom
     return prompts.prompts
 
 
-def _generate(arguments: argparse.Namespace, prompts: Sequence[Prompt], console: Console) -> None:
+def _generate(arguments: argparse.Namespace) -> int:
+    console = Console()
+    prompts = _read_prompts(arguments, console)
     # Here, so that --help and a mistyped option are answered at once.
     from rollout.drawing import DrawingOptions, draw
     from rollout.picture_writer import PictureWriter
@@ -128,6 +119,7 @@ def _generate(arguments: argparse.Namespace, prompts: Sequence[Prompt], console:
             progress.update(task, description="drawing", advance=len(paths))
 
         asyncio.run(draw(options, prompts, show))
+    return 0
 
 
 def describe(rollout: GroupRollout, paths: Sequence[Path]) -> str:

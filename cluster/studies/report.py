@@ -10,12 +10,10 @@ from statistics import mean, stdev
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.curves import moving_mean
+from cluster.curves import PALETTE, moving_mean
 from cluster.studies.runs import Outcome, Study
 
 EVALUATIONS = ("heldout", "unseen_pairs")
-# Okabe and Ito's palette, as in cluster.curves.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
 def markdown(name: str, study: Study, outcomes: Sequence[Outcome], command: str) -> str:
@@ -48,7 +46,7 @@ def draw(path: Path, study: Study, outcomes: Sequence[Outcome]) -> None:
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(5.2 * len(keys), 3.8), dpi=130, layout="constrained")
         for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-            for arm, color in zip(study.arms, _COLORS, strict=False):
+            for arm, color in zip(study.arms, PALETTE, strict=False):
                 runs = [outcome for outcome in outcomes if outcome.arm == arm.name]
                 curves = np.array([_curve(outcome, key) for outcome in runs])
                 if not np.isfinite(curves).any():

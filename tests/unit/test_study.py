@@ -81,6 +81,6 @@ def test_the_curves_are_drawn_also_where_a_metric_is_missing(tmp_path: Path) -> 
 
 def test_a_wrong_override_is_refused_before_any_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["policy", "--config", str(SHAPES), "--set", "learner.no_such=1", "--output-dir", str(tmp_path / "out")]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "learner.no_such" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
