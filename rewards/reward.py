@@ -31,6 +31,7 @@ REGISTERED: Mapping[str, str] = {
     "unified_reward": "rewards.vlm_judge:UnifiedReward",
     "ocr": "rewards.ocr:OcrReward",
     "nsfw": "rewards.nsfw:NsfwReward",
+    "open_nsfw": "rewards.open_nsfw:OpenNsfwReward",
 }
 
 
