@@ -61,7 +61,7 @@ class JanusPolicy(nn.Module):
     and its head (a warm start trains everything, since it may start from random weights).
 
     Log-probabilities are float32, unguided and at temperature 1 unless asked for otherwise. Under ZeRO-3
-    all ranks must pass batches of the same padded shape, since every call of a module gathers its
+    all ranks must make the same calls in the same order, since every call of a module gathers its
     parameters from all.
     """
 

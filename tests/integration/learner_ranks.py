@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
@@ -54,8 +55,9 @@ class JobResult:
 def run_jobs(jobs: Sequence[Job], num_ranks: int, directory: Path) -> Mapping[str, JobResult]:
     """Run `jobs` on `num_ranks` ranks and return rank 0's results by name."""
     result_file = directory / f"results-{num_ranks}.pickle"
+    ports = [multiprocessing.get_context("spawn").SimpleQueue() for _ in range(num_ranks)]
     context = multiprocessing.spawn(
-        _run_rank, (num_ranks, list(jobs), [free_port() for _ in jobs], result_file), nprocs=num_ranks, join=False
+        _run_rank, (num_ranks, list(jobs), ports, result_file), nprocs=num_ranks, join=False
     )
     deadline_s = time.monotonic() + TIMEOUT_S
     # join returns after each rank that ends, and says whether it was the last.
@@ -75,12 +77,16 @@ def free_port() -> int:
         return port
 
 
-def _run_rank(rank: int, num_ranks: int, jobs: list[Job], ports: list[int], result_file: Path) -> None:
+def _run_rank(rank: int, num_ranks: int, jobs: list[Job], ports: list[SimpleQueue[int]], result_file: Path) -> None:
     faulthandler.dump_traceback_later(TIMEOUT_S - 60)  # shows where a rank hangs
     results = {}
-    for job, port in zip(jobs, ports, strict=True):
+    for job in jobs:
         worker = LearnerWorker(job.config, job.config.model.path, rank, num_ranks)
-        worker.setup("127.0.0.1", port)
+        if rank == 0:  # only now: a port that was free a minute ago may be another's
+            port = free_port()
+            for queue in ports:
+                queue.put(port)
+        worker.setup("127.0.0.1", ports[rank].get())
         try:
             results[job.name] = _run_job(worker, job)
         except LearnerError as error:
