@@ -51,7 +51,8 @@ class LearnerGroup:
         bundle = {resource: amount for resource, amount in bundle.items() if amount > 0} or {"CPU": 0.001}
         self._placement_group = placement_group([bundle] * learner.num_ranks, strategy="PACK")
         try:
-            await asyncio.wait_for(_ready(self._placement_group), self._config.run.start_timeout_s)
+            async with asyncio.timeout(self._config.run.start_timeout_s):
+                await self._placement_group.ready()
         except TimeoutError as error:
             raise PlacementError(
                 f"{learner.num_ranks} learner ranks with {bundle} each were not placed within "
@@ -123,7 +124,8 @@ class LearnerGroup:
     async def _all(self, method: str, *args: Any, timeout_s: float | None) -> list[Any]:
         references = [getattr(rank, method).remote(*args) for rank in self._ranks]
         with _as_learner_errors(method, timeout_s):
-            return await asyncio.wait_for(_gather(references), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return list(await asyncio.gather(*references))
 
     async def _rendezvous(self) -> tuple[str, int]:
         with _as_learner_errors("rendezvous", None):
@@ -145,12 +147,3 @@ def _as_learner_errors(method: str, timeout_s: float | None) -> Iterator[None]:
             raise own from error
         # When a rank dies, another one may be the first to say so: its connection broke.
         raise LearnerLostError(f"a learner rank failed during {method}: {first_line(error)}") from error
-
-
-async def _ready(group: Any) -> None:
-    await group.ready()
-
-
-async def _gather(references: list[Any]) -> list[Any]:
-    """As a coroutine, which `asyncio.wait_for` can cancel without leaving a future that nobody looks at."""
-    return list(await asyncio.gather(*references))

@@ -48,7 +48,8 @@ class NcclSync:
         self._ranks, self._version = tuple(ranks), version
         members = pool.members
         try:
-            await asyncio.wait_for(self._broadcast(members), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                await self._broadcast(members)
             self._needs_store = False
             for member in members:
                 member.health.holds(version, version)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.admission import Admission
+from cluster.endings import end_tasks
 from cluster.groups import GroupGivenUpError, GroupRoller, RolledGroup
 from cluster.learner_group import LearnerGroup
 from cluster.ledger import GroupState
@@ -119,9 +120,7 @@ class Pipeline:
                     produce.result()
             learn.result()
         finally:
-            produce.cancel()
-            learn.cancel()
-            await asyncio.gather(produce, learn, return_exceptions=True)
+            await end_tasks((produce, learn))
         return self._step == self.config.run.steps
 
     async def _end_of_step(self, learn: asyncio.Task[None]) -> None:
@@ -245,9 +244,7 @@ class Pipeline:
             return arrival.result()
         finally:
             # Nobody waits for the batch any more; left pending, it would report the queue's end as an error of its own.
-            for task in (arrival, stop):
-                task.cancel()
-            await asyncio.gather(arrival, stop, return_exceptions=True)
+            await end_tasks((arrival, stop))
 
     async def _deliver(self) -> None:
         version = await self.machinery.weights.deliver(self.machinery.rollouts)

@@ -25,6 +25,7 @@ from typing import Any
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from cluster.endings import end_tasks
 from cluster.health import IN_SERVICE, HealthState
 from cluster.member_life import MemberLife
 from cluster.pool_member import Member, Patience, PoolHooks
@@ -33,7 +34,6 @@ from cluster.turns import Turns
 from configs.errors import BicotError, RunError, WeightSyncError
 
 MAX_FAILED_STARTS = 3
-CANCEL_AGAIN_S = 1.0
 
 
 @dataclass(slots=True)
@@ -138,7 +138,8 @@ class ActorPool:
     async def call_member(self, member: Member, invoke: Callable[[ActorHandle], Any], timeout_s: float) -> Any:
         """The same on one given member, whether it is busy or not."""
         try:
-            return await asyncio.wait_for(resolve(invoke(member.handle)), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                answer = await resolve(invoke(member.handle))
         except (RayActorError, WorkerLostError) as error:
             await self._lose(member, f"died: {first_line(error)}")
             raise WorkerLostError(f"{member.worker_id} died during a call") from error
@@ -151,14 +152,12 @@ class ActorPool:
                 await self._lose(member, f"is of no more use: {first_line(own)}")
                 raise WorkerLostError(f"{member.worker_id}: {first_line(own)}") from error
             raise own from error
+        return answer
 
     async def close(self) -> None:
         """End every member, whatever it is at."""
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            # And once more: Python's `wait_for` loses a cancellation that comes at the same moment as its result.
-            await asyncio.wait(set(self._tasks), timeout=CANCEL_AGAIN_S)
+        while self._tasks:  # one that ends may just have begun another
+            await end_tasks(set(self._tasks))
         for member in self._members:
             member.health.die()
             self.hooks.end(member.handle)

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from cluster.actors import TrajectoryQueueActor, spawn
+from cluster.endings import end_tasks
 from cluster.remote_errors import first_line
 from configs.errors import RunError
 from configs.schema import RunConfig
@@ -59,9 +60,7 @@ class QueueClient:
 
     async def close(self) -> None:
         """End the actor."""
-        for task in self._refills:
-            task.cancel()
-        await asyncio.gather(*self._refills, return_exceptions=True)
+        await end_tasks(self._refills.copy())
         ray.kill(self._actor)
 
     async def _put(self, group: ScoredGroup) -> None:

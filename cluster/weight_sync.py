@@ -68,7 +68,8 @@ class ObjectStoreSync:
     async def take(self, ranks: Sequence[ActorHandle], version: int) -> None:
         """Put `version` into the store. Raises LearnerError when the learner is at another, WeightSyncError."""
         try:
-            buckets = await asyncio.wait_for(_export(ranks, version), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                buckets = await _export(ranks, version)
         except TimeoutError as error:
             raise WeightSyncError(
                 f"weight version {version} was not exported within weight_sync.timeout_s {self._timeout_s:g} s"
@@ -95,8 +96,8 @@ class ObjectStoreSync:
             return self._version  # nothing was published yet: these are the weights that every worker starts with
         version = self._version
         try:
-            update = resolve(worker.update_weights.remote(version, self._buckets))
-            return int(await asyncio.wait_for(update, self._timeout_s))
+            async with asyncio.timeout(self._timeout_s):
+                return int(await resolve(worker.update_weights.remote(version, self._buckets)))
         except TimeoutError as error:
             raise WeightSyncError(
                 f"a worker did not load weight version {version} within weight_sync.timeout_s {self._timeout_s:g} s"

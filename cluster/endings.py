@@ -1,0 +1,30 @@
+"""Ending tasks for certain.
+
+A cancellation may be lost on its way: the task is just leaving a place that swallows it, such as Python 3.11's
+`asyncio.wait_for` when the result comes at the same moment. It then goes on as if nothing had been said, and who waits
+for its end waits for ever. So it is said again, until it is heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import Any, Final
+
+CANCEL_AGAIN_S: Final = 1.0
+"""For a task to end, before it is cancelled once more."""
+
+
+async def end_tasks(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and return when all have ended; what they raise is dropped.
+
+    Their own clean-up must not take long, as it is cancelled, too, after `CANCEL_AGAIN_S`.
+    """
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not complain of an error that nobody saw
