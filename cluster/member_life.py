@@ -1,8 +1,9 @@
 """What one worker of a pool goes through by itself: it starts, catches up with the weights, and is listened to.
 
     begin: JOINING ─ start ─► STALE ─ catch up ─► READY
-    beat:  READY ─ no answer for heartbeat_s ─► SUSPECT ─ an answer ─► READY, or STALE ─ catch up ─► READY
-                                                        └ none for heartbeat_timeout_s ─► beat says so
+    beat:  READY ─ said nothing lately ─► asked ─ an answer ─► READY
+                                            └ none for heartbeat_s ─► SUSPECT ─ an answer ─► READY, or STALE ─ catch up
+                                                                         └ none for heartbeat_timeout_s ─► beat says so
 
 `cluster.pool` decides what follows from it.
 """
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -50,11 +52,12 @@ class MemberLife:
         await self._catch_up()
 
     async def beat(self) -> str | None:
-        """One heartbeat. What is wrong when it is not answered at all, else None after a pause.
+        """One heartbeat, when it is needed. What is wrong when it is not answered at all, else None.
 
         Raises what waiting for an actor raises, when it is dead.
         """
         member, patience = self.member, self.patience
+        await self._until_quiet()
         answer = asyncio.ensure_future(resolve(member.handle.ping.remote()))
         try:
             if not (await asyncio.wait({answer}, timeout=patience.heartbeat_s))[0]:
@@ -64,19 +67,35 @@ class MemberLife:
             if not answer.done():
                 return f"was silent for {patience.heartbeat_timeout_s:g} s"
             member.node_id = answer.result()
+            member.hear()
         finally:
             answer.cancel()
         if member.state is HealthState.SUSPECT:
             member.health.answered(self.hooks.weights.version)
             await self._catch_up()
-        await asyncio.sleep(patience.heartbeat_s)
         return None
+
+    async def _until_quiet(self) -> None:
+        """Return when the worker has to be asked; before its first answer, which says where it is, at once."""
+        while self.member.node_id:
+            if (rest_s := self._rest_s()) > 0:
+                await asyncio.sleep(rest_s)
+                continue
+            now_s = time.monotonic()
+            await asyncio.sleep(self.patience.pace.take_turn(now_s) - now_s)
+            if self._rest_s() <= 0:
+                return
+
+    def _rest_s(self) -> float:
+        """Until it has said nothing for a heartbeat; 0 or less when that is so."""
+        return self.member.heard_s + self.patience.heartbeat_s - time.monotonic()
 
     async def _catch_up(self) -> None:
         while self.member.state is HealthState.STALE:
             held = await self.hooks.weights.catch_up(self.member.handle)
             # No await between the look at the live version and READY: what it holds is still the newest.
             self.member.health.holds(held, self.hooks.weights.version)
+            self.member.hear()
         await self.tell(self.member)
 
     def _complain(self) -> None:

@@ -147,11 +147,13 @@ class ActorPool:
             await self._lose(member, f"did not answer within {timeout_s:g} s")
             raise WorkerLostError(f"{member.worker_id} did not answer within {timeout_s:g} s") from error
         except RayTaskError as error:
+            member.hear()
             own = raised_by(error)
             if isinstance(own, self.fatal):
                 await self._lose(member, f"is of no more use: {first_line(own)}")
                 raise WorkerLostError(f"{member.worker_id}: {first_line(own)}") from error
             raise own from error
+        member.hear()
         return answer
 
     async def close(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 
 from cluster.health import Health, HealthState
+from cluster.heartbeats import PingPace
 
 
 class LiveWeights(Protocol):
@@ -56,14 +59,16 @@ class PoolHooks:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a pool waits, in seconds."""
+    """How long a pool waits, in seconds, and how often it asks."""
 
     start_s: float = 600.0
     """For a worker to start, when no other one answers calls."""
     heartbeat_s: float = 5.0
-    """Between a heartbeat and the next, and for its answer before the worker counts as SUSPECT."""
+    """That a worker may say nothing before it is asked, and for its answer before it counts as SUSPECT."""
     heartbeat_timeout_s: float = 60.0
     """For the answer to a heartbeat before the worker counts as DEAD."""
+    pace: PingPace = field(default_factory=PingPace)
+    """Of the heartbeats; pools with the same `Patience` share it."""
     retry_start_s: float = 30.0
     """After a failure to start, when others answer calls meanwhile."""
 
@@ -78,6 +83,12 @@ class Member:
     num_calls: int = 0
     node_id: str = ""
     """Empty until its first heartbeat."""
+    heard_s: float = -math.inf
+    """When it last answered anything; monotonic."""
+
+    def hear(self) -> None:
+        """It has answered something."""
+        self.heard_s = time.monotonic()
 
     @property
     def state(self) -> HealthState:

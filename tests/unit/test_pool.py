@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from cluster.benchmarks.local_actors import LocalActor
 from cluster.health import HealthState
+from cluster.heartbeats import PingPace
 from cluster.pool import MAX_FAILED_STARTS, ActorPool
 from cluster.pool_member import Patience, PoolHooks
 from cluster.remote_errors import WorkerLostError
-from configs.errors import ModelError, RunError
+from configs.errors import DataError, ModelError, RunError
 
 WAIT_S = 10.0
-PATIENCE = Patience(start_s=0.2, heartbeat_s=0.01, heartbeat_timeout_s=0.05, retry_start_s=0.01)
+PATIENCE = Patience(start_s=0.2, heartbeat_s=0.01, heartbeat_timeout_s=0.05, retry_start_s=0.01, pace=PingPace(1000.0))
 
 
 @dataclass(slots=True)
@@ -27,12 +29,17 @@ class Worker:
 
     released: asyncio.Event = field(default_factory=asyncio.Event)
     listens: asyncio.Event = field(default_factory=asyncio.Event)
+    num_pings: int = 0
 
     async def work(self) -> int:
         await self.released.wait()
         return id(self)
 
+    async def fail(self) -> None:
+        raise RayTaskError("fail", "traceback", DataError("no such prompt"))  # as Ray wraps it
+
     async def ping(self) -> str:
+        self.num_pings += 1
         await self.listens.wait()
         return "node"
 
@@ -156,6 +163,36 @@ async def test_a_suspect_that_missed_a_version_loads_it_before_it_is_called_agai
     scene.workers[0].listens.set()
     await scene.call()
     assert scene.pool.members[0].health.held_version == 7
+    await scene.pool.close()
+
+
+async def test_a_large_pool_asks_its_workers_no_oftener_than_a_small_one() -> None:
+    scene = await started(Scene(size=8, patience=replace(PATIENCE, heartbeat_timeout_s=WAIT_S, pace=PingPace(0.01))))
+    async with asyncio.timeout(WAIT_S):
+        # Each at once, to learn where it is; then one of them, whose turn it is. The next turn comes after 100 s.
+        while sum(worker.num_pings for worker in scene.workers) < 9:
+            await asyncio.sleep(0.001)
+        for _ in range(100):
+            await scene.call()
+            await asyncio.sleep(PATIENCE.heartbeat_s / 10)
+    assert sum(worker.num_pings for worker in scene.workers) == 9
+    await scene.pool.close()
+
+
+async def test_whatever_a_worker_answers_is_a_sign_of_life() -> None:
+    scene = await started(Scene(size=1, patience=Patience(heartbeat_s=3600.0, heartbeat_timeout_s=3600.0)))
+    (member,) = scene.pool.members
+    async with asyncio.timeout(WAIT_S):
+        while not member.node_id:
+            await asyncio.sleep(0)
+    times = [member.heard_s]
+    await scene.call()
+    times.append(member.heard_s)
+    with pytest.raises(DataError):
+        await scene.pool.call(lambda handle: handle.fail.remote(), WAIT_S)
+    times.append(member.heard_s)
+    assert times[0] < times[1] < times[2]
+    assert scene.workers[0].num_pings == 1
     await scene.pool.close()
 
 
