@@ -3,7 +3,8 @@
     group ─► ledger (Redis) ─► GroupRoller: rollout pool ─► reward pool ─► ledger ─► trajectory queue ─► ledger
 
 The workers are objects of the same process behind actor handles (`local_actors`), so all that is measured
-is bicot's own: pools, health, ledger, queue. Ray's cost of a call comes on top, and is measured beside it.
+is bicot's own: pools, health, ledger, queue. Ray's cost of a call comes on top, and is measured beside it; for
+heartbeats it is counted in.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import ray
 
 from cluster.actors import node_id, spawn
 from cluster.benchmarks.local_actors import LocalActor
+from cluster.benchmarks.pretending import GROUP_SIZE, PretendingWorker
 from cluster.benchmarks.report import Scope, Table, spread
 from cluster.groups import GroupRoller
 from cluster.ledger import GroupState
@@ -32,38 +33,21 @@ from cluster.pool_member import Patience, PoolHooks
 from cluster.private_redis import PrivateRedis
 from cluster.ray_session import ray_session
 from cluster.registry import Registry
-from cluster.score_cache import RewardAnswer
 from cluster.scoring import RewardPools
 from cluster.trajectory_queue import TrajectoryQueue
 from configs.schema import ClusterConfig, RewardConfig
-from rollout.records import GroupRequest, GroupRollout, Prompt, Score, Trajectory, UInt8Array
+from rollout.records import GroupRequest, Prompt
 
 NUM_WORKERS = (8, 64, 512)
 GROUPS_PER_S = 10.0
-GROUP_SIZE = 8
 GROUPS_PER_STEP = 16
+SHIPPED_STEP_S = 2.6
+"""Seconds that configs/shapes_cpu.yaml needs for a step of as many groups, on two cores that do nothing else."""
+SETTLING_S = 6.0
+"""At most, from the first heartbeats to the first ones that the pace of the pool has set."""
 NEVER = Patience(heartbeat_s=3600.0, heartbeat_timeout_s=3600.0)
 
-
-class PretendingWorker:
-    """Rollout worker and reward replica in one: answers after `work_s` what it was made with."""
-
-    def __init__(self, work_s: float) -> None:
-        self._work_s = work_s
-        self._pictures: UInt8Array = np.zeros((GROUP_SIZE, 8, 8, 3), np.uint8)
-
-    async def start(self) -> None:
-        return None
-
-    async def ping(self) -> str:
-        return "here"
-
-    async def roll_group(self, request: GroupRequest) -> tuple[GroupRollout, UInt8Array]:
-        await asyncio.sleep(self._work_s)
-        return GroupRollout(request, (_TRAJECTORY,) * request.group_size, "rollout", 0.0, self._work_s), self._pictures
-
-    async def score(self, pictures: Any, prompts: Sequence[Prompt]) -> RewardAnswer:
-        return RewardAnswer([Score(0.5)] * len(prompts))
+Measured = TypeVar("Measured")
 
 
 class PingedActor:
@@ -71,6 +55,19 @@ class PingedActor:
 
     async def ping(self) -> str:
         return node_id()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the launcher's process does, when groups come at GROUPS_PER_S."""
+
+    busy: float
+    """Share of one core."""
+    pings_per_s: float
+
+    def overhead(self, without: Load, ray_call_ms: float) -> float:
+        """Share of one core that this load costs more than one `without` ledger and heartbeats, Ray's part included."""
+        return self.busy - without.busy + self.pings_per_s * ray_call_ms / 1000
 
 
 @dataclass(slots=True)
@@ -84,8 +81,14 @@ class Controller:
     _next: int = 0
     _num_queued: Counter[int] = field(default_factory=Counter)
     """Step -> groups of it that are queued."""
+    _pings: Counter[str] = field(default_factory=Counter)
 
-    async def measure(self, drive: Callable[[Controller, GroupRoller], Coroutine[Any, Any, float]]) -> float:
+    @property
+    def num_pings(self) -> int:
+        """Heartbeats of all workers so far."""
+        return self._pings["sent"]
+
+    async def measure(self, drive: Callable[[Controller, GroupRoller], Coroutine[Any, Any, Measured]]) -> Measured:
         """Make the pools, drive them, end them."""
 
         async def on_change(worker_id: str, state: str) -> None:
@@ -94,7 +97,7 @@ class Controller:
 
         def hooks(make_actor: Any, start: Any) -> PoolHooks:
             return PoolHooks(
-                spawn=lambda worker_id: LocalActor(PretendingWorker(self.work_s)),
+                spawn=lambda worker_id: LocalActor(PretendingWorker(self.work_s, self._pings)),
                 start=start,
                 on_change=on_change,
                 note=print,
@@ -152,22 +155,34 @@ async def drive_at_most(controller: Controller, roller: GroupRoller, num_groups:
     return num_groups / (time.perf_counter() - started_s)
 
 
-async def drive_at_rate(controller: Controller, roller: GroupRoller, duration_s: float) -> float:
-    """Share of one core that the process is busy for, when groups come at GROUPS_PER_S."""
-    num_groups = round(duration_s * GROUPS_PER_S)
+async def drive_at_rate(controller: Controller, roller: GroupRoller, duration_s: float) -> Load:
+    """Groups come at GROUPS_PER_S; measured is from when as many end as begin, and each worker has been asked once."""
+    settling_s = controller.work_s + min(controller.patience.heartbeat_s, SETTLING_S)
+    num_groups = round((settling_s + duration_s) * GROUPS_PER_S)
     queue = _endless_queue(num_groups)
-    wall_s, busy_s = time.perf_counter(), time.process_time()
-    async with asyncio.TaskGroup() as groups:
-        for number in range(num_groups):
-            await asyncio.sleep(max(0.0, wall_s + number / GROUPS_PER_S - time.perf_counter()))
-            groups.create_task(controller.roll(roller, queue))
-    return (time.process_time() - busy_s) / (time.perf_counter() - wall_s)
+
+    async def feed() -> None:
+        started_s = time.perf_counter()
+        async with asyncio.TaskGroup() as groups:
+            for number in range(num_groups):
+                await asyncio.sleep(max(0.0, started_s + number / GROUPS_PER_S - time.perf_counter()))
+                groups.create_task(controller.roll(roller, queue))
+
+    feeding = asyncio.create_task(feed())
+    await asyncio.sleep(settling_s)
+    wall_s, busy_s, num_pings = time.perf_counter(), time.process_time(), controller.num_pings
+    await asyncio.sleep(duration_s)
+    busy_s, wall_s = time.process_time() - busy_s, time.perf_counter() - wall_s
+    pings_per_s = (controller.num_pings - num_pings) / wall_s
+    await feeding  # not cancelled: a group that is would tell Ray so
+    return Load(busy_s / wall_s, pings_per_s)
 
 
 def measure(scope: Scope) -> list[Table]:
     """Both tables."""
-    num_groups, duration_s = scope.pick(quick=300, full=2000), float(scope.pick(quick=4, full=20))
-    rows, shares = [], []
+    num_groups, duration_s = scope.pick(quick=300, full=2000), float(scope.pick(quick=8, full=30))
+    rows: list[tuple[str, ...]] = []
+    loads: list[tuple[int, Load, Load]] = []
     with tempfile.TemporaryDirectory(prefix="bicot-bench-") as directory, _redis(Path(directory)) as url:
         for num_workers in NUM_WORKERS:
             fastest = Controller(num_workers, 0.0, None, Patience())
@@ -176,8 +191,8 @@ def measure(scope: Scope) -> list[Table]:
             most = _run(url, fastest, lambda c, r: drive_at_most(c, r, num_groups))
             busy = _run(url, full, lambda c, r: drive_at_rate(c, r, duration_s))
             plain = _run(None, replace(full, patience=NEVER), lambda c, r: drive_at_rate(c, r, duration_s))
-            rows.append((str(num_workers), spread([most]), f"{100 * busy:.1f} %"))
-            shares.append((str(num_workers), *(f"{100 * share:.1f} %" for share in (plain, busy, busy - plain))))
+            rows.append((str(num_workers), spread([most]), _percent(busy.busy)))
+            loads.append((num_workers, plain, busy))
         call_ms = _ray_call_ms(Path(directory), num_calls=scope.pick(quick=200, full=2000))
     return [
         Table(
@@ -189,20 +204,40 @@ def measure(scope: Scope) -> list[Table]:
             ("rollout workers", "groups a second at most", f"busy at {GROUPS_PER_S:g} groups/s"),
             tuple(rows),
         ),
-        Table(
-            "Overhead of ledger and heartbeats",
-            f"The same at {GROUPS_PER_S:g} groups a second without either, and with both (a heartbeat a worker every "
-            f"{Patience().heartbeat_s:g} s). The difference is their share of a step's time.",
-            ("rollout workers", "busy without", "busy with", "difference"),
-            tuple(shares),
-        ),
+        _overhead(loads, call_ms),
     ]
 
 
+def _overhead(loads: Sequence[tuple[int, Load, Load]], call_ms: float) -> Table:
+    """Of (number of workers, load without ledger and heartbeats, load with both)."""
+    step_s = GROUPS_PER_STEP / GROUPS_PER_S
+    rows = []
+    for num_workers, plain, busy in loads:
+        overhead = busy.overhead(plain, call_ms)
+        shares = [_percent(share) for share in (plain.busy, busy.busy, overhead, overhead * step_s / SHIPPED_STEP_S)]
+        rows.append((str(num_workers), *shares[:2], f"{busy.pings_per_s:.1f}", *shares[2:]))
+    return Table(
+        "Overhead of ledger and heartbeats",
+        f"The launcher at {GROUPS_PER_S:g} groups a second without either, and with both. Overhead: the difference, "
+        f"and {call_ms:.2g} ms of Ray for each heartbeat; as a share of a step's time, where {GROUPS_PER_STEP} groups "
+        f"take {step_s:g} s as they do here, or {SHIPPED_STEP_S:g} s as in configs/shapes_cpu.yaml. No weights "
+        "are delivered here; in a run each delivery is a sign of life, too, and saves a worker's heartbeat.",
+        (
+            "rollout workers",
+            "busy without",
+            "busy with",
+            "heartbeats a second",
+            f"overhead, step of {step_s:g} s",
+            f"overhead, step of {SHIPPED_STEP_S:g} s",
+        ),
+        tuple(rows),
+    )
+
+
 def _run(
-    url: str | None, controller: Controller, drive: Callable[[Controller, GroupRoller], Coroutine[Any, Any, float]]
-) -> float:
-    async def with_ledger() -> float:
+    url: str | None, controller: Controller, drive: Callable[[Controller, GroupRoller], Coroutine[Any, Any, Measured]]
+) -> Measured:
+    async def with_ledger() -> Measured:
         if url is None:
             return await controller.measure(drive)
         async with Registry(url, "bench") as registry:
@@ -235,21 +270,10 @@ def _redis(directory: Path) -> Iterator[str]:
         yield server.url
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
 def _endless_queue(num_groups: int) -> TrajectoryQueue:
     """Room for all, so that the queue costs its work and no waiting."""
     return TrajectoryQueue(num_groups + GROUPS_PER_STEP, GROUPS_PER_STEP)
-
-
-_TRAJECTORY = Trajectory(
-    semantic_prompt_ids=np.zeros(32, np.int32),
-    cot_ids=np.zeros(24, np.int32),
-    cot_logprobs=np.zeros(24, np.float32),
-    image_prompt_ids=np.zeros(48, np.int32),
-    image_ids=np.zeros(64, np.int32),
-    image_logprobs=np.zeros(64, np.float32),
-    cot_text="a red star",
-    guidance_scale=2.0,
-    seed=0,
-    oldest_weight_version=0,
-    newest_weight_version=0,
-)
