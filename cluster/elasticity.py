@@ -3,6 +3,8 @@
     every_s: look at each pool ─► ScalingPolicy ─► resize
              ask Ray which nodes drain (a spot machine's notice, a scale-down) ─► drain their members
 
+While Ray's head (its GCS) is gone, nobody says what is free, and pools keep their sizes.
+
 A member on a draining node finishes its calls while its replacement starts elsewhere. On a node that
 goes without notice it is lost with its calls, as the pool finds out by them or by its heartbeats.
 """
@@ -26,6 +28,37 @@ from cluster.scaling import Load, ScalingPolicy
 from configs.schema import ClusterConfig
 from configs.worker_sections import PoolSize
 
+HEAD_TIMEOUT_S = 10.0
+"""Without an answer of Ray's head, after which the user is told of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodesView:
+    """What Ray's head knows of its nodes."""
+
+    leaving: Collection[str]
+    """Ids of those that it has been told will go."""
+    free: Mapping[str, Any]
+    """Resource -> amount that is free in the cluster as a whole."""
+
+
+def look_at_nodes() -> NodesView:
+    """Blocks for two round trips to Ray's head. Raises RayError when it is gone."""
+    return NodesView(draining_nodes(), ray.available_resources())
+
+
+def draining_nodes() -> frozenset[str]:
+    """Ids of the nodes that Ray has been told will go. Blocks for a round trip."""
+    return frozenset(_client(ray.get_runtime_context().gcs_address).get_draining_nodes())
+
+
+@lru_cache(maxsize=1)
+def _client(address: str) -> Any:
+    # Ray has no public way to ask; its own Serve asks like this.
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    return GcsClient(address=address)
+
 
 @dataclass(frozen=True, slots=True)
 class ElasticPool:
@@ -47,11 +80,14 @@ class Elasticity:
         pools: Collection[ElasticPool],
         is_awaited: Callable[[], bool],
         note: Callable[[str], None],
+        look_at_nodes: Callable[[], NodesView] = look_at_nodes,
     ) -> None:
         self._config = config
         self._pools = tuple(pools)
         self._is_awaited = is_awaited
         self._note = note
+        self._look_at_nodes = look_at_nodes
+        self._is_head_missed = False
         scaling = config.scaling
         self._policies = {
             elastic.pool.kind: ScalingPolicy(
@@ -62,22 +98,36 @@ class Elasticity:
         }
 
     async def run(self) -> None:
-        is_blind = False
         while True:
             await asyncio.sleep(self._config.scaling.every_s)
-            try:
-                # Ray's look-ups block; in a thread they do not hold up the loop.
-                leaving = await asyncio.to_thread(draining_nodes)
-                free = await asyncio.to_thread(ray.available_resources)
-            except RayError as error:  # its head is gone, for a while or for good: the run goes on as long as it can
-                if not is_blind:
-                    self._note(f"pools keep their sizes for now: Ray does not say what is free: {first_line(error)}")
-                is_blind = True
+            if (nodes := await self._look()) is None:
                 continue
-            is_blind = False
             for elastic in self._pools:
-                await self._leave_nodes(elastic.pool, leaving)
-                await self._fit(elastic, free)
+                await self._leave_nodes(elastic.pool, nodes.leaving)
+                await self._fit(elastic, nodes.free)
+
+    async def _look(self) -> NodesView | None:
+        """None when Ray's head is gone, for a while or for good: the run goes on as long as it can."""
+        # Ray's look-ups block, while the head is gone for as long as Ray waits for it: hence a thread.
+        looking = asyncio.create_task(asyncio.to_thread(self._look_at_nodes))
+        try:
+            if not (await asyncio.wait({looking}, timeout=HEAD_TIMEOUT_S))[0]:
+                self._miss_head(f"it has not answered for {HEAD_TIMEOUT_S:g} s")
+            nodes = await looking
+        except RayError as error:
+            self._miss_head(first_line(error))
+            return None
+        finally:
+            looking.cancel()
+        if self._is_head_missed:
+            self._note("Ray's head answers again")
+            self._is_head_missed = False
+        return nodes
+
+    def _miss_head(self, reason: str) -> None:
+        if not self._is_head_missed:
+            self._note(f"Ray's head is missed, and pools keep their sizes until it is back: {reason}")
+        self._is_head_missed = True
 
     async def _leave_nodes(self, pool: ActorPool, leaving: Collection[str]) -> None:
         for member in pool.members:
@@ -110,16 +160,3 @@ def room_for(elastic: ElasticPool, free: Mapping[str, Any]) -> int:
     asked = (("CPU", elastic.cpus), ("GPU", elastic.gpus))
     places = [math.floor(free.get(resource, 0.0) / amount + 1e-4) for resource, amount in asked if amount > 0]
     return min(places, default=elastic.size.max)
-
-
-def draining_nodes() -> frozenset[str]:
-    """Ids of the nodes that Ray has been told will go. Blocks for a round trip."""
-    return frozenset(_client(ray.get_runtime_context().gcs_address).get_draining_nodes())
-
-
-@lru_cache(maxsize=1)
-def _client(address: str) -> Any:
-    # Ray has no public way to ask; its own Serve asks like this.
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
-    return GcsClient(address=address)
