@@ -1,10 +1,9 @@
-"""A run on several Ray nodes of this one machine, for `test_elasticity.py`: a process of its own, because the
-tests share one Ray that must stay as it is.
+"""A run on several Ray nodes of this one machine, for `test_elasticity.py`.
 
     python -m tests.integration.elastic_run DIRECTORY
 
     head: learner, reward, rollout-0        no room for another rollout worker
-    + a node        ─► the pool grows: rollout-1 draws, too
+    + a node        ─► the pool grows: rollout-1 draws, too, in the steps that follow
     - that node     ─► rollout-1 is lost with the groups it was at; rollout-0 goes on
     + another node  ─► rollout-2 joins there; the node is told to go ─► rollout-2 drains, and leaves
 
@@ -16,11 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +26,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.registry import GroupState
+from tests.integration.own_cluster import REPORT, own_cluster
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 WAIT_S = 120.0
-REPORT = "report.json"
+NUM_SHARED_STEPS = 6
 PREEMPTION = 2
 """Ray's number for this reason to drain a node."""
 
@@ -58,7 +56,7 @@ class Story:
     async def _add_node(self, log: RecordingLog) -> None:
         self._node = self._cluster.add_node(**NODE)  # it sets signal handlers, which only the main thread may
         newcomer = "rollout-2" if "kill_node" in self.happened else "rollout-1"
-        self._waits_for = lambda log: newcomer in drawers(log)
+        self._waits_for = lambda log: len(steps_with(log, newcomer)) == NUM_SHARED_STEPS
 
     async def _kill_node(self, log: RecordingLog) -> None:
         self._cluster.remove_node(self._node, allow_graceful=False)
@@ -78,9 +76,16 @@ class Story:
         log.run.stop()
 
 
-def drawers(log: RecordingLog) -> set[str]:
-    """The workers that drew the last step's groups."""
-    return {group.rollout.worker_id for group in log.groups[max(log.groups)]}
+def steps_with(log: RecordingLog, newcomer: str) -> list[list[str]]:
+    """Who drew the groups of the first NUM_SHARED_STEPS steps since `newcomer` has joined, as far as they are made."""
+    steps = [[group.rollout.worker_id for group in log.groups[step]] for step in sorted(log.groups)]
+    return list(dropwhile(lambda drawers: newcomer not in drawers, steps))[:NUM_SHARED_STEPS]
+
+
+def share_of(log: RecordingLog, newcomer: str) -> float:
+    """The part of those groups that `newcomer` drew."""
+    drawers = [worker_id for step in steps_with(log, newcomer) for worker_id in step]
+    return drawers.count(newcomer) / len(drawers)
 
 
 def config_tree(directory: Path) -> dict[str, Any]:
@@ -109,6 +114,7 @@ def report(outcome: Outcome, story: Story) -> dict[str, Any]:
         "events": list(story.happened),
         "sequences": [group.rollout.request.sequence for group in groups],
         "workers": sorted({group.rollout.worker_id for group in groups}),
+        "shares": {newcomer: share_of(outcome.log, newcomer) for newcomer in ("rollout-1", "rollout-2")},
         "num_trained": counts.get(GroupState.TRAINED, 0),
         "failed_on": sorted({reason.split()[0] for _, reason in outcome.log.failures}),
         "notes": outcome.log.notes,
@@ -116,30 +122,13 @@ def report(outcome: Outcome, story: Story) -> dict[str, Any]:
 
 
 def main(directory: Path) -> None:
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    with tempfile.TemporaryDirectory(prefix="bt-", ignore_cleanup_errors=True) as temporary:
-        # Where Ray leaves the address for others to find: nobody is to find this one.
-        os.environ["RAY_TMPDIR"] = temporary
-        (Path(temporary) / "ray").mkdir()
-        cluster = Cluster()
-        # A dead node is noticed after about a second; Ray's own defaults take a quarter of a minute.
-        health = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500}
-        system = {**health, "health_check_timeout_ms": 2000, "health_check_failure_threshold": 3, "worker_niceness": 0}
-        cluster.add_node(**NODE, include_dashboard=False, temp_dir=temporary, _system_config=system)
-        environment = {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
-        ray.init(
-            address=cluster.address,
-            runtime_env={"env_vars": environment},
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+    # A dead node is noticed after about a second; Ray's own defaults take a quarter of a minute.
+    health = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500}
+    system = {**health, "health_check_timeout_ms": 2000, "health_check_failure_threshold": 3}
+    with own_cluster(system, **NODE) as cluster:
         story = Story(cluster)
-        try:
-            outcome = asyncio.run(train(config_tree(directory), story.act))
-            (directory / REPORT).write_text(json.dumps(report(outcome, story)))
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+        outcome = asyncio.run(train(config_tree(directory), story.act))
+        (directory / REPORT).write_text(json.dumps(report(outcome, story)))
 
 
 if __name__ == "__main__":

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from tests.integration.elastic_run import PROJECT_ROOT, REPORT
+from tests.integration import elastic_run
+from tests.integration.own_cluster import run_story
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    directory = tmp_path_factory.mktemp("elastic")
-    command = [sys.executable, "-m", "tests.integration.elastic_run", str(directory)]
-    finished = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=400, check=False)
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    told: dict[str, Any] = json.loads((directory / REPORT).read_text())
-    return told
+    return run_story(elastic_run.__name__, tmp_path_factory.mktemp("elastic"), timeout_s=400)
 
 
 def test_the_run_goes_through_all_that_happens_to_its_nodes(run: dict[str, Any]) -> None:
@@ -29,9 +22,15 @@ def test_the_run_goes_through_all_that_happens_to_its_nodes(run: dict[str, Any])
     assert run["events"] == ["add_node", "kill_node", "drain_node", "stop"]
 
 
-def test_the_pool_grows_onto_a_node_that_joins_and_both_workers_draw(run: dict[str, Any]) -> None:
+def test_the_pool_grows_onto_a_node_that_joins_and_all_workers_draw(run: dict[str, Any]) -> None:
     assert "rollout: from 1 to 2 workers; the learner waits for it" in run["notes"]
     assert run["workers"] == ["rollout-0", "rollout-1", "rollout-2"]
+
+
+def test_a_newcomer_draws_its_share_of_the_steps_after_it_joined(run: dict[str, Any]) -> None:
+    """Of two workers with equal places, about a half; a worker that the others outrun would draw next to nothing."""
+    assert set(run["shares"]) == {"rollout-1", "rollout-2"}
+    assert all(0.2 < share < 0.8 for share in run["shares"].values()), run["shares"]
 
 
 def test_a_removed_node_costs_only_the_groups_that_were_drawn_on_it(run: dict[str, Any]) -> None:

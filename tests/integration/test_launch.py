@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.integration.own_cluster import free_port
 from tests.integration.training import run_tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,13 +130,6 @@ def test_sigterm_while_ray_starts_leaves_no_process(launch: Callable[..., Launch
     assert exit_code == 143, launched.text
     assert alive == []
     assert "Traceback" not in launched.text
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture

@@ -1,0 +1,66 @@
+"""A Ray cluster that a test may break, in a process of its own: the tests share one Ray that must stay as it is.
+
+run_story(module, directory)   in the test: that process, to its end; returns what it reported
+own_cluster(...)               in that process: a head node, to which nodes can be added, and the connection to it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+REPORT = "report.json"
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def run_story(module: str, directory: Path, timeout_s: float) -> dict[str, Any]:
+    """Run `python -m module directory`, which leaves its report there."""
+    command = [sys.executable, "-m", module, str(directory)]
+    finished = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
+    told: dict[str, Any] = json.loads((directory / REPORT).read_text())
+    return told
+
+
+@contextmanager
+def own_cluster(system_config: dict[str, Any], **head: Any) -> Iterator[Cluster]:
+    """head: options of its node."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    with tempfile.TemporaryDirectory(prefix="bt-", ignore_cleanup_errors=True) as temporary:
+        # Where Ray leaves the address for others to find: nobody is to find this one.
+        os.environ["RAY_TMPDIR"] = temporary
+        (Path(temporary) / "ray").mkdir()
+        cluster = Cluster()
+        system = {"worker_niceness": 0, **system_config}
+        cluster.add_node(**head, include_dashboard=False, temp_dir=temporary, _system_config=system)
+        environment = {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
+        ray.init(
+            address=cluster.address,
+            runtime_env={"env_vars": environment},
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        try:
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
