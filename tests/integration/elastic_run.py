@@ -31,7 +31,7 @@ from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 WAIT_S = 120.0
-NUM_SHARED_STEPS = 6
+NUM_SHARED_STEPS = 5
 PREEMPTION = 2
 """Ray's number for this reason to drain a node."""
 
