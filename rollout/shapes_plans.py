@@ -59,7 +59,7 @@ def perturb_plan(plan: Plan, rng: random.Random, noise: float) -> Plan:
             drawn.append(item)
             continue
         rest = plan[index + 1 :]
-        (error,) = rng.choices(("omit", "color", "shape", "cell"), (40, 20, 20, 20))
+        (error,) = rng.choices(("omit", "color", "shape", "cell"), (60, 15, 15, 10))
         if error == "omit" and (drawn or rest):
             continue
         free = _free_cells([*drawn, item, *rest])
