@@ -50,23 +50,15 @@ def sample_plan(prompt: Prompt, rng: random.Random, noise: float = 0.0) -> Plan:
 
 
 def perturb_plan(plan: Plan, rng: random.Random, noise: float) -> Plan:
-    """What a clumsy painter makes of a plan: each object, with chance `noise`, is left out (the commonest fault
-    of text-to-image models), or gets a wrong color, a wrong shape or another, free cell. One object is always left.
-    """
-    drawn: list[PlannedObject] = []
+    """What a clumsy painter makes of a plan: each object, with chance `noise`, gets a wrong color, a wrong
+    shape or another, free cell. The number of objects stays."""
+    drawn = list(plan)
     for index, item in enumerate(plan):
         if rng.random() >= noise:
-            drawn.append(item)
             continue
-        rest = plan[index + 1 :]
-        (error,) = rng.choices(("omit", "color", "shape", "cell"), (60, 15, 15, 10))
-        if error == "omit" and (drawn or rest):
-            continue
-        free = _free_cells([*drawn, item, *rest])
-        if error == "cell" and free:
-            drawn.append(dataclasses.replace(item, cell=rng.choice(free)))
-        else:
-            drawn.append(_spoil(item, error if error == "shape" else "color", rng))
+        free = _free_cells(drawn)
+        error = rng.choice(("color", "shape", "cell") if free else ("color", "shape"))
+        drawn[index] = dataclasses.replace(item, cell=rng.choice(free)) if error == "cell" else _spoil(item, error, rng)
     return tuple(drawn)
 
 
