@@ -61,7 +61,7 @@ def draw_curves(metrics_path: Path, curves_path: Path, evaluations: Sequence[Eva
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(12.0, 6.4), dpi=130, layout="constrained")
         (reward, kl, entropy), (staleness, speed, times) = figure.subplots(2, 3)
-        _draw_reward(reward, steps, rows, evaluations)
+        _draw_reward(reward, steps, rows, [*evaluations, *evaluations_during(rows)])
         _draw_lines(kl, steps, rows, "KL to the reference policy", "nats a token", _keys(rows, "kl"))
         _draw_lines(entropy, steps, rows, "Entropy of the policy", "nats a token", _keys(rows, "entropy"))
         _draw_staleness(staleness, steps, rows)
@@ -73,6 +73,16 @@ def draw_curves(metrics_path: Path, curves_path: Path, evaluations: Sequence[Eva
         temporary = curves_path.with_name(curves_path.name + ".tmp")
         figure.savefig(temporary, format="png")
     os.replace(temporary, curves_path)
+
+
+def evaluations_during(rows: Sequence[MetricsRow]) -> list[EvaluationPoint]:
+    """What was evaluated between the steps: the keys `evaluation/NAME`."""
+    return [
+        EvaluationPoint(key.partition("/")[2], int(row["step"] or 0), value)
+        for row in rows
+        for key, value in row.items()
+        if key.startswith("evaluation/") and key.count("/") == 1 and value is not None
+    ]
 
 
 def moving_mean(values: FloatArray, width: int) -> FloatArray:

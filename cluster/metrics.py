@@ -84,6 +84,9 @@ METRIC_PREFIXES: Final[Mapping[str, str]] = {
     "its spread, NAME/no_spread the share of groups without any, NAME/at_min and NAME/at_max the shares of scores at "
     "the step's least and greatest; see cluster.reward_health",
     "reward_correlation/": "of each pair of rewards, ONE~OTHER: Pearson's r within groups; null without spread",
+    "evaluation/": "of each set of data.evaluation, after every data.evaluate_every_steps steps: SET its mean reward, "
+    "SET/change that less the one before training, SET/NAME and SET/NAME/change the same of each reward: one that is "
+    "hacked drifts away from the others",
     "staleness/share_": "histogram: share of trajectories that lag so many weight versions",
 }
 """Families of keys whose names depend on the config."""

@@ -3,8 +3,9 @@
     _produce                     waits for admission; starts one task a group
       └─ _roll_group  × many     prompt ─► GroupRoller ─► trajectory queue           (may wait for room)
     _learn                       waits for the batch of step k ─► optimizer step ─► publish version k + 1
-      └─ _deliver                version k + 1 ─► rollout workers ─► admission.advance(k + 1)
-                                                                        └─► wakes _produce
+      ├─ _deliver                version k + 1 ─► rollout workers ─► admission.advance(k + 1)
+      │                                                                 └─► wakes _produce
+      └─ _evaluate               now and then, before step k + 1: what version k + 1 makes of the evaluation sets
 
 Nothing calls backwards; only `advance` closes the circle. With `max_staleness` above 0 the groups of
 the next steps are rolled and scored while the learner works; at 0 nothing is admitted until the new
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,8 @@ class Pipeline:
     prompts: PromptSource
     log: RunLog
     start: RunState = field(default_factory=RunState)
+    evaluate: Callable[[int], Awaitable[Mapping[str, float]]] | None = None
+    """Called after every `data.evaluate_every_steps` steps, with their number; returns metrics of that step."""
     _admission: Admission = field(init=False)
     _rolled: dict[int, RolledGroup] = field(default_factory=dict, init=False)
     _replaced: dict[int, int] = field(default_factory=dict, init=False)
@@ -224,7 +228,8 @@ class Pipeline:
             if self.config.algorithm.max_staleness == 0:
                 await delivery
             times.published = time.monotonic()
-            await self._finish_step(step, report, times)
+            evaluated = await self._evaluate(step + 1, delivery)
+            await self._finish_step(step, {**report.metrics, **evaluated}, report.note, times)
 
     async def _next_batch(self, step: int) -> Any:
         """Reference to the batch of `step`; None when the run is told to stop. The batch itself goes from
@@ -251,11 +256,27 @@ class Pipeline:
         await self.log.version(version)
         await self._admission.advance(version)
 
-    async def _finish_step(self, step: int, report: Any, times: StepTimes) -> None:
+    async def _evaluate(self, num_steps: int, delivery: asyncio.Task[None]) -> Mapping[str, float]:
+        """Metrics of an evaluation, if it is time for one; none when the run is told to stop meanwhile."""
+        every = self.config.data.evaluate_every_steps
+        if self.evaluate is None or every is None or num_steps % every or num_steps == self.config.run.steps:
+            return {}
+        started = time.monotonic()
+        await delivery  # until the next step, every worker holds the version that is measured
+        evaluation = asyncio.ensure_future(self.evaluate(num_steps))
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({evaluation, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return {} if self._stopping.is_set() else evaluation.result()
+        finally:
+            await end_tasks((evaluation, stop))
+            self._started += time.monotonic() - started  # evaluations are no training time
+
+    async def _finish_step(self, step: int, reported: Mapping[str, float], note: str | None, times: StepTimes) -> None:
         groups_per_step = self.config.algorithm.groups_per_step
         sequences = range(step * groups_per_step, (step + 1) * groups_per_step)
         rolled = [self._rolled.pop(sequence) for sequence in sequences]
-        metrics = step_metrics(step, [group.scored for group in rolled], report.metrics, times)
+        metrics = step_metrics(step, [group.scored for group in rolled], reported, times)
         metrics["groups_given_up"] = self._num_given_up
         metrics["scores_cached"] = self.machinery.roller.rewards.num_cached
         metrics["groups_resampled"] = self._num_resampled
@@ -264,8 +285,8 @@ class Pipeline:
             self._replaced.pop(sequence, None)
         self._step = step + 1
         self._between_steps.set()
-        if report.note is not None:
-            self.log.note(report.note)
+        if note is not None:
+            self.log.note(note)
         await self.log.step(metrics, rolled)
         if self._step % self.config.checkpoint.every_steps == 0 and self._step < self.config.run.steps:
             await self.log.checkpoint(self.machinery.learner, self.state)

@@ -11,6 +11,7 @@ checkpoint; before that at once.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -168,13 +169,9 @@ class Run:
 
     async def _train(self) -> bool:
         """True when all steps were made, False when the run was told to stop."""
-        config = self.config
+        rollout = self.config.rollout
         roller = GroupRoller(
-            self._rollouts,
-            self._rewards,
-            config.rollout.max_attempts,
-            config.rollout.group_timeout_s,
-            self.log.failure,
+            self._rollouts, self._rewards, rollout.max_attempts, rollout.group_timeout_s, self.log.failure
         )
         self.state.check_prompts(self.train.prompts, self.train.source)
         self.state = replace(self.state, prompts_digest=digest_of(self.train.prompts))
@@ -192,14 +189,15 @@ class Run:
                     raise
                 lost = error
         if finished:
-            await self._evaluation.after(roller, self.evaluation, config.run.steps)
+            await self._evaluation.after(roller, self.evaluation, self.config.run.steps)
         return finished
 
     async def _run_pipeline(self, roller: GroupRoller) -> bool:
         queue = QueueClient(self.config, self._name_of_life, self.state.step, self.log.note)
         machinery = Machinery(self._rollouts, roller, queue, self._learner, self._weights)
         source = PromptSource(self.train.prompts, self.config.run.seed, shuffle=self.config.data.shuffle)
-        self._pipeline = pipeline = Pipeline(self.config, machinery, source, self.log, self.state)
+        evaluate = functools.partial(self._evaluation.during, roller, self.evaluation)
+        self._pipeline = pipeline = Pipeline(self.config, machinery, source, self.log, self.state, evaluate)
         self._is_training = True
         try:
             return await pipeline.run()

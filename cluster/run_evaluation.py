@@ -1,7 +1,8 @@
-"""A run's evaluations, before and after training, and what a resumed run needs of the first.
+"""A run's evaluations, before, during and after training, and what a resumed run needs of the first.
 
-    before ─► RUN/evaluation/before.json, pictures_NAME.npy ─┐
-    after  ──────────────────────────────────────────────────┴─► samples/before_after_NAME.png, RewardChange
+    before ─► RUN/evaluation/before.json, pictures_NAME.npy ─┬─► what has drifted since ─► metrics.jsonl
+    during ──────────────────────────────────────────────────┘
+    after  ──────────────────────── together with `before` ─────► samples/before_after_NAME.png, RewardChange
 
 A run that goes on reads what was before training, and does not measure it again: its weights are others by now.
 """
@@ -19,7 +20,7 @@ import numpy as np
 
 from cluster.curves import EvaluationPoint
 from cluster.evaluation import Evaluation, evaluate_all
-from cluster.groups import GroupRoller, RolledGroup
+from cluster.groups import GroupGivenUpError, GroupRoller, RolledGroup
 from cluster.metrics import RewardChange
 from cluster.run_log import RunLog, samples_of
 from cluster.samples import SampleEntry, draw_before_after
@@ -42,7 +43,7 @@ class _Before:
 
 @dataclass(slots=True)
 class RunEvaluation:
-    """Evaluates named sets of prompts, with the same seeds before and after."""
+    """Evaluates named sets of prompts, always with the same seeds."""
 
     log: RunLog
     _before: dict[str, _Before] = field(default_factory=dict)
@@ -58,6 +59,21 @@ class RunEvaluation:
         self._before = _read_before(folder)
         for name, known in self._before.items():
             self.log.evaluations.append(EvaluationPoint(name, 0, known.mean_reward))
+
+    async def during(self, roller: GroupRoller, sets: Mapping[str, PromptSet], step: int) -> dict[str, float]:
+        """Evaluate under the weights after `step` steps; returns the metrics that `METRIC_PREFIXES` documents.
+
+        Nothing, and a note, when not a single prompt could be rolled: training does not end for that.
+        """
+        try:
+            measured = await self._evaluate(roller, sets, f"after step {step}")
+        except GroupGivenUpError as error:
+            self.log.note(f"the evaluation after step {step} failed: {error}")
+            return {}
+        metrics: dict[str, float] = {}
+        for name, evaluation in measured.items():
+            metrics |= drift_metrics(name, _change(self._before[name], evaluation))
+        return metrics
 
     async def after(self, roller: GroupRoller, sets: Mapping[str, PromptSet], step: int) -> None:
         """Evaluate after training, and draw the pictures of both side by side."""
@@ -89,6 +105,17 @@ class RunEvaluation:
         for name, evaluation in evaluations.items():
             self.log.note(f"{name} {when}: reward {evaluation.mean_reward:.3f} on {len(evaluation.groups)} prompts")
         return evaluations
+
+
+def drift_metrics(name: str, change: RewardChange) -> dict[str, float]:
+    """Of one evaluation set: its reward and each reward by itself, as they are and less what they were."""
+    measured = {f"evaluation/{name}": (change.before, change.after)}
+    measured |= {f"evaluation/{name}/{reward}": column for reward, column in change.columns.items()}
+    metrics: dict[str, float] = {}
+    for key, (before, after) in measured.items():
+        if before is not None and after is not None:  # None: the reward applies to none of these prompts
+            metrics |= {key: after, f"{key}/change": after - before}
+    return metrics
 
 
 def _change(before: _Before, after: Evaluation | None) -> RewardChange:

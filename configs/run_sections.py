@@ -36,8 +36,20 @@ class DataConfig(Section):
         default_factory=dict, description="name -> source; each is scored before and after training"
     )
     num_evaluation_prompts: int = Field(192, ge=1, description="at most so many prompts of each evaluation source")
+    evaluate_every_steps: int | None = Field(
+        None, ge=1, description="scores them after every so many steps, too, for metrics.jsonl; the learner waits"
+    )
     shuffle: bool = True
     max_bad_lines: int = Field(100, ge=0, description="more bad lines than this end the run before it starts")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.evaluate_every_steps is not None and not self.evaluation:
+            raise ValueError(
+                f"evaluate_every_steps is {self.evaluate_every_steps}, but evaluation names no prompts; "
+                "name a source there, or leave evaluate_every_steps out"
+            )
+        return self
 
 
 class QueueConfig(Section):

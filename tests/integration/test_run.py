@@ -24,7 +24,7 @@ BRIGHTNESS = "tests.integration.rewards:MoodyReward"
 
 @pytest.fixture(scope="module")
 def asynchronous(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """Three steps on vLLM, one step stale at most, evaluated before and after."""
+    """Three steps on vLLM, one step stale at most, evaluated before, after the second, and after."""
     tree = run_tree(
         "asynchronous",
         tmp_path_factory.mktemp("runs"),
@@ -32,6 +32,7 @@ def asynchronous(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) ->
         data={
             "evaluation": {"heldout": "shapes:heldout", "unseen_pairs": "shapes:unseen_pairs"},
             "num_evaluation_prompts": 3,
+            "evaluate_every_steps": 2,
         },
         algorithm={"max_staleness": 1},
         rollout={"engine": "vllm"},
@@ -96,6 +97,22 @@ def test_the_summary_tells_how_the_run_ended(asynchronous: Outcome) -> None:
     assert summary["reward_last"] == asynchronous.rows[-1]["reward/mean"]
     assert (summary["groups_failed"], summary["groups_given_up"], summary["error"]) == (0, 0, None)
     assert Path(summary["checkpoint"]) == asynchronous.directory.checkpoints_dir / "step_000003" / "model"
+
+
+def test_the_second_step_tells_what_has_drifted_on_the_evaluation_sets(asynchronous: Outcome) -> None:
+    summary = json.loads(asynchronous.directory.summary_path.read_text())
+    evaluated = [{key for key in row if key.startswith("evaluation/")} for row in asynchronous.rows]
+    assert (evaluated[0], evaluated[2]) == (set(), set())
+    for name in ("heldout", "unseen_pairs"):
+        values = {key: asynchronous.rows[1][key] for key in sorted(evaluated[1]) if key.split("/")[1] == name}
+        base = f"evaluation/{name}"
+        rewards = [f"{base}/{reward}" for reward in ("shapes", BRIGHTNESS)]
+        assert set(values) == {f"{key}{suffix}" for key in (base, *rewards) for suffix in ("", "/change")}
+        before = {key: (values[key] or 0.0) - (values[f"{key}/change"] or 0.0) for key in (base, *rewards)}
+        assert before[base] == pytest.approx(summary[f"{name}_reward_before"])
+        for reward in ("shapes", BRIGHTNESS):
+            assert before[f"{base}/{reward}"] == pytest.approx(summary[f"{name}_rewards"][reward]["before"])
+        assert sum(values[key] or 0.0 for key in rewards) == pytest.approx(values[base])
 
 
 def test_no_trajectory_is_staler_than_allowed(asynchronous: Outcome) -> None:

@@ -132,6 +132,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(config_file: Path)
     assert "rewards.shapes.wieght = 2: unknown key; did you mean 'weight'?" in refusal
 
 
+def test_evaluating_now_and_then_without_anything_to_evaluate_is_refused(config_file: Path):
+    refusal = refusal_of(config_file, "data.evaluate_every_steps=10")
+    assert "evaluate_every_steps is 10, but evaluation names no prompts; name a source there" in refusal
+
+
 def test_an_unknown_key_like_no_other_is_refused_with_all_known_ones(config_file: Path):
     assert "queue.zzz = 1: unknown key; known are max_groups" in refusal_of(config_file, "queue.zzz=1")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.curves import EvaluationPoint, draw_curves, moving_mean
+from cluster.curves import EvaluationPoint, draw_curves, evaluations_during, moving_mean
 from cluster.metrics import (
     METRICS,
     MetricsWriter,
@@ -20,6 +20,7 @@ from cluster.metrics import (
     read_metrics,
     write_summary,
 )
+from cluster.run_evaluation import drift_metrics
 from configs.errors import DataError
 
 KEYS_OF_THE_ISSUE = (
@@ -188,3 +189,22 @@ def test_curves_of_a_run_that_hardly_began_are_drawn_too(tmp_path: Path, content
     metrics.write_text(content)
     draw_curves(metrics, tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size == (1560, 832)
+
+
+def test_what_was_evaluated_between_the_steps_is_found_in_their_metrics():
+    rows = [
+        {"step": 1, "reward/mean": 0.5},
+        {"step": 2, "evaluation/heldout": 0.4, "evaluation/heldout/change": 0.1, "evaluation/heldout/shapes": 0.4},
+        {"step": 4, "evaluation/heldout": None, "evaluation/pairs": 0.3},
+    ]
+    assert evaluations_during(rows) == [EvaluationPoint("heldout", 2, 0.4), EvaluationPoint("pairs", 4, 0.3)]
+
+
+def test_drift_is_told_of_each_reward_that_applies():
+    change = RewardChange(0.5, 0.75, {"shapes": (0.25, 0.5), "ocr": (None, None), "lost": (0.5, None)})
+    assert drift_metrics("heldout", change) == {
+        "evaluation/heldout": 0.75,
+        "evaluation/heldout/change": 0.25,
+        "evaluation/heldout/shapes": 0.5,
+        "evaluation/heldout/shapes/change": 0.25,
+    }
