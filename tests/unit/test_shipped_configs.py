@@ -51,7 +51,7 @@ def test_a_dry_run_shows_config_prompts_rewards_and_placement():
     for expected in (
         "lr: 2.0e-06",
         "train (shapes:train):",
-        "evaluation unseen_pairs (shapes:unseen_pairs), scoring 384:",
+        "evaluation unseen_pairs (shapes:unseen_pairs), scoring 192:",
         "0 skipped",
     ):
         assert expected in text
