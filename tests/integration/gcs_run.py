@@ -30,6 +30,8 @@ from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
 NUM_STEPS = 8
 END_S = 20.0
+UNTIL_CLOSED = 'trap "" TERM; "$@" & cat; kill -9 $!'
+"""Shell: run a command until standard input is closed, as it is when this process ends, however that comes about."""
 
 
 class Story:
@@ -52,7 +54,8 @@ class Story:
         if number == 2:
             self._kill()
         elif number == 4:
-            self._successor = subprocess.Popen(self._command, env=self._environment)
+            command = ["sh", "-c", UNTIL_CLOSED, "sh", *self._command]
+            self._successor = subprocess.Popen(command, env=self._environment, stdin=subprocess.PIPE)
             self._is_gone = False
         elif number == 5:
             ray.kill(ray.get_actor(f"{log.directory.name}-rollout-0"))
@@ -60,7 +63,8 @@ class Story:
     def end(self) -> None:
         """End what this story has started."""
         if self._successor is not None:
-            self._successor.terminate()
+            assert self._successor.stdin is not None
+            self._successor.stdin.close()
             self._successor.wait(END_S)
 
     def _kill(self) -> None:
