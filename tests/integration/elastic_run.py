@@ -5,9 +5,10 @@
     head: learner, reward, rollout-0        no room for another rollout worker
     + a node        ─► the pool grows: rollout-1 draws, too, in the steps that follow
     - that node     ─► rollout-1 is lost with the groups it was at; rollout-0 goes on
-    + another node  ─► rollout-2 joins there; the node is told to go ─► rollout-2 drains, and leaves
+    + another node  ─► its successor joins there; the node is told to go ─► the successor drains, and leaves
 
-Each event waits for the one before it, for so long as a busy machine may take. Leaves what came of it as JSON in
+The successor is rollout-2, or a later one: Ray may still try to start it on the node that has just died. Each event
+waits for the one before it, for so long as a busy machine may take. Leaves what came of it as JSON in
 DIRECTORY/report.json.
 """
 
@@ -17,7 +18,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.registry import GroupState
+from rollout.records import ScoredGroup
 from tests.integration.own_cluster import REPORT, own_cluster
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
@@ -45,6 +47,8 @@ class Story:
         self._waits_for: Callable[[RecordingLog], bool] = lambda log: True
         self._node: Any = None
         self.happened: dict[str, float] = {}
+        self.known: list[frozenset[str]] = []
+        """Who had drawn when a node was added, each time."""
 
     async def act(self, log: RecordingLog, event: str, number: int) -> None:
         """Called after each step: the next event, once what it waits for has come."""
@@ -55,8 +59,9 @@ class Story:
 
     async def _add_node(self, log: RecordingLog) -> None:
         self._node = self._cluster.add_node(**NODE)  # it sets signal handlers, which only the main thread may
-        newcomer = "rollout-2" if "kill_node" in self.happened else "rollout-1"
-        self._waits_for = lambda log: len(steps_with(log, newcomer)) == NUM_SHARED_STEPS
+        known = frozenset(worker_id for groups in log.groups.values() for worker_id in drawers_of(groups))
+        self.known.append(known)
+        self._waits_for = lambda log: len(steps_shared(log, known)) == NUM_SHARED_STEPS
 
     async def _kill_node(self, log: RecordingLog) -> None:
         self._cluster.remove_node(self._node, allow_graceful=False)
@@ -69,23 +74,28 @@ class Story:
         deadline_ms = int((time.time() + 600) * 1000)
         accepted, reason = client.drain_node(self._node.node_id, PREEMPTION, "spot notice", deadline_ms)
         assert accepted, reason
-        self._waits_for = lambda log: any("rollout-2 leaves" in note for note in log.notes)
+        self._waits_for = lambda log: any(" leaves: " in note for note in log.notes)
 
     async def _stop(self, log: RecordingLog) -> None:
         assert log.run is not None
         log.run.stop()
 
 
-def steps_with(log: RecordingLog, newcomer: str) -> list[list[str]]:
-    """Who drew the groups of the first NUM_SHARED_STEPS steps since `newcomer` has joined, as far as they are made."""
-    steps = [[group.rollout.worker_id for group in log.groups[step]] for step in sorted(log.groups)]
-    return list(dropwhile(lambda drawers: newcomer not in drawers, steps))[:NUM_SHARED_STEPS]
+def drawers_of(groups: Sequence[ScoredGroup]) -> list[str]:
+    return [group.rollout.worker_id for group in groups]
 
 
-def share_of(log: RecordingLog, newcomer: str) -> float:
-    """The part of those groups that `newcomer` drew."""
-    drawers = [worker_id for step in steps_with(log, newcomer) for worker_id in step]
-    return drawers.count(newcomer) / len(drawers)
+def steps_shared(log: RecordingLog, known: frozenset[str]) -> list[list[str]]:
+    """Who drew the groups of the first NUM_SHARED_STEPS steps from the first that one not `known` drew in, as far as
+    they are made."""
+    steps = [drawers_of(log.groups[step]) for step in sorted(log.groups)]
+    return list(dropwhile(known.issuperset, steps))[:NUM_SHARED_STEPS]
+
+
+def share_of_newcomer(log: RecordingLog, known: frozenset[str]) -> float:
+    """The part of those groups that was drawn by one not `known`."""
+    drawers = [worker_id for step in steps_shared(log, known) for worker_id in step]
+    return sum(worker_id not in known for worker_id in drawers) / len(drawers)
 
 
 def config_tree(directory: Path) -> dict[str, Any]:
@@ -113,8 +123,8 @@ def report(outcome: Outcome, story: Story) -> dict[str, Any]:
         "status": None if outcome.summary is None else outcome.summary.status,
         "events": list(story.happened),
         "sequences": [group.rollout.request.sequence for group in groups],
-        "workers": sorted({group.rollout.worker_id for group in groups}),
-        "shares": {newcomer: share_of(outcome.log, newcomer) for newcomer in ("rollout-1", "rollout-2")},
+        "workers": sorted(set(drawers_of(groups))),
+        "shares": [share_of_newcomer(outcome.log, known) for known in story.known],
         "num_trained": counts.get(GroupState.TRAINED, 0),
         "failed_on": sorted({reason.split()[0] for _, reason in outcome.log.failures}),
         "notes": outcome.log.notes,
