@@ -18,7 +18,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.admission import Admission
 from cluster.endings import end_tasks
@@ -37,6 +37,8 @@ from rollout.records import GroupRequest, derive_seed
 
 if TYPE_CHECKING:
     from cluster.run_log import RunLog
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,22 +236,30 @@ class Pipeline:
     async def _next_batch(self, step: int) -> Any:
         """Reference to the batch of `step`; None when the run is told to stop. The batch itself goes from
         the queue to the ranks without passing through here."""
-        arrival = asyncio.create_task(self.machinery.queue.get_batch(step))
-        stop = asyncio.create_task(self._stopping.wait())
         timeout_s = self.config.run.step_timeout_s
         try:
-            await asyncio.wait({arrival, stop}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            return await self._unless_stopped(self.machinery.queue.get_batch(step), timeout_s)
+        except TimeoutError:
+            raise RunError(
+                f"step {step} waited {timeout_s:g} s (run.step_timeout_s) for its groups; "
+                f"{self.machinery.rollouts.num_ready} rollout workers are ready"
+            ) from None
+
+    async def _unless_stopped(self, work: Awaitable[Result], timeout_s: float | None = None) -> Result | None:
+        """What `work` returns; None when the run is told to stop before. Raises TimeoutError.
+
+        The work has ended in every case: left behind, it would report the run's end as an error of its own."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({task, stop}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if self._stopping.is_set():
                 return None
-            if not arrival.done():
-                raise RunError(
-                    f"step {step} waited {timeout_s:g} s (run.step_timeout_s) for its groups; "
-                    f"{self.machinery.rollouts.num_ready} rollout workers are ready"
-                )
-            return arrival.result()
+            if not task.done():
+                raise TimeoutError
+            return task.result()
         finally:
-            # Nobody waits for the batch any more; left pending, it would report the queue's end as an error of its own.
-            await end_tasks((arrival, stop))
+            await end_tasks((task, stop))
 
     async def _deliver(self) -> None:
         version = await self.machinery.weights.deliver(self.machinery.rollouts)
@@ -263,13 +273,9 @@ class Pipeline:
             return {}
         started = time.monotonic()
         await delivery  # until the next step, every worker holds the version that is measured
-        evaluation = asyncio.ensure_future(self.evaluate(num_steps))
-        stop = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait({evaluation, stop}, return_when=asyncio.FIRST_COMPLETED)
-            return {} if self._stopping.is_set() else evaluation.result()
+            return await self._unless_stopped(self.evaluate(num_steps)) or {}
         finally:
-            await end_tasks((evaluation, stop))
             self._started += time.monotonic() - started  # evaluations are no training time
 
     async def _finish_step(self, step: int, reported: Mapping[str, float], note: str | None, times: StepTimes) -> None:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from cluster.ledger import GroupState, Value
 from cluster.private_redis import ADDRESS_NAME
 from cluster.registry import Registry, RunSnapshot
 from cluster.run_directory import RunDirectory
-from configs.errors import BicotError, ConfigError, RegistryError
+from configs.command_line import exit_code_of
+from configs.errors import ConfigError, RegistryError
 from configs.load import MASK, load_config
 from configs.resume import REDIS_URL_VARIABLE
 
@@ -46,21 +48,16 @@ class Place:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = _parse(arguments)
-    try:
-        place = find_run(options.run, options.redis)
-        while True:
-            print(asyncio.run(report(place, as_json=options.json)), flush=True)
-            if not options.watch or place.redis_url is None:
-                return 0
-            time.sleep(WATCH_EVERY_S)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BicotError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 0
+    return exit_code_of(partial(_show, options), "the run goes on")
+
+
+def _show(options: argparse.Namespace) -> int:
+    place = find_run(options.run, options.redis)
+    while True:
+        print(asyncio.run(report(place, as_json=options.json)), flush=True)
+        if not options.watch or place.redis_url is None:
+            return 0
+        time.sleep(WATCH_EVERY_S)
 
 
 def find_run(run: str, redis_url: str | None) -> Place:

@@ -36,7 +36,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
-from configs.errors import BicotError, ConfigError, DataError
+from configs.command_line import exit_code_of
+from configs.errors import ConfigError, DataError
 from configs.load import load_config
 from configs.schema import RunConfig, VQTrainingConfig, WarmStartConfig
 from learner.deepspeed_engine import DeepSpeedEngine, close_distributed, init_distributed
@@ -268,18 +269,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field; repeatable")
     parser.add_argument("--output-dir", type=Path, help="write the model here, not into run.cache_dir")
     options = parser.parse_args(arguments)
+    return exit_code_of(partial(_warm_start_once, options), "nothing was written")
+
+
+def _warm_start_once(options: argparse.Namespace) -> int:
     started_s = time.monotonic()
     disable_progress_bar()
-    try:
-        config = load_config(options.config, options.set)
-        folder = options.output_dir or warm_start_folder(config)
-        if options.output_dir is None and folder.exists():
-            print(f"warm start: nothing to do, the model is in {folder}")
-            return 0
-        warm_start(config, folder, report=PrintedProgress())
-    except BicotError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = load_config(options.config, options.set)
+    folder = options.output_dir or warm_start_folder(config)
+    if options.output_dir is None and folder.exists():
+        print(f"warm start: nothing to do, the model is in {folder}")
+        return 0
+    warm_start(config, folder, report=PrintedProgress())
     print(f"warm start: done in {time.monotonic() - started_s:.0f} s, the model is in {folder}")
     return 0
 

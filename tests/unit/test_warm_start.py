@@ -186,7 +186,7 @@ def test_an_existing_output_folder_is_never_written_into(tmp_path: Path):
 
 
 def test_the_command_line_names_a_missing_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["--config", str(tmp_path / "none.yaml")]) == 1
+    assert main(["--config", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml" in capsys.readouterr().err
 
 
