@@ -96,17 +96,11 @@ class WarmStartConfig(Section):
     image_loss_weight: float = Field(2.0, gt=0)
     plan_noise: float = Field(0.0, ge=0, le=1, description="'shapes' only: share of objects planned wrong")
     drawing_noise: float = Field(0.0, ge=0, le=1, description="'shapes' only: share of objects drawn wrong")
-    terse_plans: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="'shapes' only: share of plans that only count objects; those are drawn at random",
-    )
 
     @model_validator(mode="after")
     def _check(self) -> WarmStartConfig:
         if self.examples == "shapes" and self.num_examples is None:
             raise ValueError("examples is 'shapes', which is endless; set num_examples, say 6000")
-        if self.examples != "shapes" and (self.plan_noise or self.drawing_noise or self.terse_plans):
-            raise ValueError("plan_noise, drawing_noise and terse_plans are for examples: shapes; set them to 0")
+        if self.examples != "shapes" and (self.plan_noise or self.drawing_noise):
+            raise ValueError("plan_noise and drawing_noise are for examples: shapes; set both to 0")
         return self

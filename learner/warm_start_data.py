@@ -24,16 +24,7 @@ from configs.schema import WarmStartConfig
 from rollout.prompt_files import BadRecord, read_records
 from rollout.prompts import SkippedPrompt, summarize_skipped
 from rollout.records import UInt8Array, derive_seed
-from rollout.shapes_world import (
-    IMAGE_SIZE,
-    draw_anything,
-    perturb_plan,
-    plan_text,
-    render,
-    sample_plan,
-    sample_prompt,
-    terse_plan_text,
-)
+from rollout.shapes_world import IMAGE_SIZE, perturb_plan, plan_text, render, sample_plan, sample_prompt
 
 SHAPES = "shapes"
 
@@ -136,12 +127,8 @@ def _draw_shapes(config: WarmStartConfig, image_size: int) -> ExampleSet:
     for index in range(config.num_examples):
         prompt = sample_prompt(rng, "train")
         plan = sample_plan(prompt, rng, config.plan_noise)
-        if rng.random() < config.terse_plans:
-            text, drawn = terse_plan_text(len(plan)), draw_anything(len(plan), rng)
-        else:
-            text, drawn = plan_text(plan), plan
-        picture = render(perturb_plan(drawn, rng, config.drawing_noise), rng)
-        examples.append(Example(f"shapes:{index}", prompt.text, text, picture))
+        picture = render(perturb_plan(plan, rng, config.drawing_noise), rng)
+        examples.append(Example(f"shapes:{index}", prompt.text, plan_text(plan), picture))
     return ExampleSet(tuple(examples), image_size)
 
 

@@ -195,11 +195,6 @@ def plan_text(plan: Plan) -> str:
     )
 
 
-def terse_plan_text(num_objects: int) -> str:
-    """A plan that only counts its objects: "object ; object". It leaves open all that the prompt asks for."""
-    return " ; ".join(["object"] * num_objects)
-
-
 def parse_plan(text: str) -> Plan | None:
     """The inverse of `plan_text`; None for any text that is not exactly such a plan."""
     plan = []

@@ -1,8 +1,7 @@
 """Plans of the shapes world: right ones, and wrong ones for a learner that is not perfect yet.
 
     prompt ─► sample_plan(noise) ─► what the policy is taught to write
-                    ├─► perturb_plan(noise) ─► what it is taught to draw
-                    └─► draw_anything ─► what it is taught to draw where the plan only counts its objects
+                    └─► perturb_plan(noise) ─► what it is taught to draw
 
 Only the objects that a prompt names hold the pairs kept for evaluation (`UNSEEN_PAIRS`): open colors
 and errors are drawn from the others, so that no plan for a training prompt ever holds one.
@@ -61,17 +60,6 @@ def perturb_plan(plan: Plan, rng: random.Random, noise: float) -> Plan:
         error = rng.choice(("color", "shape", "cell") if free else ("color", "shape"))
         drawn[index] = dataclasses.replace(item, cell=rng.choice(free)) if error == "cell" else _spoil(item, error, rng)
     return tuple(drawn)
-
-
-def draw_anything(num_objects: int, rng: random.Random) -> Plan:
-    """What a painter makes of a plan that only counts its objects: any of the pairs that training may see, in any
-    texture, anywhere."""
-    pairs = (rng.choice(SEEN_PAIRS) for _ in range(num_objects))
-    cells = _choose_cells(num_objects, None, rng)
-    return tuple(
-        PlannedObject(rng.choice(TEXTURES), color, shape, cell)
-        for (color, shape), cell in zip(pairs, cells, strict=True)
-    )
 
 
 def _add_plan_errors(plan: Plan, rng: random.Random, noise: float) -> Plan:

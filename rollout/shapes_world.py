@@ -36,9 +36,8 @@ from rollout.shapes_objects import (
     expected_objects,
     parse_plan,
     plan_text,
-    terse_plan_text,
 )
-from rollout.shapes_plans import draw_anything, perturb_plan, sample_plan
+from rollout.shapes_plans import perturb_plan, sample_plan
 from rollout.shapes_renderer import (
     CELL_SIZE,
     COLOR_RGB,
@@ -75,7 +74,6 @@ __all__ = [
     "Plan",
     "PlannedObject",
     "demanded_relation",
-    "draw_anything",
     "draw_sprite",
     "expected_objects",
     "load_split",
@@ -86,7 +84,6 @@ __all__ = [
     "sample_plan",
     "sample_prompt",
     "split_of",
-    "terse_plan_text",
     "texture_mask",
 ]
 

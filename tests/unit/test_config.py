@@ -172,11 +172,7 @@ def test_a_missing_field_is_refused_by_name(config_file: Path):
         (["rewards=[]"], "no reward is set"),
         (["rewards=[{name: shapes}, {name: shapes}]"], "shapes is listed twice"),
         (["warm_start={examples: shapes}"], "set num_examples"),
-        (["warm_start={examples: a.jsonl, plan_noise: 0.1}"], "drawing_noise and terse_plans are for examples: shapes"),
-        (
-            ["warm_start={examples: a.jsonl, terse_plans: 0.1}"],
-            "drawing_noise and terse_plans are for examples: shapes",
-        ),
+        (["warm_start={examples: a.jsonl, plan_noise: 0.1}"], "plan_noise and drawing_noise are for examples: shapes"),
         (["warm_start={examples: a.jsonl, vq: {steps: 5}}"], "autoencoder_steps 150 leaves no step for the codebook"),
     ],
 )

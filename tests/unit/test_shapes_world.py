@@ -19,7 +19,6 @@ from rollout.shapes_world import (
     MAX_NUM_PROMPTS,
     PATCH_SIZE,
     RELATIONS,
-    SEEN_PAIRS,
     SHAPES,
     TASK_TYPES,
     TEXTURES,
@@ -28,7 +27,6 @@ from rollout.shapes_world import (
     ExpectedObject,
     PlannedObject,
     demanded_relation,
-    draw_anything,
     expected_objects,
     load_split,
     parse_plan,
@@ -38,7 +36,6 @@ from rollout.shapes_world import (
     sample_plan,
     sample_prompt,
     split_of,
-    terse_plan_text,
 )
 
 SPLITS = tuple(DEFAULT_NUM_PROMPTS)
@@ -324,19 +321,6 @@ def test_drawing_noise_keeps_the_number_of_objects_and_changes_that_share_of_the
         total += len(plan)
     assert 0.2 < changed / total < 0.3
     assert perturb_plan(plan, rng, noise=0.0) == plan
-
-
-def test_a_terse_plan_counts_objects_and_its_picture_holds_any_that_training_may_see() -> None:
-    rng = random.Random(11)
-    assert terse_plan_text(2) == "object ; object"
-    assert parse_plan(terse_plan_text(2)) is None
-    drawn = [draw_anything(2, rng) for _ in range(1500)]
-    assert all(len({item.cell for item in objects}) == 2 for objects in drawn)
-    for place in range(2):
-        items = [objects[place] for objects in drawn]
-        assert {(item.color, item.shape) for item in items} == set(SEEN_PAIRS)
-        assert {item.texture for item in items} == set(TEXTURES)
-        assert {item.cell for item in items} == set(range(len(CELLS)))
 
 
 def test_the_same_seed_gives_the_same_plan_and_picture() -> None:

@@ -63,15 +63,6 @@ def test_shapes_examples_are_seeded_and_hold_no_unseen_pair():
     assert [e.prompt for e in first.examples] != [e.prompt for e in other.examples]
 
 
-def test_that_share_of_the_plans_only_counts_objects():
-    config = SHAPES.model_copy(update={"terse_plans": 0.25, "num_examples": 800})
-    examples = load_examples(config, 32)
-    terse = [example for example in examples.examples if parse_plan(example.plan) is None]
-    assert 0.21 < len(terse) / 800 < 0.29
-    assert all(set(example.plan.split()) <= {"object", ";"} for example in terse)
-    assert all(parse_plan(e.plan) for e in load_examples(SHAPES, 32).examples)
-
-
 def test_shapes_are_refused_in_a_size_they_are_not_drawn_in():
     with pytest.raises(ConfigError, match=r"draws 64; set model\.tiny\.image_size to 32"):
         load_examples(SHAPES, 64)
