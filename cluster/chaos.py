@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -28,7 +29,9 @@ from cluster.faults.recovery import Fault, Recovery, read_registry
 from cluster.faults.supervisor import Supervisor
 from cluster.faults.victims import KINDS, choose_victim, find_victims
 from cluster.progress import format_duration
+from cluster.ray_session import PROJECT_ROOT
 from configs.command_line import exit_code_of
+from configs.errors import RunError
 from configs.load import DEFAULT_CONFIG, load_config
 from configs.schema import RunConfig
 
@@ -58,6 +61,8 @@ def _run(options: argparse.Namespace) -> int:
     config = load_config(options.config, overrides)
     directory.mkdir(parents=True)
     print(f"{describe_machine()}\n{options.kills} kills, seed {options.seed}; all of it in {directory}", flush=True)
+    if config.warm_start is not None:
+        _warm_start(Path(options.config), overrides)
     supervisor = Supervisor(Path(options.config), overrides, directory, RUN_NAME, options.timeout)
     try:
         faults = _kill_many(supervisor, options)
@@ -67,6 +72,15 @@ def _run(options: argparse.Namespace) -> int:
     print(f"\n{_table(faults).markdown()}\n")
     print("\n".join(broken) if broken else f"all invariants hold after {len(faults)} of {options.kills} kills")
     return 1 if broken else 0
+
+
+def _warm_start(config_path: Path, overrides: Sequence[str]) -> None:
+    """Ahead of the run, whose first step is waited for no longer than a recovery; does nothing the second time."""
+    sets = [argument for override in overrides for argument in ("--set", override)]
+    command = [sys.executable, "-m", "learner.warm_start", "--config", str(config_path), *sets]
+    exit_code = subprocess.run(command, cwd=PROJECT_ROOT, check=False).returncode
+    if exit_code:
+        raise RunError(f"the warm start ended with exit code {exit_code}; it says above why")
 
 
 def _kill_many(supervisor: Supervisor, options: argparse.Namespace) -> list[Fault]:
