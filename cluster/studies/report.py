@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,8 +79,13 @@ def _curve(outcome: Outcome, key: str) -> NDArray[np.float64]:
 
 
 def _spread(values: Sequence[float], signed: bool = False) -> str:
-    text = f"{mean(values):+.3f}" if signed else f"{mean(values):.3g}"
-    return text if len(values) < 2 else f"{text} ± {stdev(values):.2g}"
+    """Mean and standard deviation over the seeds that have a value; a dash where none has, as for a phase that does
+    not train."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return "—"
+    text = f"{mean(known):+.3f}" if signed else f"{mean(known):.3g}"
+    return text if len(known) < 2 else f"{text} ± {stdev(known):.2g}"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -71,6 +71,13 @@ def test_the_table_holds_mean_and_spread_over_seeds() -> None:
     assert "Seeds 0, 1; 20 steps a run." in page
 
 
+def test_a_metric_that_an_arm_never_has_is_a_dash_in_the_table() -> None:
+    outcomes = [outcome("low", 0, 0.1), outcome("low", 1, 0.3)]
+    study = Study("Which?", STUDY.arms, (), columns=("kl/image", "kl"))
+    (row,) = [line for line in markdown("lr", study, outcomes, "").splitlines() if line.startswith("| low")]
+    assert row.endswith("| — | 0.195 ± 0 |")
+
+
 def test_the_curves_are_drawn_also_where_a_metric_is_missing(tmp_path: Path) -> None:
     outcomes = [outcome("low", 0, 0.1), outcome("high", 0, 0.2)]
     study = Study("Which?", STUDY.arms, curves=("kl", "no/such_metric"))
