@@ -1,6 +1,6 @@
 """Measure the stages of the pipeline on this machine, side by side.
 
-    python -m cluster.bench [rollout] [overlap] [sync] [learner] [rewards] [controller] [--quick] [--threads N]
+    python -m cluster.bench [rollout] [overlap] [sync] [learner] [rewards] [controller] [--quick] [--threads N] [--gpu]
 
 Each benchmark runs both sides in one go, in turns (A B A B ...), in a process of its own, and reports
 medians with the spread over rounds. What it prints at the end is a markdown page for BENCHMARKS.md.
@@ -33,8 +33,8 @@ BENCHMARKS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = _parse(arguments)
-    scope = Scope(options.quick, options.threads)
-    machine = describe_machine()
+    scope = Scope(options.quick, options.threads, options.gpu)
+    machine = describe_machine(options.gpu)
     command = shlex.join(["python", "-m", "cluster.bench", *(sys.argv[1:] if arguments is None else arguments)])
     print(machine, flush=True)
     pages = [f"## `{command}`", machine]
@@ -67,13 +67,26 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all when none is named")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller batches; three minutes")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="compute threads of each side (default 1)")
+    parser.add_argument(
+        "--gpu", action="store_true", help="rollout alone: bfloat16 on this machine's GPU, in the shape of Janus-Pro-1B"
+    )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"there is no benchmark '{unknown[0]}'; choose from {', '.join(BENCHMARKS)}")
+    if options.gpu and options.names != ["rollout"]:
+        parser.error("--gpu: only the benchmark 'rollout' measures on a GPU; name it alone")
+    if options.gpu and not _has_gpu():
+        parser.error("--gpu: PyTorch finds no CUDA GPU here")
     if options.threads < 1:
         parser.error(f"--threads {options.threads}: at least 1")
     return options
+
+
+def _has_gpu() -> bool:
+    import torch  # takes seconds, and is asked for with --gpu only
+
+    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":

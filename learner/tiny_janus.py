@@ -116,19 +116,20 @@ def save_pretrained_model(
 
 
 def save_random_tiny_janus(
-    directory: Path, config: TinyJanusConfig, words: Sequence[str], weight_scale: float = 3.0
+    directory: Path, config: TinyJanusConfig, words: Sequence[str], weight_std: float = 0.06
 ) -> JanusForConditionalGeneration:
     """Write an untrained tiny Janus, for tests and benchmarks, and return it.
 
-    Fresh weights make every next-token distribution nearly uniform, which hides mistakes; the
-    language model's and the generation head's matrices are multiplied by `weight_scale`.
+    `weight_std` is the standard deviation of the language model's and the generation head's matrices,
+    whatever the width: smaller ones make every next-token distribution nearly uniform, which hides mistakes.
     """
     model, tokenizer = build_tiny_janus(config, words)
+    factor = weight_std / model.config.text_config.initializer_range
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             frozen = name.startswith(("model.vqmodel", "model.vision_model", "model.aligner"))
             if parameter.dim() > 1 and not frozen:
-                parameter.mul_(weight_scale)
+                parameter.mul_(factor)
     save_pretrained_model(model, tokenizer, directory)
     return model
 
@@ -142,6 +143,8 @@ def _model_config(config: TinyJanusConfig, tokenizer: PreTrainedTokenizerFast) -
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_heads,
+        # transformers' 0.02 is that of models 20 times as wide; from it the warm start took four times the steps.
+        initializer_range=hidden_size**-0.5,
         max_position_embeddings=config.max_positions,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

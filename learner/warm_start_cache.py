@@ -15,7 +15,7 @@ from configs.errors import ConfigError, DataError
 from configs.schema import TINY_JANUS, RunConfig
 from learner.warm_start_data import SHAPES, load_examples
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raise it with every change of code that changes the weights a warm start ends in."""
 _KEY_CHARACTERS = 24
 

@@ -50,6 +50,8 @@ def environment(config: RolloutConfig) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         # `rollout.guidance_processor` speaks the interface of the first model runner.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
+        # A forked engine core cannot use CUDA where this process has as much as counted the GPUs.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if _on_cpu(config):
         # vLLM would pin its threads to cores that it does not own, and size them by the machine.

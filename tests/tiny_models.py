@@ -1,6 +1,6 @@
 """Tiny Janus checkpoints with random weights, made once a test session.
 
-Weights are scaled up, so that next-token distributions are far from uniform and a mistake shows.
+Weights are large, so that next-token distributions are far from uniform and a mistake shows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from configs.schema import TinyJanusConfig
 from learner.tiny_janus import build_tiny_janus, save_pretrained_model
 
 WORDS = tuple(f"word{index}" for index in range(80))
-_WEIGHT_SCALE = 3.0
+_WEIGHT_STD = 0.06
 _FOLDERS = tempfile.TemporaryDirectory(prefix="bicot-tiny-")  # removed when the session ends
 
 
@@ -27,13 +27,10 @@ def tiny_janus_folder(num_kv_heads: int = 2, seed: int = 0) -> Path:
     template, tokenizer = build_tiny_janus(TinyJanusConfig(seed=seed), WORDS)
     config = template.config
     config.text_config.num_key_value_heads = num_kv_heads
+    config.text_config.initializer_range = _WEIGHT_STD
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = JanusForConditionalGeneration(config).float().eval()
     model.generation_config = template.generation_config
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and name.startswith(("model.language_model", "model.generation", "lm_head")):
-                parameter.mul_(_WEIGHT_SCALE)
     save_pretrained_model(model, tokenizer, folder)
     return folder

@@ -14,6 +14,10 @@ LARGER = TinyJanusConfig(hidden_size=256, num_layers=6)
 """About 5 M parameters."""
 HUNDRED_MB = TinyJanusConfig(hidden_size=512, num_layers=8, num_heads=8)
 """About 25 M trainable parameters: 100 MB in float32."""
+PRO_1B = TinyJanusConfig(
+    hidden_size=2048, num_layers=24, num_heads=16, max_positions=1024, num_codes=16384, image_size=384, patch_size=16
+)
+"""Janus-Pro-1B's language model, but for a text vocabulary of words; 576 tokens a picture of 384 pixels."""
 _NUM_PROMPTS_FOR_WORDS = 200
 
 

@@ -22,6 +22,8 @@ class Scope:
     """Fewer rounds and smaller batches: to see that it works, or a first impression."""
     num_threads: int
     """Compute threads of each side that computes in one process."""
+    on_gpu: bool = False
+    """Both sides compute on the machine's first CUDA GPU."""
 
     def pick(self, quick: int, full: int) -> int:
         """A number that depends on `quick`."""
@@ -54,17 +56,25 @@ def ratio(values: Sequence[float], base: Sequence[float]) -> str:
     return spread([value / other for value, other in zip(values, base, strict=True)]) + " ×"
 
 
-def describe_machine() -> str:
-    """Date, processor, cores, load and versions, as a markdown list."""
+def describe_machine(on_gpu: bool = False) -> str:
+    """Date, processor, cores, load and versions, as a markdown list; with `on_gpu` the first CUDA GPU, too."""
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     versions = ", ".join(f"{name} {found}" for name in _PACKAGES if (found := _version(name)) is not None)
     lines = [
         f"date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         f"machine: {_processor()}, {os.cpu_count()} logical cores, {_memory_gib():.0f} GiB; "
         f"load average at the start {load}",
+        *([f"GPU: {_gpu()}"] if on_gpu else []),
         f"versions: Python {platform.python_version()}, {versions}",
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _gpu() -> str:
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
 def _row(cells: Sequence[str]) -> str:

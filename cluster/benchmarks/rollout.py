@@ -4,8 +4,8 @@
     plans and pictures   GroupSampler.sample × B / G     against  generate text on B, wait for the longest,
                          (what a rollout worker runs)             generate images on B, decode
 
-Both sides compute in float32 with the same number of threads, and sample at the same temperature and
-guidance. vLLM also returns log-probabilities; transformers' loop does not compute them.
+Both sides compute in float32 with the same number of threads, or with `--gpu` in bfloat16 on one GPU, and sample
+at the same temperature and guidance. vLLM also returns log-probabilities; transformers' loop does not compute them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cluster.benchmarks.models import LARGER, make_model, shapes_config
+from cluster.benchmarks.models import LARGER, PRO_1B, make_model, shapes_config
 from cluster.benchmarks.report import Scope, Table, ratio, spread
 from configs.schema import RolloutConfig, RunConfig, TinyJanusConfig
 from learner.janus_policy import load_janus
@@ -30,7 +30,7 @@ from rollout.group_sampler import GroupSampler
 from rollout.image_decoder import ImageDecoder
 from rollout.records import GroupRequest, Int32Array, Prompt
 from rollout.shapes_world import load_split
-from rollout.worker import create_engine, start_sampler
+from rollout.worker import create_engine, device_of, start_sampler
 
 GROUP_SIZE = 8
 
@@ -38,11 +38,12 @@ GROUP_SIZE = 8
 class TransformersLoop:
     """transformers' own Janus on whole batches, each of which starts and ends together."""
 
-    def __init__(self, folder: str, settings: RolloutConfig) -> None:
+    def __init__(self, folder: str, settings: RolloutConfig, dtype: str) -> None:
         self.settings = settings
-        self.model = load_janus(folder, torch.float32).eval()
+        self.device = device_of(settings)
+        self.model = load_janus(folder, getattr(torch, dtype)).to(self.device).eval()
         self.conversation = Conversation.from_pretrained(folder)
-        self.decoder = ImageDecoder(folder, "cpu", settings.decode_batch_size)
+        self.decoder = ImageDecoder(folder, self.device, settings.decode_batch_size)
         self.num_image_tokens = self.conversation.checkpoint.num_image_tokens
 
     def draw(self, prompts: Sequence[Int32Array]) -> Int32Array:
@@ -56,7 +57,7 @@ class TransformersLoop:
             max_new_tokens=self.num_image_tokens,
             **self._sampling,
         )
-        return np.asarray(drawn, dtype=np.int32)
+        return np.asarray(drawn.cpu(), dtype=np.int32)
 
     def write(self, prompts: Sequence[Int32Array]) -> list[Int32Array]:
         """The plans, without the padding behind their EOS."""
@@ -68,6 +69,7 @@ class TransformersLoop:
             max_new_tokens=self.settings.max_cot_tokens,
             **self._sampling,
         )
+        texts = texts.cpu()
         return [np.asarray(row[row != self.conversation.pad_id], dtype=np.int32) for row in texts[:, ids.shape[1] :]]
 
     def roll(self, prompts: Sequence[Prompt]) -> list[int]:
@@ -92,7 +94,7 @@ class TransformersLoop:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.from_numpy(prompt)
             mask[row, width - len(prompt) :] = 1
-        return ids, mask
+        return ids.to(self.device), mask.to(self.device)
 
 
 @dataclass(slots=True)
@@ -111,15 +113,16 @@ class Rates:
 
 
 def measure(scope: Scope) -> list[Table]:
-    """Both tables, for two sizes of model."""
+    """Both tables, for two sizes of model, on a GPU for Janus-Pro-1B's."""
+    shapes = {"pro-1b": PRO_1B} if scope.on_gpu else {"tiny": TinyJanusConfig(), "larger": LARGER}
+    num_image_tokens = max((shape.image_size // shape.patch_size) ** 2 for shape in shapes.values())
+    how = "bfloat16 on one GPU" if scope.on_gpu else f"float32, {scope.num_threads} thread(s) each"
     pictures: list[tuple[str, ...]] = []
     groups: list[tuple[str, ...]] = []
     with tempfile.TemporaryDirectory(prefix="bicot-bench-") as directory:
-        for name, shape in (("tiny", TinyJanusConfig()), ("larger", LARGER)):
+        for name, shape in shapes.items():
             folder, size = make_model(Path(directory), name, shape)
-            config = shapes_config(
-                folder, [f"rollout.threads_per_worker={scope.num_threads}", "rollout.kv_cache_gib=1"]
-            )
+            config = shapes_config(folder, _overrides(scope))
             picture_rows, group_row = asyncio.run(_measure_model(folder, size, config, scope))
             pictures += picture_rows
             groups.append(group_row)
@@ -128,8 +131,8 @@ def measure(scope: Scope) -> list[Table]:
         Table(
             "Drawing pictures: image tokens a second",
             '`VllmEngine` against `JanusForConditionalGeneration.generate(generation_mode="image")`, which computes '
-            "a whole batch at once with a key-value cache and no log-probabilities. Same prompts, float32, guided, "
-            f"64 tokens a picture, {scope.num_threads} thread(s) each.",
+            "a whole batch at once with a key-value cache and no log-probabilities. Same prompts, guided, "
+            f"{num_image_tokens} tokens a picture, {how}.",
             ("model, batch", *columns),
             tuple(pictures),
         ),
@@ -137,11 +140,24 @@ def measure(scope: Scope) -> list[Table]:
             "Plans and pictures: pictures a second",
             f"What a rollout worker runs on {_num_groups(scope)} groups of {GROUP_SIZE} (pictures join the "
             "batch as their plans end), against transformers' loop: all plans, then all pictures. Both decode the "
-            f"pictures. Random weights, so plans end anywhere up to 48 tokens. {scope.num_threads} thread(s) each.",
+            f"pictures. Random weights, so plans end anywhere up to 48 tokens. {how}.",
             ("model, plan tokens (least, mean, most)", *columns),
             tuple(groups),
         ),
     ]
+
+
+def _overrides(scope: Scope) -> list[str]:
+    if scope.on_gpu:
+        return [
+            "model.dtype=bfloat16",
+            "rollout.gpus_per_worker=1",
+            "rollout.threads_per_worker=null",
+            "rollout.gpu_memory_utilization=0.6",
+            "rollout.enforce_eager=false",
+            "rollout.guidance_scale=5",
+        ]
+    return [f"rollout.threads_per_worker={scope.num_threads}", "rollout.kv_cache_gib=1"]
 
 
 def _num_groups(scope: Scope) -> int:
@@ -154,7 +170,7 @@ async def _measure_model(
     engine = create_engine(folder, config.rollout, config.model.dtype)
     try:
         sampler = await start_sampler(engine, folder, config.rollout, "bench")
-        loop = TransformersLoop(folder, config.rollout)
+        loop = TransformersLoop(folder, config.rollout, config.model.dtype)
         num_rounds = scope.pick(quick=2, full=4)
         picture_rows = [
             await _measure_pictures(engine, loop, f"{size}, batch {batch}", batch, num_rounds)

@@ -45,7 +45,7 @@ def make_config(folder: Path, *, zero_stage: int, on_gpu: bool) -> RunConfig:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_random_tiny_janus(folder, SHAPE, [f"word{index}" for index in range(80)], weight_scale=2.0)
+    save_random_tiny_janus(folder, SHAPE, [f"word{index}" for index in range(80)], weight_std=0.04)
     return folder
 
 

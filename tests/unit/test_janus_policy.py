@@ -29,7 +29,7 @@ TEMPERATURE = 0.8
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("policy") / "tiny"
-    save_random_tiny_janus(folder, SHAPE, [f"word{index}" for index in range(40)], weight_scale=2.0)
+    save_random_tiny_janus(folder, SHAPE, [f"word{index}" for index in range(40)], weight_std=0.04)
     return folder
 
 
