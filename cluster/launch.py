@@ -132,6 +132,7 @@ def _run(
                         progress.note(f"go on with it: {directory.resume_command}")
                         return signals.exit_code
                     except BicotError:
+                        progress.note(f"what the processes printed: {directory.logs_dir}, on a cluster Ray's dashboard")
                         progress.note(f"go on with it, when that is mended: {directory.resume_command}")
                         raise
         progress.finish(summary, directory.path)

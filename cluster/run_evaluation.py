@@ -87,7 +87,11 @@ class RunEvaluation:
             later = await samples_of(groups, len(groups))
             earlier = [before[_sequence_of(group)] for group in groups]
             path = self.log.directory.samples_dir / f"before_after_{name}.png"
-            await asyncio.to_thread(draw_before_after, path, earlier, later)
+            title = (
+                f"{name}, {len(evaluation.groups)} prompts: mean reward "
+                f"{self._before[name].mean_reward:.2f} → {evaluation.mean_reward:.2f}"
+            )
+            await asyncio.to_thread(draw_before_after, path, earlier, later, title)
 
     @property
     def changes(self) -> dict[str, RewardChange]:

@@ -77,7 +77,7 @@ def draw_samples(path: Path, entries: Sequence[SampleEntry], title: str = "") ->
 def draw_before_after(
     path: Path, before: Sequence[SampleEntry], after: Sequence[SampleEntry], title: str = "Before and after training"
 ) -> None:
-    """Draw pairs of pictures of the same prompts side by side, two pairs a row.
+    """Draw pairs of pictures of the same prompts side by side, two pairs a row, under the title and their mean scores.
 
     Raises ValueError when the two differ in their prompts.
     """
@@ -85,7 +85,7 @@ def draw_before_after(
         raise ValueError("before and after must hold the same prompts, at least one")
     pairs = [_draw_pair(first, second) for first, second in zip(before, after, strict=True)]
     columns = min(2, len(pairs))
-    change = f"{title} — mean reward {_mean_score(before):.2f} → {_mean_score(after):.2f}"
+    change = f"{title} — of these {len(pairs)}: {_mean_score(before):.2f} → {_mean_score(after):.2f}"
     _save(_draw_page([pairs[i : i + columns] for i in range(0, len(pairs), columns)], change), path)
 
 

@@ -93,7 +93,9 @@ class VllmEngine:
             )
             self._llm = AsyncLLM.from_engine_args(arguments)
         except (RuntimeError, ValueError, OSError) as error:
-            raise ModelError(f"vLLM cannot run model {self._checkpoint.folder}: {error}") from error
+            # What vLLM calls "above" is in a log where this is an actor.
+            reason = str(error).replace("See root cause above.", "The output of this process says why.")
+            raise ModelError(f"vLLM cannot run model {self._checkpoint.folder}: {reason}") from error
         await self._llm.update_weight_version("0")
 
     async def generate(self, request: SequenceRequest) -> SequenceResult:
@@ -184,10 +186,7 @@ class VllmEngine:
     async def receive_collective(
         self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
     ) -> None:
-        """`update_weights` from the NCCL group: the learner broadcasts these tensors, in this order, meanwhile.
-
-        Needs GPUs, as `init_collective` does.
-        """
+        """`update_weights` from the NCCL group: the learner broadcasts these tensors, in this order, meanwhile."""
         self._manifest.check_tensors(zip(names, shapes, dtypes, strict=True))
         await self._unless_engine_dies(self._load_collective(version, names, dtypes, shapes))
 
