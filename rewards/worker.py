@@ -137,7 +137,8 @@ class RewardWorker:
                     return batch
             self._arrival.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrival.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._arrival.wait()
 
     def _same_size_as_oldest(self) -> list[_Pending]:
         same_size = [call for call in self._pending if call.picture.shape == self._pending[0].picture.shape]
