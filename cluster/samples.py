@@ -74,9 +74,7 @@ def draw_samples(path: Path, entries: Sequence[SampleEntry], title: str = "") ->
     _save(_draw_page(rows, title), path)
 
 
-def draw_before_after(
-    path: Path, before: Sequence[SampleEntry], after: Sequence[SampleEntry], title: str = "Before and after training"
-) -> None:
+def draw_before_after(path: Path, before: Sequence[SampleEntry], after: Sequence[SampleEntry], title: str) -> None:
     """Draw pairs of pictures of the same prompts side by side, two pairs a row, under the title and their mean scores.
 
     Raises ValueError when the two differ in their prompts.

@@ -24,10 +24,9 @@ _FOLDERS = tempfile.TemporaryDirectory(prefix="bicot-tiny-")  # removed when the
 def tiny_janus_folder(num_kv_heads: int = 2, seed: int = 0) -> Path:
     """A Hugging Face folder: 4 layers, 4 heads that share `num_kv_heads` key-value heads, 64 image tokens."""
     folder = Path(_FOLDERS.name) / f"kv{num_kv_heads}-seed{seed}"
-    template, tokenizer = build_tiny_janus(TinyJanusConfig(seed=seed), WORDS)
+    template, tokenizer = build_tiny_janus(TinyJanusConfig(seed=seed), WORDS, _WEIGHT_STD)
     config = template.config
     config.text_config.num_key_value_heads = num_kv_heads
-    config.text_config.initializer_range = _WEIGHT_STD
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = JanusForConditionalGeneration(config).float().eval()

@@ -96,7 +96,7 @@ def test_before_and_after_show_both_pictures_of_each_prompt(tmp_path: Path) -> N
     path = tmp_path / "before_after.png"
     before = [entry((10, 20, index), f"prompt {index}") for index in range(3)]
     after = [entry((90, 80, index), f"prompt {index}", score=0.9) for index in range(3)]
-    draw_before_after(path, before, after)
+    draw_before_after(path, before, after, "heldout")
     pixels = np.asarray(Image.open(path).convert("RGB"))
     for index in range(3):
         columns = [np.nonzero((pixels == color).all(axis=2))[1] for color in ((10, 20, index), (90, 80, index))]
@@ -106,6 +106,6 @@ def test_before_and_after_show_both_pictures_of_each_prompt(tmp_path: Path) -> N
 
 def test_before_and_after_of_different_prompts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="same prompts"):
-        draw_before_after(tmp_path / "x.png", [entry((0, 0, 0), "one")], [entry((0, 0, 0), "two")])
+        draw_before_after(tmp_path / "x.png", [entry((0, 0, 0), "one")], [entry((0, 0, 0), "two")], "heldout")
     with pytest.raises(ValueError, match="no picture"):
         draw_samples(tmp_path / "x.png", [])
