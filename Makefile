@@ -42,7 +42,7 @@ check: setup  ## lint, format, types, import rule, shipped configs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(PYTHON_BIN) -m pytest -q tests/unit/test_imports.py tests/unit/test_shipped_configs.py
+	$(PYTHON_BIN) -m pytest -q tests/unit/test_imports.py tests/unit/configs/test_shipped_configs.py
 
 format: setup  ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .

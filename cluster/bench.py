@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(name: str, scope: Scope) -> list[Table]:
     """In a process of its own, which imports what this benchmark needs only."""
-    from cluster.actors import quiet_environment
+    from cluster.actors.spawning import quiet_environment
 
     for variable, value in {**quiet_environment(), "VLLM_LOGGING_LEVEL": "ERROR"}.items():
         os.environ.setdefault(variable, value)

@@ -28,8 +28,8 @@ from cluster.faults.invariants import check_ledger, check_metrics
 from cluster.faults.recovery import Fault, Recovery, read_registry
 from cluster.faults.supervisor import Supervisor
 from cluster.faults.victims import KINDS, choose_victim, find_victims
-from cluster.progress import format_duration
-from cluster.ray_session import PROJECT_ROOT
+from cluster.reports.progress import format_duration
+from cluster.session.ray_connection import PROJECT_ROOT
 from configs.command_line import exit_code_of
 from configs.errors import RunError
 from configs.load import DEFAULT_CONFIG, load_config

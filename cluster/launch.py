@@ -23,8 +23,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from cluster.run_directory import RunDirectory, check_is_unfinished
-from cluster.stop_signals import StopSignals
+from cluster.session import StopSignals
+from cluster.state import RunDirectory
+from cluster.state.run_directory import check_is_unfinished
 from configs.errors import BicotError, ConfigError, DataError, ModelError, PlacementError
 from configs.load import DEFAULT_CONFIG, load_config
 from configs.resume import load_resumed_config, with_environment
@@ -56,7 +57,7 @@ def _main(options: argparse.Namespace) -> int:
             directory = None
             config = with_environment(load_config(options.config, options.set))
         if options.dry_run:
-            from cluster.dry_run import describe_run
+            from cluster.session.dry_run import describe_run
 
             print(describe_run(config))
             return 0
@@ -75,8 +76,8 @@ def launch(config: RunConfig, signals: StopSignals, resumed: RunDirectory | None
     resumed: the run to go on with; None begins one.
     """
     _quieten()
-    from cluster.dry_run import check_model_exists
-    from rewards.reward import reward_path
+    from cluster.session.dry_run import check_model_exists
+    from rewards.registry import reward_path
 
     check_model_exists(config.model)
     for reward in config.rewards:
@@ -103,16 +104,11 @@ def _run(
     *,
     is_new: bool,
 ) -> int:
-    from cluster.checkpoints import Checkpoints
-    from cluster.metrics import MetricsWriter
-    from cluster.placement import plan_placement
-    from cluster.private_redis import PrivateRedis
-    from cluster.progress import Progress
-    from cluster.ray_session import ray_session
-    from cluster.registry import Registry
+    from cluster.reports import Progress, RunLog
+    from cluster.reports.metrics import MetricsWriter
     from cluster.run import Run
-    from cluster.run_log import RunLog
-    from cluster.run_state import RunState
+    from cluster.session import PrivateRedis, plan_placement, ray_session
+    from cluster.state import Checkpoints, Registry, RunState
 
     async def run_to_the_end(redis_url: str) -> int:
         async with Registry(redis_url, directory.name) as registry:
@@ -155,7 +151,7 @@ def _run(
 
 def _quieten() -> None:
     """Keep libraries of the launcher's own process from filling the screen, and from spinning on its cores."""
-    from cluster.actors import quiet_environment, thread_environment
+    from cluster.actors.spawning import quiet_environment, thread_environment
 
     for name, value in {**quiet_environment(), **thread_environment(1, 0)}.items():
         os.environ.setdefault(name, value)

@@ -20,23 +20,21 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cluster.admission import Admission
-from cluster.endings import end_tasks
-from cluster.groups import GroupGivenUpError, GroupRoller, RolledGroup
-from cluster.learner_group import LearnerGroup
-from cluster.ledger import GroupState
-from cluster.pool import ActorPool
-from cluster.queue_client import QueueClient
-from cluster.run_state import RunState
-from cluster.step_metrics import StepTimes, step_metrics
-from cluster.weight_sync import WeightSync
+from cluster.groups import Admission, GroupRoller, QueueClient
+from cluster.groups.roller import GroupGivenUpError, RolledGroup
+from cluster.learning import LearnerGroup, WeightSync
+from cluster.pools import ActorPool
+from cluster.pools.cancellation import end_tasks
+from cluster.reports.step_metrics import StepTimes, step_metrics
+from cluster.state import RunState
+from cluster.state.ledger import GroupState
 from configs.errors import RunError
 from configs.schema import RunConfig
 from rollout.prompts import PromptSource
 from rollout.records import GroupRequest, derive_seed
 
 if TYPE_CHECKING:
-    from cluster.run_log import RunLog
+    from cluster.reports import RunLog
 
 Result = TypeVar("Result")
 

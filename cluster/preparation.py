@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from cluster.actors import ProgressActor, spawn
-from cluster.learner_group import LearnerGroup
-from cluster.run_log import RunLog
+from cluster.actors import spawn
+from cluster.actors.progress import ProgressActor
+from cluster.learning import LearnerGroup
+from cluster.reports import RunLog
 from configs.schema import RunConfig
-from rollout.conversation import Conversation
-from rollout.prompts import PromptSet
+from rollout.prompts import Conversation, PromptSet
 
 PROGRESS_POLL_S = 1.0
 

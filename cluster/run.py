@@ -21,23 +21,20 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from cluster.actors import RolloutActor, spawn
-from cluster.elasticity import Elasticity, ElasticPool
-from cluster.groups import GroupRoller
-from cluster.learner_group import LearnerGroup, LearnerLostError
-from cluster.metrics import RunSummary, first_and_last_reward, read_metrics, write_summary
-from cluster.nccl_sync import NcclSync
-from cluster.own_placement import OwnPlacement
+from cluster.actors.dedicated_placement import OwnPlacement
+from cluster.groups import GroupRoller, QueueClient, RewardPools
+from cluster.learning import LearnerGroup, NcclSync, ObjectStoreSync, WeightSync
+from cluster.learning.learner_group import LearnerLostError
 from cluster.pipeline import Machinery, Pipeline
-from cluster.pool import ActorPool
-from cluster.pool_member import Patience, PoolHooks
+from cluster.pools import ActorPool, Elasticity, Patience, PoolHooks
+from cluster.pools.elasticity import ElasticPool
+from cluster.pools.remote_errors import first_line, own_error
 from cluster.preparation import prepare_model, prompts_that_fit
-from cluster.queue_client import QueueClient
-from cluster.remote_errors import first_line, own_error
+from cluster.reports import RunLog, read_metrics
+from cluster.reports.metrics import RunSummary, first_and_last_reward, write_summary
 from cluster.run_evaluation import RunEvaluation
-from cluster.run_log import RunLog
-from cluster.run_state import RunState, digest_of
-from cluster.scoring import RewardPools
-from cluster.weight_sync import ObjectStoreSync, WeightSync
+from cluster.state import RunState
+from cluster.state.run_state import digest_of
 from configs.errors import BicotError, LearnerError, RunError
 from configs.schema import RunConfig
 from rollout.prompts import PromptSet, PromptSource

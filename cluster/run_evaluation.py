@@ -18,12 +18,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from cluster.curves import EvaluationPoint
-from cluster.evaluation import Evaluation, evaluate_all
-from cluster.groups import GroupGivenUpError, GroupRoller, RolledGroup
-from cluster.metrics import RewardChange
-from cluster.run_log import RunLog, samples_of
-from cluster.samples import SampleEntry, draw_before_after
+from cluster.groups import GroupRoller
+from cluster.groups.evaluation import Evaluation, evaluate_all
+from cluster.groups.roller import GroupGivenUpError, RolledGroup
+from cluster.reports import RunLog
+from cluster.reports.curves import EvaluationPoint
+from cluster.reports.metrics import RewardChange
+from cluster.reports.run_log import samples_of
+from cluster.reports.samples import SampleEntry, draw_before_after
 from rollout.prompts import PromptSet
 
 NUM_COMPARED_PICTURES: Final = 8

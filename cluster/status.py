@@ -22,10 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.ledger import GroupState, Value
-from cluster.private_redis import ADDRESS_NAME
-from cluster.registry import Registry, RunSnapshot
-from cluster.run_directory import RunDirectory
+from cluster.session.private_redis import ADDRESS_NAME
+from cluster.state import Registry, RunDirectory
+from cluster.state.ledger import GroupState, Value
+from cluster.state.registry import RunSnapshot
 from configs.command_line import exit_code_of
 from configs.errors import ConfigError, RegistryError
 from configs.load import MASK, load_config

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from cluster.progress import format_duration
+from cluster.reports.progress import format_duration
 from cluster.studies.definitions import STUDIES
 from cluster.studies.report import EVALUATIONS, draw, markdown
 from cluster.studies.runs import Outcome, Plan, run_study

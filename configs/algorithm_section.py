@@ -1,8 +1,8 @@
 """The section of the config that says what is optimised: BiCoT-GRPO and its variants.
 
 The defaults are the paper. Each variant is one named choice; its formula and source stand where it is
-computed: rewards and advantages in `learner.advantages`, the rest in `learner.policy_losses`,
-`learner.mismatch` and `learner.loss`.
+computed: rewards and advantages in `learner.objective.advantages`, the rest in `learner.objective.policy_losses`,
+`learner.objective.mismatch` and `learner.objective.loss`.
 
 `configs.schema` holds the whole; import from there.
 """

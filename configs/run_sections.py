@@ -82,7 +82,7 @@ class SamplesConfig(Section):
 
 
 class ScalingConfig(Section):
-    """When elastic pools grow and shrink, see `cluster.scaling`; those of a fixed size never do."""
+    """When elastic pools grow and shrink, see `cluster.pools.scaling`; those of a fixed size never do."""
 
     every_s: float = Field(2.0, gt=0, description="seconds between two looks at the pools")
     grow_after_s: float = Field(30.0, gt=0, description="a pool grows when it was the bottleneck for most of this time")

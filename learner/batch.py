@@ -21,9 +21,10 @@ from torch import Tensor
 from configs.algorithm_section import LossNormalization, Phase
 from configs.errors import LearnerError
 from configs.schema import RunConfig
-from learner.advantages import AdvantageSettings, advantages_of, share_without_spread
-from learner.loss import normalization
-from learner.phase_tokens import PhaseTokens
+from learner.objective import AdvantageSettings
+from learner.objective.advantages import advantages_of, share_without_spread
+from learner.objective.loss import normalization
+from learner.objective.phase_tokens import PhaseTokens
 from rollout.records import ScoredGroup, Trajectory, TrajectoryBatch
 
 

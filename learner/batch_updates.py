@@ -25,8 +25,9 @@ from learner.batch import MiniBatch, PhaseBatch, StepPlan
 from learner.deepspeed_engine import DeepSpeedEngine, StepInfo
 from learner.janus_policy import JanusPolicy
 from learner.lora import adapters_off
-from learner.loss import LossSettings, TokenTensors, bicot_grpo_terms
-from learner.parity import ParityGate, ParitySums
+from learner.objective import LossSettings, ParityGate, bicot_grpo_terms
+from learner.objective.loss import TokenTensors
+from learner.objective.parity import ParitySums
 from learner.step_sums import StepSums
 
 

@@ -22,7 +22,7 @@ from learner.janus_policy import JanusPolicy, load_janus
 from learner.lora import merged_weight
 from rollout.janus_checkpoint import resolve_folder
 from rollout.records import WeightBucket
-from rollout.weight_buckets import pack_bucket
+from rollout.weights.buckets import pack_bucket
 
 _GATHER_BYTES = 64 * 2**20
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")

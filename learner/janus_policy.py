@@ -22,12 +22,12 @@ from transformers import GenerationConfig, JanusForConditionalGeneration
 
 from configs.errors import ModelError
 from configs.learner_sections import LANGUAGE_MODEL, LoraConfig
-from learner.logprobs import LogprobHead
 from learner.lora import LoraLinear, add_adapters, checkpoint_name, named_adapters
-from learner.phase_tokens import PhaseTokens
+from learner.objective.logprobs import LogprobHead
+from learner.objective.phase_tokens import PhaseTokens
 from rollout.guidance import guided_logits
 from rollout.janus_checkpoint import resolve_folder
-from rollout.weight_manifest import ENGINE_PARTS, part_of
+from rollout.weights.manifest import ENGINE_PARTS, part_of
 
 EVERYTHING = tuple(f"{part}*" for part in ENGINE_PARTS)
 """Patterns of all that a policy keeps of a model."""

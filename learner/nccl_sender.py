@@ -1,6 +1,6 @@
 """Weights to engines over NCCL: the sending end of vLLM's weight transfer.
 
-    learner rank 0 ── broadcasts, packed ──► every worker of every engine (`rollout.vllm_weights`)
+    learner rank 0 ── broadcasts, packed ──► every worker of every engine (`rollout.vllm.weights`)
 
 The group has the learner's rank 0 as rank 0 and the engines' workers after it. Names, dtypes and
 shapes go to the engines by another way, before, in the order in which the tensors are sent. Needs

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from configs.algorithm_section import Phase
 from learner.batch import StepPlan
-from learner.loss import LossTerms, masked_sum
+from learner.objective.loss import LossTerms, masked_sum
 
 _SUMS = ("kl", "behaviour_kl", "ratio", "num_clipped", "num_mismatched", "entropy")
 _PHASES: tuple[Phase, ...] = ("cot", "image")

@@ -29,9 +29,9 @@ from configs.command_line import exit_code_of
 from configs.errors import DataError, RewardError
 from configs.load import load_config
 from configs.schema import RewardConfig
-from rewards.image_input import read_picture
-from rewards.picture_pairs import Pair, Skipped, match_pictures
-from rewards.reward import reward_path
+from rewards.pictures import match_pictures, read_picture
+from rewards.pictures.pairs import Pair, Skipped
+from rewards.registry import reward_path
 from rewards.worker import RewardWorker
 from rollout.records import Score, UInt8Array
 

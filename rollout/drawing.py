@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from configs.errors import ConfigError, DataError
 from configs.schema import RolloutConfig
-from rollout.conversation import Conversation
+from rollout.prompts import Conversation
 from rollout.records import GroupRequest, GroupRollout, Prompt, UInt8Array, derive_seed
 from rollout.worker import create_engine, start_sampler
 

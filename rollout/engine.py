@@ -1,6 +1,6 @@
 """The engine: one token sequence in, its continuation out.
 
-Two classes implement `Engine`: `rollout.vllm_engine.VllmEngine`, which batches all that is asked of
+Two classes implement `Engine`: `rollout.vllm.engine.VllmEngine`, which batches all that is asked of
 it at once, and `rollout.transformers_engine.TransformersEngine`, its slow and obvious twin. The
 rollout worker knows only this Protocol.
 """

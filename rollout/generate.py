@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from configs.command_line import exit_code_of
-from rollout.prompts import load_prompts, summarize_skipped
+from rollout.prompts import load_prompts
+from rollout.prompts.source import summarize_skipped
 from rollout.records import GroupRollout, Prompt, UInt8Array
 
 MAX_BAD_LINES = 100
@@ -104,7 +105,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     prompts = _read_prompts(arguments, console)
     # Here, so that --help and a mistyped option are answered at once.
     from rollout.drawing import DrawingOptions, draw
-    from rollout.picture_writer import PictureWriter
+    from rollout.pictures import PictureWriter
 
     options = DrawingOptions(**{field.name: getattr(arguments, field.name) for field in fields(DrawingOptions)})
     settings = {"model": options.model, "temperature": options.temperature, "seed": options.seed}

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from configs.errors import RolloutError
-from rollout.batched_decoder import BatchedDecoder
-from rollout.conversation import Conversation
 from rollout.engine import Engine, SequenceRequest, SequenceResult
+from rollout.pictures import BatchedDecoder
+from rollout.prompts import Conversation
 from rollout.records import GroupRequest, GroupRollout, Int32Array, Trajectory, UInt8Array, derive_seed
 
 

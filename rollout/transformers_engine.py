@@ -26,7 +26,7 @@ from configs.errors import ModelError, RolloutError, WeightSyncError
 from rollout.engine import SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import Int32Array, WeightBucket
-from rollout.weight_buckets import unpack_bucket
+from rollout.weights import unpack_bucket
 
 
 @dataclass(slots=True)

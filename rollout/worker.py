@@ -17,15 +17,13 @@ import torch
 
 from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RolloutConfig, RunConfig
-from rollout.batched_decoder import BatchedDecoder
-from rollout.conversation import Conversation
 from rollout.engine import Engine
 from rollout.group_sampler import GroupSampler, SamplingSettings
-from rollout.image_decoder import ImageDecoder
+from rollout.pictures import BatchedDecoder, ImageDecoder
+from rollout.prompts import Conversation
 from rollout.records import GroupRequest, GroupRollout, UInt8Array, WeightBucket
 from rollout.transformers_engine import TransformersEngine
-from rollout.vllm_engine import VllmEngine
-from rollout.vllm_settings import context_length
+from rollout.vllm import VllmEngine, context_length
 
 
 class RolloutWorker:

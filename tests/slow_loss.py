@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.loss import LossSettings
+from learner.objective import LossSettings
 
 Floats = NDArray[np.float64]
 _STEP = 1e-30

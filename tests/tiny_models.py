@@ -13,7 +13,7 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from configs.schema import TinyJanusConfig
-from learner.tiny_janus import build_tiny_janus, save_pretrained_model
+from learner.warm_start.tiny_janus import build_tiny_janus, save_pretrained_model
 
 WORDS = tuple(f"word{index}" for index in range(80))
 _WEIGHT_STD = 0.06

@@ -21,20 +21,18 @@ from typing import Any, TypeVar
 
 import ray
 
-from cluster.actors import node_id, spawn
+from cluster.actors import spawn
+from cluster.actors.spawning import node_id
+from cluster.actors.trajectory_queue import TrajectoryQueue
 from cluster.benchmarks.local_actors import LocalActor
 from cluster.benchmarks.pretending import GROUP_SIZE, PretendingWorker
 from cluster.benchmarks.report import Scope, Table, spread
-from cluster.groups import GroupRoller
-from cluster.ledger import GroupState
-from cluster.placement import PlacementPlan
-from cluster.pool import ActorPool
-from cluster.pool_member import Patience, PoolHooks
-from cluster.private_redis import PrivateRedis
-from cluster.ray_session import ray_session
-from cluster.registry import Registry
-from cluster.scoring import RewardPools
-from cluster.trajectory_queue import TrajectoryQueue
+from cluster.groups import GroupRoller, RewardPools
+from cluster.pools import ActorPool, Patience, PoolHooks
+from cluster.session import PrivateRedis, ray_session
+from cluster.session.placement import PlacementPlan
+from cluster.state import Registry
+from cluster.state.ledger import GroupState
 from configs.schema import ClusterConfig, RewardConfig
 from rollout.records import GroupRequest, Prompt
 

@@ -23,14 +23,15 @@ from cluster.benchmarks.report import Scope, Table, ratio, spread
 from configs.schema import LearnerConfig, RunConfig, TinyJanusConfig
 from learner.batch import PhaseBatch, PlanSettings, plan_step
 from learner.janus_policy import load_janus
-from learner.logprobs import chunked_logprobs
-from learner.loss import LossSettings, TokenTensors, bicot_grpo_terms
+from learner.objective import LossSettings, bicot_grpo_terms
+from learner.objective.logprobs import chunked_logprobs
+from learner.objective.loss import TokenTensors
+from learner.objective.phase_tokens import PhaseTokens
 from learner.optimizer_settings import OptimizerSettings
-from learner.phase_tokens import PhaseTokens
 from learner.worker import LearnerWorker
-from rollout.conversation import Conversation
+from rollout.prompts import Conversation
 from rollout.records import GroupRequest, GroupRollout, ScoredGroup, Trajectory, TrajectoryBatch
-from rollout.shapes_world import load_split
+from rollout.shapes import load_split
 
 VOCABULARIES = (1_000, 16_000, 100_000)
 NUM_POSITIONS = 2_048

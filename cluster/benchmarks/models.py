@@ -23,8 +23,8 @@ _NUM_PROMPTS_FOR_WORDS = 200
 
 def make_model(parent: Path, name: str, config: TinyJanusConfig) -> tuple[str, str]:
     """Write a random model that knows the words of the shapes world; returns its folder and the policy's size."""
-    from learner.tiny_janus import collect_words, save_random_tiny_janus
-    from rollout.shapes_world import load_split
+    from learner.warm_start.tiny_janus import collect_words, save_random_tiny_janus
+    from rollout.shapes import load_split
 
     words = collect_words(prompt.text for prompt in load_split("train", _NUM_PROMPTS_FOR_WORDS))
     model = save_random_tiny_janus(parent / name, config, words)

@@ -15,8 +15,8 @@ from statistics import median
 
 from cluster.benchmarks.models import SHAPES_CONFIG, make_model, random_model_overrides
 from cluster.benchmarks.report import Scope, Table, ratio, spread
-from cluster.metrics import read_metrics
-from cluster.ray_session import PROJECT_ROOT
+from cluster.reports import read_metrics
+from cluster.session.ray_connection import PROJECT_ROOT
 from configs.errors import RunError
 from configs.schema import TinyJanusConfig
 

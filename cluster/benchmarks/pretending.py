@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.score_cache import RewardAnswer
+from cluster.actors.score_cache import RewardAnswer
 from rollout.records import GroupRequest, GroupRollout, Prompt, Score, Trajectory, UInt8Array
 
 GROUP_SIZE = 8

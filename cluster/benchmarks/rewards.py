@@ -19,12 +19,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from cluster.benchmarks.report import Scope, Table, ratio, spread
-from cluster.placement import PlacementPlan
-from cluster.pool_member import Patience, PoolHooks
-from cluster.ray_session import ray_session
-from cluster.scoring import RewardPools
+from cluster.groups import RewardPools
+from cluster.pools import Patience, PoolHooks
+from cluster.session import ray_session
+from cluster.session.placement import PlacementPlan
 from configs.schema import ClusterConfig, RewardConfig
-from rewards.reward import create_reward
+from rewards.registry import create_reward
 from rollout.records import Prompt, Score, UInt8Array
 
 GROUP_SIZE = 8

@@ -24,12 +24,12 @@ from cluster.benchmarks.models import LARGER, PRO_1B, make_model, shapes_config
 from cluster.benchmarks.report import Scope, Table, ratio, spread
 from configs.schema import RolloutConfig, RunConfig, TinyJanusConfig
 from learner.janus_policy import load_janus
-from rollout.conversation import Conversation
 from rollout.engine import Engine, SequenceRequest
 from rollout.group_sampler import GroupSampler
-from rollout.image_decoder import ImageDecoder
+from rollout.pictures import ImageDecoder
+from rollout.prompts import Conversation
 from rollout.records import GroupRequest, Int32Array, Prompt
-from rollout.shapes_world import load_split
+from rollout.shapes import load_split
 from rollout.worker import create_engine, device_of, start_sampler
 
 GROUP_SIZE = 8

@@ -17,14 +17,11 @@ from ray.actor import ActorHandle
 from cluster.actors import RolloutActor, spawn
 from cluster.benchmarks.models import HUNDRED_MB, make_model, shapes_config
 from cluster.benchmarks.report import Scope, Table, spread
-from cluster.learner_group import LearnerGroup
-from cluster.placement import plan_placement
-from cluster.pool import ActorPool
-from cluster.pool_member import PoolHooks
-from cluster.ray_session import ray_session
-from cluster.weight_sync import ObjectStoreSync
+from cluster.learning import LearnerGroup, ObjectStoreSync
+from cluster.pools import ActorPool, PoolHooks
+from cluster.session import plan_placement, ray_session
 from configs.schema import RunConfig, TinyJanusConfig
-from rollout.weight_manifest import tensor_bytes
+from rollout.weights.manifest import tensor_bytes
 
 
 @dataclass(frozen=True, slots=True)

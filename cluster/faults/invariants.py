@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from cluster.ledger import GroupState
-from cluster.metrics import MetricsRow
-from cluster.registry import RunSnapshot
+from cluster.reports.metrics import MetricsRow
+from cluster.state.ledger import GroupState
+from cluster.state.registry import RunSnapshot
 
 
 def check_metrics(rows: Sequence[MetricsRow]) -> list[str]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from cluster.faults.supervisor import Supervisor
-from cluster.registry import Registry, RunSnapshot
+from cluster.state import Registry
+from cluster.state.registry import RunSnapshot
 from configs.errors import RegistryError
 
 _POOL_OF: Final[Mapping[str, str]] = {"rollout": "rollout", "engine": "rollout", "reward": "reward"}

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import psutil
 
-from cluster.metrics import MetricsRow, read_metrics
-from cluster.private_redis import PrivateRedis
-from cluster.ray_session import PROJECT_ROOT
+from cluster.reports import read_metrics
+from cluster.reports.metrics import MetricsRow
+from cluster.session import PrivateRedis
+from cluster.session.ray_connection import PROJECT_ROOT
 from configs.errors import RunError
 
 POLL_S = 0.2

@@ -7,7 +7,7 @@ from typing import Final
 
 from cluster.studies.runs import Arm, Study
 
-_NEATNESS: Final = "rewards.shapes_neatness:NeatnessReward"
+_NEATNESS: Final = "rewards.shapes.neatness:NeatnessReward"
 _BOTH_REWARDS: Final = (
     f"rewards=[{{name: shapes, cpus_per_replica: 0.5}}, {{name: '{_NEATNESS}', cpus_per_replica: 0.5}}]"
 )

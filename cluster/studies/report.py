@@ -11,7 +11,7 @@ from statistics import mean, stdev
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.curves import PALETTE, moving_mean
+from cluster.reports.curves import PALETTE, moving_mean
 from cluster.studies.runs import Outcome, Study
 
 EVALUATIONS = ("heldout", "unseen_pairs")

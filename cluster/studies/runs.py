@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.metrics import MetricsRow, read_metrics
-from cluster.ray_session import PROJECT_ROOT
+from cluster.reports import read_metrics
+from cluster.reports.metrics import MetricsRow
+from cluster.session.ray_connection import PROJECT_ROOT
 from configs.errors import RunError
 
 OUTPUT_NAME = "output.txt"
@@ -66,7 +67,7 @@ class Outcome:
     arm: str
     seed: int
     summary: Mapping[str, Any]
-    """summary.json, see `cluster.metrics.RunSummary`."""
+    """summary.json, see `cluster.reports.metrics.RunSummary`."""
     rows: Sequence[MetricsRow]
     duration_s: float
     """Start and evaluations included; 0 for a run that was there already."""

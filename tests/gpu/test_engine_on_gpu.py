@@ -14,12 +14,12 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from configs.schema import RolloutConfig, TinyJanusConfig
-from learner.tiny_janus import save_random_tiny_janus
+from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.engine import SequenceRequest, SequenceResult
 from rollout.guidance import guided_logits
 from rollout.records import WeightBucket
-from rollout.vllm_engine import VllmEngine
-from rollout.weight_buckets import pack_buckets
+from rollout.vllm import VllmEngine
+from rollout.weights.buckets import pack_buckets
 
 pytestmark = [pytest.mark.gpu, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 

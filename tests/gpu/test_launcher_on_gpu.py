@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.metrics import MetricsRow, read_metrics
+from cluster.reports import read_metrics
+from cluster.reports.metrics import MetricsRow
 from configs.schema import TinyJanusConfig
-from learner.tiny_janus import collect_words, save_random_tiny_janus
-from rollout.shapes_world import load_split
+from learner.warm_start.tiny_janus import collect_words, save_random_tiny_janus
+from rollout.shapes import load_split
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from configs.schema import RunConfig, TinyJanusConfig
-from learner.tiny_janus import save_random_tiny_janus
+from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.records import TrajectoryBatch
 from tests.integration.learner_ranks import Job, all_equal, run_jobs
 from tests.records import make_scored_group

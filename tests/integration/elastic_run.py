@@ -26,7 +26,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.registry import GroupState
+from cluster.state.registry import GroupState
 from rollout.records import ScoredGroup
 from tests.integration.own_cluster import REPORT, own_cluster
 from tests.integration.training import Outcome, RecordingLog, run_tree, train

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import psutil
 import ray
 
-from cluster.private_redis import PrivateRedis
+from cluster.session import PrivateRedis
 from tests.integration.own_cluster import REPORT, free_port, own_cluster
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 

@@ -23,7 +23,7 @@ from configs.errors import LearnerError
 from configs.schema import RunConfig
 from learner.worker import LearnerWorker, StepReport
 from rollout.records import TrajectoryBatch
-from rollout.weight_buckets import unpack_bucket
+from rollout.weights import unpack_bucket
 
 TIMEOUT_S = 280.0
 

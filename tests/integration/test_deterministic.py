@@ -14,8 +14,7 @@ from cluster.actors import spawn
 from configs.schema import RunConfig
 from learner.worker import LearnerWorker
 from rewards.worker import RewardWorker
-from rollout.conversation import Conversation
-from rollout.prompts import PromptSource, load_prompts
+from rollout.prompts import Conversation, PromptSource, load_prompts
 from rollout.records import GroupRequest, ScoredGroup, TrajectoryBatch, derive_seed
 from rollout.worker import RolloutWorker
 from tests.integration.learner_ranks import free_port

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from configs.schema import TinyJanusConfig
-from learner.tiny_janus import save_random_tiny_janus
-from rollout.conversation import ConversationFormat
+from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.generate import main
+from rollout.prompts.conversation import ConversationFormat
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 # Heads of 32: vLLM on CPU takes no smaller ones.

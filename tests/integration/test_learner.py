@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, JanusForConditionalGeneration
 
 from configs.schema import RunConfig, TinyJanusConfig
-from learner.tiny_janus import save_random_tiny_janus
-from rollout.conversation import ConversationFormat
+from learner.warm_start.tiny_janus import save_random_tiny_janus
+from rollout.prompts.conversation import ConversationFormat
 from rollout.records import ScoredGroup, Trajectory, TrajectoryBatch
 from tests.integration.learner_ranks import Job, JobResult, all_equal, run_jobs
 from tests.records import make_scored_group

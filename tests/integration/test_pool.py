@@ -11,11 +11,10 @@ import pytest
 import ray
 from ray.util import placement_group_table
 
-from cluster.actors import node_id
-from cluster.own_placement import OwnPlacement
-from cluster.pool import ActorPool
-from cluster.pool_member import Patience, PoolHooks
-from cluster.remote_errors import WorkerLostError
+from cluster.actors.dedicated_placement import OwnPlacement
+from cluster.actors.spawning import node_id
+from cluster.pools import ActorPool, Patience, PoolHooks
+from cluster.pools.remote_errors import WorkerLostError
 from configs.errors import ModelError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -19,9 +19,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from cluster.ledger import MAY_FOLLOW, NOT_BEGUN, GroupState
-from cluster.private_redis import PrivateRedis
-from cluster.registry import Registry, WorkerRecord
+from cluster.session import PrivateRedis
+from cluster.state import Registry
+from cluster.state.ledger import MAY_FOLLOW, NOT_BEGUN, GroupState
+from cluster.state.registry import WorkerRecord
 from configs.errors import LedgerError, RegistryError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -327,7 +328,7 @@ def test_the_server_ends_with_its_launcher(tmp_path: Path, ending: signal.Signal
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from cluster.private_redis import PrivateRedis\n"
+            "import sys; from pathlib import Path; from cluster.session.private_redis import PrivateRedis\n"
             "print(PrivateRedis(Path(sys.argv[1])).process_id, flush=True); sys.stdin.read()",
             str(tmp_path),
         ],

@@ -16,7 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from cluster.metrics import MetricsRow, read_metrics
+from cluster.reports import read_metrics
+from cluster.reports.metrics import MetricsRow
 from tests.integration.training import run_tree, train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.pool_member import Patience, PoolHooks
-from cluster.private_redis import PrivateRedis
-from cluster.scoring import RewardPools
+from cluster.groups import RewardPools
+from cluster.pools import Patience, PoolHooks
+from cluster.session import PrivateRedis
 from configs.errors import RewardError
 from configs.schema import RewardConfig
 from rewards.combine import Combined

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from transformers import JanusForConditionalGeneration
 
-from cluster.ledger import GroupState
-from cluster.metrics import METRICS
+from cluster.reports.metrics import METRICS
+from cluster.state.ledger import GroupState
 from configs.load import load_config
 from tests.integration.training import Outcome, run_tree, train
 from tests.tiny_models import tiny_janus_folder

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import ray
 
-from cluster.ledger import GroupState
+from cluster.state.ledger import GroupState
 from configs.errors import DataError, LearnerError, RegistryError
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 

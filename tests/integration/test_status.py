@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ledger import GroupState
-from cluster.private_redis import ADDRESS_NAME, PrivateRedis
-from cluster.registry import Registry
-from cluster.run_directory import RunDirectory
+from cluster.session import PrivateRedis
+from cluster.session.private_redis import ADDRESS_NAME
+from cluster.state import Registry, RunDirectory
+from cluster.state.ledger import GroupState
 from cluster.status import main
 from configs.schema import RunConfig
 from tests.integration.training import run_tree

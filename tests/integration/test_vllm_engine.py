@@ -18,11 +18,11 @@ from transformers import JanusForConditionalGeneration
 from configs.errors import ConfigError, ModelError, RolloutError, WeightSyncError
 from configs.schema import RolloutConfig
 from learner.janus_policy import JanusPolicy
-from learner.phase_tokens import PhaseTokens
+from learner.objective.phase_tokens import PhaseTokens
 from rollout.engine import SequenceRequest, SequenceResult
 from rollout.records import Int32Array, WeightBucket
-from rollout.vllm_engine import VllmEngine
-from rollout.weight_buckets import pack_bucket, pack_buckets
+from rollout.vllm import VllmEngine
+from rollout.weights.buckets import pack_bucket, pack_buckets
 from tests.tiny_models import tiny_janus_folder
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]

@@ -19,7 +19,7 @@ from configs.errors import DataError
 from configs.schema import RunConfig
 from learner.deepspeed_engine import close_distributed, init_distributed
 from learner.warm_start import ensure_warm_start, warm_start
-from rollout.conversation import Conversation
+from rollout.prompts import Conversation
 
 TIMEOUT_S = 180.0
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 160, 30)}

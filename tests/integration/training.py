@@ -11,16 +11,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from cluster.checkpoints import Checkpoints
-from cluster.groups import RolledGroup
-from cluster.metrics import MetricsRow, MetricsWriter, RunSummary, read_metrics
-from cluster.private_redis import PrivateRedis
-from cluster.progress import Progress
-from cluster.registry import Registry, RunSnapshot
+from cluster.groups.roller import RolledGroup
+from cluster.reports import Progress, RunLog, read_metrics
+from cluster.reports.metrics import MetricsRow, MetricsWriter, RunSummary
 from cluster.run import Run
-from cluster.run_directory import RunDirectory
-from cluster.run_log import RunLog
-from cluster.run_state import RunState
+from cluster.session import PrivateRedis
+from cluster.state import Checkpoints, Registry, RunDirectory, RunState
+from cluster.state.registry import RunSnapshot
 from configs.schema import RunConfig
 from rollout.prompts import load_prompts
 from rollout.records import GroupRequest, ScoredGroup

@@ -1,10 +1,12 @@
-"""The import rule and the size rule, read from the sources."""
+"""The order of packages and rooms, and the size rules, read from the sources."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,25 +32,58 @@ HOMES = {
     "deepspeed": {"learner"},
 }
 # Of rollout, rewards may use only what describes prompts and pictures.
-REWARDS_MAY_USE = ("rollout.records", "rollout.shapes_", "rollout.prompt_files")
+REWARDS_MAY_USE = ("rollout.records", "rollout.shapes", "rollout.prompts.files")
+
+# The rooms of a package from the ground floor up. A module beside the rooms is named where it stands below one; all
+# others are the top floor, "". A module may import from lower floors and from its own room.
+FLOORS: dict[str, list[set[str]]] = {
+    "cluster": [
+        {"pools", "actors", "session"},
+        {"groups", "learning"},
+        {"state"},
+        {"reports"},
+        {"", "benchmarks", "faults", "studies"},
+    ],
+    "rollout": [
+        {"records"},
+        {"shapes", "weights", "engine", "guidance", "janus_checkpoint"},
+        {"prompts", "pictures", "vllm"},
+        {""},
+    ],
+    "rewards": [
+        {"pictures", "protocol"},
+        {"loading", "registry"},
+        {"preference", "alignment", "objects", "text", "safety", "judge", "shapes", "t2i_r1"},
+        {"worker"},
+        {""},
+    ],
+    "learner": [{"objective"}, {""}, {"warm_start"}],
+}
+SAME_FLOOR = {
+    *(("cluster", "", room) for room in ("benchmarks", "faults", "studies")),  # commands use their tools
+    *(("rewards", room, "t2i_r1") for room in ("objects", "preference", "alignment")),
+    ("rewards", "t2i_r1", "objects"),
+}
 
 # These must stay usable on a machine that has none of the heavy libraries ready.
 PURE = [
     "configs.load",
     "configs.schema",
     "rollout.records",
-    "rollout.prompts",
-    "rewards.reward",
+    "rollout.prompts.source",
+    "rewards.protocol",
+    "rewards.registry",
     "rewards.combine",
-    "cluster.admission",
-    "cluster.placement",
-    "cluster.dry_run",
-    "cluster.health",
-    "cluster.reward_health",
-    "cluster.scaling",
+    "cluster.groups.admission",
+    "cluster.session.placement",
+    "cluster.session.dry_run",
+    "cluster.pools.health",
+    "cluster.reports.reward_health",
+    "cluster.pools.scaling",
 ]
 HEAVY = ("torch", "vllm", "ray", "transformers", "deepspeed", "redis")
 
+MAX_MODULES_A_ROOM = 12
 MAX_FILE_LINES = 320
 MAX_FUNCTION_LINES = 60
 
@@ -95,6 +130,57 @@ def test_packages_import_each_other_in_one_direction():
         and imported not in ALLOWED[package]
     ]
     assert broken == []
+
+
+def room_of(module: str) -> str:
+    """Of a module of bicot: its room's name, its own where it is named in FLOORS, or ""."""
+    package, _, rest = module.partition(".")
+    name = rest.partition(".")[0]
+    is_room = (ROOT / package / name).is_dir()
+    return name if name and (is_room or any(name in floor for floor in FLOORS[package])) else ""
+
+
+def floor_of(package: str, room: str) -> int:
+    return next(height for height, floor in enumerate(FLOORS[package]) if room in floor)
+
+
+def test_rooms_import_each_other_from_the_top_down():
+    broken = []
+    for place, package, module in all_imports():
+        if package not in FLOORS or module.partition(".")[0] != package or module == package:
+            continue
+        own = room_of(place.partition(":")[0].removesuffix(".py").replace("/", ".").removesuffix(".__init__"))
+        other = room_of(module)
+        if own == other or (package, own, other) in SAME_FLOOR:
+            continue
+        if floor_of(package, other) >= floor_of(package, own):
+            broken.append(f"{place}: {own or 'the top'} imports {module}")
+    assert broken == []
+
+
+def test_every_room_has_its_floor():
+    rooms = {(path.parts[-3], path.parts[-2]) for path in sources() if path.name == "__init__.py"}
+    missing = [f"{package}/{room}" for package, room in rooms if package in FLOORS and not _has_floor(package, room)]
+    assert missing == []
+
+
+def _has_floor(package: str, room: str) -> bool:
+    return any(room in floor for floor in FLOORS[package])
+
+
+def test_no_room_holds_more_modules_than_one_can_survey():
+    counts = Counter(str(path.parent.relative_to(ROOT)) for path in sources() if path.name != "__init__.py")
+    assert {room: count for room, count in counts.items() if count > MAX_MODULES_A_ROOM} == {}
+
+
+@pytest.mark.parametrize("init", [str(path.relative_to(ROOT)) for path in sources() if path.name == "__init__.py"])
+def test_a_room_says_what_it_is_for_and_exports_what_it_says(init: str):
+    tree = parse(ROOT / init)
+    assert ast.get_docstring(tree)
+    seen = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    module = importlib.import_module(init.removesuffix("/__init__.py").replace("/", "."))
+    # What type checkers see under TYPE_CHECKING is what can be imported at run time.
+    assert seen - {"TYPE_CHECKING"} == set(getattr(module, "__all__", ()))
 
 
 def test_rewards_use_of_rollout_only_what_describes_prompts_and_pictures():

@@ -1,0 +1,97 @@
+"""The Ray actor around one DeepSpeed rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+
+from configs.schema import RunConfig
+from rollout.records import TrajectoryBatch, WeightBucket
+
+if TYPE_CHECKING:
+    from learner.worker import StepReport
+
+
+class LearnerActor:
+    """One DeepSpeed rank."""
+
+    def __init__(self, config: RunConfig, rank: int) -> None:
+        self._config = config
+        self._rank = rank
+
+    def ping(self) -> None:
+        """Answers when nothing else is being done."""
+
+    def find_warm_start(self) -> tuple[str, bool]:
+        """The folder of the warm-started policy, and whether it is there already."""
+        from learner.warm_start import warm_start_folder
+
+        folder = warm_start_folder(self._config)
+        return str(folder), folder.exists()
+
+    def warm_start(self, folder: str, master_address: str, master_port: int, report_to: ray.actor.ActorHandle) -> None:
+        """Make the warm-started policy; all ranks enter, rank 0 writes and reports."""
+        from learner.deepspeed_engine import init_distributed
+        from learner.warm_start import warm_start
+
+        def report(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+            if self._rank == 0:
+                report_to.stage.remote(stage, done, total, dict(metrics))
+
+        learner = self._config.learner
+        device = "cuda" if learner.gpus_per_rank > 0 else "cpu"
+        init_distributed(self._rank, learner.num_ranks, master_address, master_port, device)
+        warm_start(self._config, Path(folder), self._rank, learner.num_ranks, report)
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address and a free port of this rank's node, for the ranks to meet at."""
+        import socket
+
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return address, probe.getsockname()[1]
+
+    def setup(self, model_path: str, master_address: str, master_port: int) -> None:
+        from learner.worker import LearnerWorker
+
+        self._worker = LearnerWorker(self._config, model_path, self._rank, self._config.learner.num_ranks)
+        self._worker.setup(master_address, master_port)
+
+    def train_step(self, batch: TrajectoryBatch) -> StepReport:
+        return self._worker.train_step(batch)
+
+    def export_weights(self, version: int) -> Iterator[WeightBucket | int]:
+        """All buckets, and at the end their number: an error would stand in its place.
+
+        Called with num_returns="streaming", so that no more than one bucket is in memory beside the store.
+        """
+        num_buckets = 0
+        for bucket in self._worker.export_weights(version):
+            num_buckets += 1
+            yield bucket
+        yield num_buckets
+
+    def weight_layout(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        return self._worker.weight_layout()
+
+    def join_collective(self, master_address: str, master_port: int, world_size: int) -> None:
+        self._worker.join_collective(master_address, master_port, world_size)
+
+    def send_collective(self, version: int) -> None:
+        self._worker.send_collective(version)
+
+    def save_checkpoint(self, directory: str, step: int) -> None:
+        self._worker.save_checkpoint(Path(directory), step)
+
+    def load_checkpoint(self, directory: str) -> int:
+        return self._worker.load_checkpoint(Path(directory))
+
+    def save_pretrained(self, directory: str) -> None:
+        self._worker.save_pretrained(Path(directory))
+
+    def close(self) -> None:
+        self._worker.close()

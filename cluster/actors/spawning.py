@@ -1,0 +1,50 @@
+"""How every actor of a run is made: its environment, its threads, and that Ray never restarts it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+
+def node_id() -> str:
+    """Of the node that this process runs on: the answer to a pool's heartbeat."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def thread_environment(threads: int | None, num_gpus: float) -> dict[str, str]:
+    """Environment that keeps a process to its threads.
+
+    Processes that spin for each other's OpenMP threads on few cores are many times slower, so on
+    CPU each gets one thread unless told otherwise, and idle threads sleep.
+    """
+    environment = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    if threads is not None or num_gpus == 0:
+        environment["OMP_NUM_THREADS"] = str(threads or 1)
+    return environment
+
+
+def quiet_environment() -> dict[str, str]:
+    """Environment that keeps libraries from filling the screen; their warnings stay in Ray's log files."""
+    return {
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
+    }
+
+
+def spawn(actor_class: type, *args: Any, name: str, **options: Any) -> ray.actor.ActorHandle:
+    """Make an actor of `actor_class`, without waiting. It is never restarted by Ray: the pools and the
+    launcher know what a newcomer must be told, Ray does not. runtime_env: what it has of its own; its
+    variables go before ours."""
+    threads = options.pop("threads", None)
+    own: Mapping[str, Any] = options.pop("runtime_env", {})
+    environment = {**quiet_environment(), **thread_environment(threads, options.get("num_gpus", 0))}
+    runtime_env = {**own, "env_vars": {**environment, **own.get("env_vars", {})}}
+    remote_class = ray.remote(actor_class)
+    return remote_class.options(
+        name=name, max_restarts=0, max_task_retries=0, runtime_env=runtime_env, **options
+    ).remote(*args)

@@ -1,0 +1,20 @@
+"""Batches in, weights out: the learner's ranks, and the transports that bring its weights to the engines."""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from cluster.learning.learner_group import LearnerGroup as LearnerGroup
+    from cluster.learning.nccl_sync import NcclSync as NcclSync
+    from cluster.learning.weight_sync import ObjectStoreSync as ObjectStoreSync
+    from cluster.learning.weight_sync import WeightSync as WeightSync
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "learner_group": ["LearnerGroup"],
+        "nccl_sync": ["NcclSync"],
+        "weight_sync": ["ObjectStoreSync", "WeightSync"],
+    },
+)

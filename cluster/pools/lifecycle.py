@@ -1,0 +1,105 @@
+"""What one worker of a pool goes through by itself: it starts, catches up with the weights, and is listened to.
+
+    begin: JOINING ─ start ─► STALE ─ catch up ─► READY
+    beat:  READY ─ said nothing lately ─► asked ─ an answer ─► READY
+                                            └ none for heartbeat_s ─► SUSPECT ─ an answer ─► READY, or STALE ─ catch up
+                                                                         └ none for heartbeat_timeout_s ─► beat says so
+
+`cluster.pools.pool` decides what follows from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from cluster.pools.health import HealthState
+from cluster.pools.member import Member, Patience, PoolHooks
+from cluster.pools.remote_errors import resolve
+from configs.errors import RunError
+
+
+@dataclass(frozen=True, slots=True)
+class MemberLife:
+    """`tell(member)` hears of each new state; `num_others()`: members that do the work meanwhile, 0 while the
+    pool has never been complete."""
+
+    member: Member
+    hooks: PoolHooks
+    patience: Patience
+    tell: Callable[[Member], Awaitable[None]]
+    num_others: Callable[[], int]
+
+    async def begin(self) -> None:
+        """Bring it to READY; for as long as it takes, while others do the work.
+
+        Raises RunError when it takes longer than `Patience.start_s` and there are no others, and whatever its
+        start or its weights raise.
+        """
+        member = self.member
+        await self.tell(member)
+        start = asyncio.ensure_future(self.hooks.start(member.handle))
+        try:
+            while not (await asyncio.wait({start}, timeout=self.patience.start_s))[0]:
+                self._complain()
+            start.result()
+        finally:
+            start.cancel()
+        member.health.started()
+        await self.tell(member)
+        await self._catch_up()
+
+    async def beat(self) -> str | None:
+        """One heartbeat, when it is needed. What is wrong when it is not answered at all, else None.
+
+        Raises what waiting for an actor raises, when it is dead.
+        """
+        member, patience = self.member, self.patience
+        await self._until_quiet()
+        answer = asyncio.ensure_future(resolve(member.handle.ping.remote()))
+        try:
+            if not (await asyncio.wait({answer}, timeout=patience.heartbeat_s))[0]:
+                member.health.missed()
+                await self.tell(member)
+                await asyncio.wait({answer}, timeout=patience.heartbeat_timeout_s - patience.heartbeat_s)
+            if not answer.done():
+                return f"was silent for {patience.heartbeat_timeout_s:g} s"
+            member.node_id = answer.result()
+            member.hear()
+        finally:
+            answer.cancel()
+        if member.state is HealthState.SUSPECT:
+            member.health.answered(self.hooks.weights.version)
+            await self._catch_up()
+        return None
+
+    async def _until_quiet(self) -> None:
+        """Return when the worker has to be asked; before its first answer, which says where it is, at once."""
+        while self.member.node_id:
+            if (rest_s := self._rest_s()) > 0:
+                await asyncio.sleep(rest_s)
+                continue
+            now_s = time.monotonic()
+            await asyncio.sleep(self.patience.pace.take_turn(now_s) - now_s)
+            if self._rest_s() <= 0:
+                return
+
+    def _rest_s(self) -> float:
+        """Until it has said nothing for a heartbeat; 0 or less when that is so."""
+        return self.member.heard_s + self.patience.heartbeat_s - time.monotonic()
+
+    async def _catch_up(self) -> None:
+        while self.member.state is HealthState.STALE:
+            held = await self.hooks.weights.catch_up(self.member.handle)
+            # No await between the look at the live version and READY: what it holds is still the newest.
+            self.member.health.holds(held, self.hooks.weights.version)
+            self.member.hear()
+        await self.tell(self.member)
+
+    def _complain(self) -> None:
+        waited = f"{self.member.worker_id} has not started within {self.patience.start_s:g} s"
+        if not (num_others := self.num_others()):
+            raise RunError(f"{waited}; has the cluster room for it, and what do Ray's logs say of it?")
+        self.hooks.note(f"{waited}: it waits for room in the cluster, or hangs; {num_others} others go on")

@@ -1,0 +1,95 @@
+"""One worker of a pool, and what the pool is told of workers of its kind."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import ray
+from ray.actor import ActorHandle
+
+from cluster.pools.health import Health, HealthState
+from cluster.pools.heartbeats import PingPace
+
+
+class LiveWeights(Protocol):
+    """The weights that a worker must hold before it is given calls; `cluster.learning.weight_sync` has them."""
+
+    @property
+    def version(self) -> int:
+        """The newest version that was published."""
+
+    async def catch_up(self, worker: ActorHandle) -> int:
+        """Load that version into one worker; returns the version it now holds."""
+
+
+class NoWeights:
+    """`LiveWeights` of workers that hold no weights of the policy: there is one version, and all hold it."""
+
+    @property
+    def version(self) -> int:
+        return 0
+
+    async def catch_up(self, worker: ActorHandle) -> int:
+        return self.version
+
+
+@dataclass(frozen=True, slots=True)
+class PoolHooks:
+    """What a pool does not know of its workers.
+
+    A worker has a method `ping`, which returns the id of the node that it runs on.
+    """
+
+    spawn: Callable[[str], ActorHandle]
+    """Makes the worker of that id, without waiting for it."""
+    start: Callable[[ActorHandle], Awaitable[None]]
+    """Loads its model."""
+    on_change: Callable[[str, str], Awaitable[None]]
+    """Hears (worker id, state); see `cluster.pools.health.HealthState`."""
+    note: Callable[[str], None]
+    """Tells the user."""
+    weights: LiveWeights = field(default_factory=NoWeights)
+    end: Callable[[ActorHandle], None] = ray.kill
+    """Ends a worker at once, whatever it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a pool waits, in seconds, and how often it asks."""
+
+    start_s: float = 600.0
+    """For a worker to start, when no other one answers calls."""
+    heartbeat_s: float = 5.0
+    """That a worker may say nothing before it is asked, and for its answer before it counts as SUSPECT."""
+    heartbeat_timeout_s: float = 60.0
+    """For the answer to a heartbeat before the worker counts as DEAD."""
+    pace: PingPace = field(default_factory=PingPace)
+    """Of the heartbeats; pools with the same `Patience` share it."""
+    retry_start_s: float = 30.0
+    """After a failure to start, when others answer calls meanwhile."""
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One worker of a pool."""
+
+    worker_id: str
+    handle: Any
+    health: Health = field(default_factory=Health)
+    num_calls: int = 0
+    node_id: str = ""
+    """Empty until its first heartbeat."""
+    heard_s: float = -math.inf
+    """When it last answered anything; monotonic."""
+
+    def hear(self) -> None:
+        """It has answered something."""
+        self.heard_s = time.monotonic()
+
+    @property
+    def state(self) -> HealthState:
+        return self.health.state

@@ -1,0 +1,237 @@
+"""What a run measures: metrics.jsonl while it runs, summary.json at its end.
+
+metrics.jsonl holds one JSON object a step with the keys of `METRICS`. A value that is not finite is
+written as null, so that any JSON reader can read the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from configs.errors import DataError
+
+MetricsRow = dict[str, float | None]
+
+METRICS: Final[Mapping[str, str]] = {
+    "step": "optimizer steps made, from 1",
+    "weight_version": "version of the policy's weights after the step",
+    "images": "pictures the step learned from",
+    "images_per_s": "pictures learned from, per second of the step's wall time",
+    "reward/mean": "combined reward, mean over the step's trajectories",
+    "reward/std_in_group": "combined reward, standard deviation within a group, mean over groups",
+    "loss": "BiCoT-GRPO loss, mean over all text and image tokens (or as algorithm.loss_normalization has it)",
+    "kl": "k3 estimate of the KL divergence to the reference policy, nats a token",
+    "kl/cot": "the same over the semantic CoT's tokens alone",
+    "kl/image": "the same over the image tokens alone",
+    "entropy/cot": "entropy of the policy that is trained over the semantic CoT's tokens, nats a token",
+    "entropy/image": "the same over the image tokens; without guidance, unless algorithm.policy is guided",
+    "ratio/mean": "probability under the learner over probability when sampled (or recomputed), mean over tokens",
+    "ratio/min": "the same, smallest of all tokens",
+    "ratio/max": "the same, largest of all tokens",
+    "behaviour_kl": "k3 estimate of the KL divergence from the weights that sampled to the learner's, nats a token",
+    "behaviour_kl/cot": "the same over the semantic CoT's tokens alone",
+    "behaviour_kl/image": "the same over the image tokens alone",
+    "clip_fraction": "share of tokens whose gradient the clip removed (cispo: weakened)",
+    "clip_fraction/cot": "the same of the semantic CoT's tokens",
+    "clip_fraction/image": "the same of the image tokens",
+    "mismatch_fraction": "share of tokens that algorithm.mismatch_correction cut or left out",
+    "parity/mean_abs/cot": "engine's against learner's log-probability under the same weights, semantic CoT: mean |Δ|, "
+    "nats a token; only at steps that compare, see the config's section parity",
+    "parity/mean_abs/image": "the same of the image tokens",
+    "parity/max_abs/cot": "the same, largest |Δ| of all of the semantic CoT's tokens",
+    "parity/max_abs/image": "the same, largest |Δ| of all image tokens",
+    "parity/kl/cot": "k3 estimate of the KL divergence from engine to learner, semantic CoT, nats a token",
+    "parity/kl/image": "the same over the image tokens",
+    "advantage/std": "standard deviation of the advantages over the step's trajectories",
+    "advantage/min": "smallest advantage",
+    "advantage/max": "largest advantage",
+    "groups_without_spread": "share of groups whose trajectories all have the same reward, and so teach nothing",
+    "grad_norm": "L2 norm of the gradient, before clipping; mean over the step's optimizer updates",
+    "lr": "learning rate of the step",
+    "groups_given_up": "prompts given up since the start of the run, and replaced by others",
+    "groups_resampled": "prompts replaced since the start of the run, since all their rewards were equal "
+    "(algorithm.max_resamples)",
+    "skipped_steps": "optimizer updates since the start of the run that left the weights as they were: not finite",
+    "cot_length": "semantic CoT, mean length in tokens",
+    "cot_length/min": "shortest one",
+    "cot_length/max": "longest one",
+    "tokens": "text and image tokens that count in the loss",
+    "tokens_per_s": "of which the learner took so many a second",
+    "staleness/mean": "learner's weight version minus the oldest one in a trajectory, mean over trajectories",
+    "staleness/max": "the same, largest of all trajectories",
+    "time/step_s": "wall time of the step, seconds; the sum of wait, learn and sync",
+    "time/wait_s": "of which the learner waited for groups",
+    "time/learn_s": "of which the learner computed",
+    "time/sync_s": "of which new weights were on their way to the rollout workers",
+    "time/rollout_s": "mean time a group took to roll; overlaps with other groups and with learning",
+    "time/reward_s": "mean time from the end of a group's rollout to its last score; overlaps likewise",
+    "groups_failed": "attempts at a group that failed since the start of the run",
+    "scores_cached": "scores since the start of the run that were known from an earlier picture of the same content",
+}
+"""key -> meaning and unit."""
+
+METRIC_PREFIXES: Final[Mapping[str, str]] = {
+    "reward/": "of each reward of the config, over the pictures that it applies to: NAME its mean, NAME/std_in_group "
+    "its spread, NAME/no_spread the share of groups without any, NAME/at_min and NAME/at_max the shares of scores at "
+    "the step's least and greatest; see cluster.reports.reward_health",
+    "reward_correlation/": "of each pair of rewards, ONE~OTHER: Pearson's r within groups; null without spread",
+    "evaluation/": "of each set of data.evaluation, after every data.evaluate_every_steps steps: SET its mean reward, "
+    "SET/change that less the one before training, SET/NAME and SET/NAME/change the same of each reward: one that is "
+    "hacked drifts away from the others",
+    "staleness/share_": "histogram: share of trajectories that lag so many weight versions",
+}
+"""Families of keys whose names depend on the config."""
+
+
+class MetricsWriter:
+    """Appends one line a step; each is on its way to the disk when `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        """Creates the file, or goes on with it: a line that a killed run has left half written is dropped."""
+        self._path = path
+        path.touch()
+        _drop_torn_line(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, metrics: Mapping[str, float]) -> None:
+        """Raises ValueError for a key that no table documents."""
+        unknown = [key for key in metrics if key not in METRICS and not key.startswith(tuple(METRIC_PREFIXES))]
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            raise ValueError(f"undocumented metrics {names}; add them to cluster.reports.metrics.METRICS")
+        row = {key: _finite_or_none(value) for key, value in metrics.items()}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drop what was written after `step`: those steps are made again."""
+        rows = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        self._file.close()
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        os.replace(temporary, self._path)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[MetricsRow]:
+    """All steps of a metrics.jsonl, which may still be written to: a last line without its end is left out.
+
+    Raises DataError, naming file and line, for a line that is no JSON object.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    rows: list[MetricsRow] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not JSON ({error.msg}); remove the line") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: expected an object, found {line[:40]}; remove the line")
+        rows.append(row)
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class RewardChange:
+    """Mean reward on one evaluation set before and after training; None where it was not measured."""
+
+    before: float | None
+    after: float | None
+    columns: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    """The same of each reward by itself: one that rises while the others fall is being hacked."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a run ended. Becomes summary.json, where `evaluation` is spread over the keys NAME_reward_before,
+    NAME_reward_after and NAME_rewards: {REWARD: {before, after}}."""
+
+    status: str
+    """`finished`; `stopped`: by the user, after a checkpoint; `failed`: see `error`."""
+    steps: int
+    images: int
+    """Pictures learned from."""
+    wall_s: float
+    """From the first step's start to the last one's end, evaluations left out."""
+    images_per_s: float
+    evaluation: Mapping[str, RewardChange]
+    reward_first: float | None
+    """Mean training reward of the first tenth of the steps, see `first_and_last_reward`."""
+    reward_last: float | None
+    checkpoint: str | None
+    """Hugging Face folder of the trained policy."""
+    groups_failed: int = 0
+    """Attempts that failed; their groups were rolled again, but for those given up."""
+    groups_given_up: int = 0
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        tree: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name == "evaluation":
+                for name, change in value.items():
+                    tree[f"{name}_reward_before"] = _finite_or_none(change.before)
+                    tree[f"{name}_reward_after"] = _finite_or_none(change.after)
+                    tree[f"{name}_rewards"] = {
+                        reward: {"before": _finite_or_none(before), "after": _finite_or_none(after)}
+                        for reward, (before, after) in change.columns.items()
+                    }
+            else:
+                tree[entry.name] = _finite_or_none(value) if isinstance(value, float) else value
+        return tree
+
+
+def write_summary(path: Path, summary: RunSummary) -> None:
+    """A reader sees the whole file or none."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(summary.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def first_and_last_reward(rows: Sequence[MetricsRow]) -> tuple[float | None, float | None]:
+    """Mean of reward/mean over the first and over the last tenth of the steps, of at least one step each.
+
+    (None, None) when no step has a reward.
+    """
+    rewards = [value for row in rows if (value := row.get("reward/mean")) is not None]
+    if not rewards:
+        return None, None
+    count = max(1, len(rewards) // 10)
+    return float(np.mean(rewards[:count])), float(np.mean(rewards[-count:]))
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return value if isinstance(value, int) else float(value)  # float() of NumPy's scalars, which JSON does not know
+
+
+def _step_of(line: str) -> int:
+    return int(json.loads(line)["step"])
+
+
+def _drop_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)

@@ -1,0 +1,80 @@
+"""What a config would run: the resolved config, its data, its rewards and its placement. Starts nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster.session.placement import plan_placement
+from configs.errors import ModelError
+from configs.load import dump_config
+from configs.schema import TINY_JANUS, ModelConfig, RunConfig
+from rewards.registry import reward_path
+from rollout.prompts import PromptSet, load_prompts
+from rollout.prompts.source import summarize_skipped
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def describe_run(config: RunConfig) -> str:
+    """The text of `--dry-run`.
+
+    Raises what the run itself would raise at its start: ConfigError for an unknown reward, ModelError for
+    a missing model folder, DataError for data that cannot be used, PlacementError for an impossible plan.
+    """
+    check_model_exists(config.model)
+    rewards = [f"{reward.name}: {reward_path(reward.name)}, weight {reward.weight:g}" for reward in config.rewards]
+    sections = (
+        ("config", dump_config(config).rstrip()),
+        ("prompts", "\n".join(_describe_data(config))),
+        ("rewards", "\n".join(rewards)),
+        ("placement", plan_placement(config).describe()),
+    )
+    return "\n\n".join(f"── {title} ──\n{text}" for title, text in sections)
+
+
+def check_model_exists(model: ModelConfig) -> None:
+    """Refuse a path that is no folder of a model. A hub id is not looked up.
+
+    Raises ModelError.
+    """
+    path = Path(model.path).expanduser()
+    if model.path == TINY_JANUS:
+        return
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"model.path '{model.path}' holds no config.json; name a folder that save_pretrained wrote, "
+                "such as a run's checkpoints/step_000100/model"
+            )
+        return
+    if not _is_hub_id(model.path):
+        raise ModelError(
+            f"model.path '{model.path}' is no folder; mend the path, or name a hub id such as "
+            "deepseek-community/Janus-Pro-1B"
+        )
+
+
+def _is_hub_id(path: str) -> bool:
+    """`NAME` or `OWNER/NAME`; a relative path whose first folder is here is taken as a path."""
+    owner, slash, _ = path.partition("/")
+    return bool(_HUB_ID.fullmatch(path)) and not path.startswith(".") and not (slash and Path(owner).is_dir())
+
+
+def _describe_data(config: RunConfig) -> Iterator[str]:
+    data = config.data
+    train = load_prompts(data.train, data.max_bad_lines)
+    yield from _describe_prompts(f"train ({data.train})", train)
+    for name, source in data.evaluation.items():
+        prompts = load_prompts(source, data.max_bad_lines)
+        num_scored = min(len(prompts.prompts), data.num_evaluation_prompts)
+        yield from _describe_prompts(f"evaluation {name} ({source}), scoring {num_scored}", prompts)
+
+
+def _describe_prompts(title: str, prompts: PromptSet) -> Iterator[str]:
+    yield f"{title}: {len(prompts.prompts)} prompts, {len(prompts.skipped)} skipped"
+    for task_type, num in prompts.num_by_task_type.items():
+        yield f"  {task_type or '(no task_type)'}: {num}"
+    if prompts.skipped:
+        yield summarize_skipped(prompts.skipped)

@@ -1,0 +1,223 @@
+"""The one place where a run writes.
+
+runs/NAME/              NAME-2, NAME-3, … when NAME already holds a run: nothing is overwritten
+    config.yaml         the config of this run, every default written out
+    metrics.jsonl       one object a step, see cluster.reports.metrics
+    samples/            step_000010.png, …: pictures with prompt, plan and score
+    checkpoints/        for resuming and for use
+    evaluation/         what evaluation gave before training
+    curves.png          how the run went
+    summary.json        how it ended
+    logs/               of libraries and workers
+    redis/              of the private registry
+    lock                held by the launcher that runs here
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import ConfigError
+from configs.load import dump_config
+from configs.schema import RunConfig
+
+CONFIG_NAME = "config.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """Paths of one run. The folders among them exist."""
+
+    path: Path
+    """Absolute."""
+    note: str | None = None
+    """What the user should be told about where the directory is; None when it is where they asked for."""
+
+    @classmethod
+    def create(cls, config: RunConfig) -> RunDirectory:
+        """Claim a new directory, and write the config there.
+
+        Raises ConfigError naming run.dir when it cannot be written.
+        """
+        root, root_note = resolve_root(config.run.dir)
+        try:
+            path = _claim(root, config.run.name, dump_config(config))
+            directory = cls(path, _join_notes(root_note, path, config.run.name))
+            for folder in (directory.samples_dir, directory.checkpoints_dir, directory.logs_dir):
+                folder.mkdir()
+        except OSError as error:
+            raise ConfigError(
+                f"run.dir '{config.run.dir}': cannot write to {error.filename or root}: "
+                f"{error.strerror or error}; set run.dir to a folder you may write to"
+            ) from error
+        return directory
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """The directory of a run that was begun earlier. Raises ConfigError when `path` holds none."""
+        directory = cls(path.expanduser().resolve())
+        if not directory.config_path.is_file():
+            raise ConfigError(f"--resume {path}: there is no run here ({CONFIG_NAME} is missing)")
+        for folder in (directory.samples_dir, directory.checkpoints_dir, directory.logs_dir):
+            folder.mkdir(exist_ok=True)
+        return directory
+
+    @classmethod
+    def latest(cls, run_dir: str) -> RunDirectory:
+        """The run that was begun last under `run_dir`. Raises ConfigError when there is none."""
+        root, _ = resolve_root(run_dir)
+        configs = sorted(root.glob(f"*/{CONFIG_NAME}"), key=lambda path: path.stat().st_mtime)
+        if not configs:
+            raise ConfigError(f"--resume latest: there is no run in run.dir '{run_dir}' ({root}); name a run directory")
+        return cls.open(configs[-1].parent)
+
+    def is_in_use(self) -> bool:
+        """Whether a launcher runs here now; on another machine only where the folder's file system tells."""
+        try:
+            with self.locked():
+                return False
+        except ConfigError:
+            return True
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else may run here meanwhile; a launcher that is killed lets go. Raises ConfigError when one does."""
+        with (self.path / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(f"{self.path}: another launcher runs here; wait until it has ended") from error
+            yield
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write down the config with which a run goes on, where it has changed."""
+        text = dump_config(config)
+        if text == self.config_path.read_text(encoding="utf-8"):
+            return
+        temporary = self.config_path.with_name(f"{CONFIG_NAME}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.config_path)
+
+    @property
+    def name(self) -> str:
+        """The name under which nothing else runs here: run.name, or run.name-2, …"""
+        return self.path.name
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / CONFIG_NAME
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curves_path(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def summary_path(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def samples_dir(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def evaluation_dir(self) -> Path:
+        """Made by the first evaluation."""
+        return self.path / "evaluation"
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with this run."""
+        return f"python -m cluster.launch --resume {shlex.quote(str(self.path))}"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def redis_dir(self) -> Path:
+        """Made by the private server, when there is one."""
+        return self.path / "redis"
+
+    def samples_path(self, step: int) -> Path:
+        return self.samples_dir / f"step_{step:06d}.png"
+
+
+def check_is_unfinished(directory: RunDirectory, config: RunConfig) -> None:
+    """Raises ConfigError for a run that has made all its steps."""
+    try:
+        summary = json.loads(directory.summary_path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    if summary["status"] == "finished" and summary["steps"] >= config.run.steps:
+        raise ConfigError(
+            f"{directory.path}: this run has made all its {summary['steps']} steps; raise run.steps to make more, "
+            "say by --set run.steps=1000"
+        )
+
+
+def resolve_root(run_dir: str) -> tuple[Path, str | None]:
+    """The absolute folder that run directories go into, and what to tell the user where it is a surprise.
+
+    A relative run.dir is relative to the current directory. Not so in a Ray job with a working
+    directory: there the current directory is Ray's copy of it, in a temporary folder which Ray
+    deletes when the job has ended, and the run with it. Then it is relative to the home directory.
+    """
+    path = Path(run_dir).expanduser()
+    if path.is_absolute():
+        return path, None
+    current = Path.cwd()
+    if not _is_ray_package(current):
+        return current / path, None
+    root = Path.home() / path
+    return root, (
+        f"run.dir '{run_dir}' is relative, and this Ray job runs in a temporary copy of its working directory, "
+        f"which Ray deletes; the run is kept in {root} instead (set run.dir to an absolute path to choose)"
+    )
+
+
+def _is_ray_package(path: Path) -> bool:
+    """Ray unpacks a job's working directory to .../runtime_resources/working_dir_files/_ray_pkg_HASH."""
+    return any(part.startswith("_ray_pkg_") for part in path.parts) or "working_dir_files" in path.parts
+
+
+def _claim(root: Path, name: str, config_text: str) -> Path:
+    """The first free one of NAME, NAME-2, NAME-3, …, with the config in it.
+
+    Creating config.yaml exclusively is what decides between two launchers that start at once. A
+    folder that is there but empty is taken: it may be a mounted volume.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    attempt = 1
+    while True:
+        path = root / (name if attempt == 1 else f"{name}-{attempt}")
+        attempt += 1
+        try:
+            path.mkdir(exist_ok=True)
+            if any(path.iterdir()):
+                continue
+            with (path / CONFIG_NAME).open("x", encoding="utf-8") as file:
+                file.write(config_text)
+        except FileExistsError:
+            continue
+        return path
+
+
+def _join_notes(root_note: str | None, path: Path, wanted_name: str) -> str | None:
+    notes = [root_note] if root_note else []
+    if path.name != wanted_name:
+        notes.append(f"{path.with_name(wanted_name)} already holds a run; this one is kept in {path}")
+    return "; ".join(notes) or None

@@ -1,0 +1,98 @@
+"""GIT-VQA: does the picture show each object with its attributes? (GIT: Wang et al. 2022, arXiv 2205.14100.)
+
+GIT, fine-tuned on VQAv2, is asked `red apple?` for every attribute noun of the prompt. With z the logits of its
+first answer token, an answer counts P(yes) / (P(yes) + P(no)) = sigmoid(z_yes - z_no), and a picture the mean over
+its questions (T2I-R1, section 3.3). A prompt without attribute nouns has nothing to ask, so the reward does not
+apply to it.
+
+    [picture | CLS question]  ─►  GIT  ─►  hidden state of the question's last token  ─►  logits
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, GitForCausalLM
+
+from rewards.loading import load_model, load_tokenizer, model_errors
+from rewards.loading.pretrained import single_token_id
+from rewards.pictures import check_pictures, to_pil
+from rewards.t2i_r1 import rules as t2i_r1
+from rollout.records import Prompt, Score, UInt8Array
+
+DEFAULT_MODEL = "microsoft/git-large-vqav2"
+
+
+class GitVqaReward:
+    """Mean probability of "yes" over the attribute questions of a prompt, 0 to 1.
+
+    model: hub id or folder of transformers' GitForCausalLM with its tokenizer and image processor.
+    t2i_r1_compat: a constant 0 for relations and counts, as in T2I-R1 (rewards/t2i_r1/rules.py).
+    Raises ModelError when it cannot be loaded.
+    """
+
+    def __init__(
+        self, device: str, model: str = DEFAULT_MODEL, dtype: str = "float32", t2i_r1_compat: bool = False
+    ) -> None:
+        self._t2i_r1_compat = t2i_r1_compat
+        with model_errors("git_vqa", model):
+            git = load_model(GitForCausalLM, model, dtype, device)
+            self._tokenizer = load_tokenizer(model)
+            self._image_processor = CLIPImageProcessorPil.from_pretrained(model)
+            self._yes_id = single_token_id(self._tokenizer, "yes")
+            self._no_id = single_token_id(self._tokenizer, "no")
+        assert isinstance(git, GitForCausalLM)
+        self._git: GitForCausalLM = git
+
+    @torch.inference_mode()
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+        """Mean over the questions for each picture; pictures uint8 [B, height, width, 3].
+
+        Parts: question -> probability.
+        """
+        check_pictures(pictures, prompts)
+        # Pictures with equally many questions go together: GIT tiles a picture's features over its questions.
+        by_num_questions: dict[int, list[int]] = defaultdict(list)
+        scores = [Score(0.0, applicable=False)] * len(prompts)
+        for i, prompt in enumerate(prompts):
+            if self._t2i_r1_compat and t2i_r1.git_adds_nothing(prompt):
+                scores[i] = Score(0.0)
+            else:
+                by_num_questions[len(prompt.attr_nouns)].append(i)
+        for num_questions, indices in by_num_questions.items():
+            if num_questions == 0:
+                continue
+            questions = [[f"{noun}?" for noun in prompts[i].attr_nouns] for i in indices]
+            probabilities = self._probabilities(pictures[indices], questions)
+            for i, asked, answers in zip(indices, questions, probabilities.tolist(), strict=True):
+                scores[i] = Score(sum(answers) / num_questions, parts=dict(zip(asked, answers, strict=True)))
+        return scores
+
+    def _probabilities(self, pictures: UInt8Array, questions: Sequence[Sequence[str]]) -> Tensor:
+        """P(yes) / (P(yes) + P(no)), float32 [B, Q], of Q questions to each of B pictures."""
+        num_pictures, num_questions = len(questions), len(questions[0])
+        # Row q * B + b holds question q of picture b: the order in which GIT repeats the pictures' features.
+        rows = [questions[b][q] for q in range(num_questions) for b in range(num_pictures)]
+        token_ids = [[self._tokenizer.cls_token_id, *ids] for ids in self._tokenize(rows)]
+        lengths = torch.tensor([len(ids) for ids in token_ids])
+        # Text is causal in GIT, so padding on the right changes nothing before it.
+        padded = torch.full((len(rows), int(lengths.max())), self._tokenizer.pad_token_id)
+        for row, ids in zip(padded, token_ids, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        device = self._git.device
+        pixels = self._image_processor(to_pil(pictures), return_tensors="pt").pixel_values
+        hidden = self._git.git(
+            input_ids=padded.to(device), pixel_values=pixels.to(device, self._git.dtype), use_cache=False
+        ).last_hidden_state
+        num_image_tokens = hidden.shape[1] - padded.shape[1]
+        last = hidden[torch.arange(len(rows), device=device), (num_image_tokens + lengths - 1).to(device)]
+        logits = self._git.output(last).float()
+        probabilities = torch.sigmoid(logits[:, self._yes_id] - logits[:, self._no_id])
+        return probabilities.view(num_questions, num_pictures).T
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        token_ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False).input_ids
+        return token_ids

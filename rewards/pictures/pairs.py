@@ -1,0 +1,119 @@
+"""Which picture belongs to which prompt: a folder of pictures and a file of prompts, matched.
+
+    records with `image` or `file`  ─► that picture of the folder, whatever the order
+    records without                 ─► the pictures in the order of their names, k to a record: pictures / records
+
+Names are ordered as people count: `2.png` before `10.png`. A record that is no prompt keeps its place, so that it
+shifts no other; its pictures are skipped by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.errors import DataError
+from rollout.prompts.files import BadRecord, parse_prompt, read_records
+from rollout.records import Prompt
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_FIELDS = ("image", "file")
+"""Fields that name a record's picture; `file` is what rollout.generate writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One picture to score."""
+
+    name: str
+    """Path within the folder."""
+    path: Path
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A picture, or a record, that cannot be scored."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def match_pictures(prompts_file: Path, folder: Path) -> tuple[list[Pair], list[Skipped]]:
+    """The pictures of a folder with their prompts, and what was left out and why.
+
+    Raises DataError when the file or the folder cannot be read, or the numbers do not fit.
+    """
+    records = [(f"{prompts_file.name}:{number}", record) for _, number, record in read_records(prompts_file)]
+    if not records:
+        raise DataError(f"{prompts_file}: there is no prompt in this file")
+    pictures = list_pictures(folder)
+    if any(_image_of(record) is not None for _, record in records):
+        return _match_by_name(records, folder)
+    if len(pictures) % len(records):
+        raise DataError(
+            f"{folder} holds {len(pictures)} pictures for the {len(records)} records of {prompts_file}: no "
+            "whole number to a record; give each record the name of its picture in a field 'image'"
+        )
+    return _match_by_order(records, pictures)
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """All pictures of a folder, by name; subfolders are not read. Raises DataError when there is none."""
+    try:
+        paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot list the pictures: {error.strerror or error}") from error
+    if not paths:
+        raise DataError(f"{folder}: there is no picture in this folder (looked for {', '.join(SUFFIXES)})")
+    return sorted(paths, key=_as_counted)
+
+
+def _match_by_name(records: Sequence[tuple[str, Any]], folder: Path) -> tuple[list[Pair], list[Skipped]]:
+    pairs, skipped = [], []
+    for place, record in records:
+        name = _image_of(record)
+        try:
+            prompt = parse_prompt(record, place)
+        except BadRecord as error:
+            skipped.append(Skipped(place, str(error)))
+            continue
+        if name is None:
+            skipped.append(Skipped(place, f"names no picture in {' or '.join(IMAGE_FIELDS)}, as other records do"))
+        elif not (folder / name).is_file():
+            skipped.append(Skipped(place, f"there is no picture {name} in {folder}"))
+        else:
+            pairs.append(Pair(name, folder / name, prompt))
+    return pairs, skipped
+
+
+def _match_by_order(records: Sequence[tuple[str, Any]], pictures: Sequence[Path]) -> tuple[list[Pair], list[Skipped]]:
+    pairs, skipped = [], []
+    num_each = len(pictures) // len(records)
+    for i, (place, record) in enumerate(records):
+        own = pictures[i * num_each : (i + 1) * num_each]
+        try:
+            prompt = parse_prompt(record, place)
+        except BadRecord as error:
+            skipped += [Skipped(path.name, f"its prompt, {place}, is bad: {error}") for path in own]
+        else:
+            pairs += [Pair(path.name, path, prompt) for path in own]
+    return pairs, skipped
+
+
+def _image_of(record: Any) -> str | None:
+    if not isinstance(record, Mapping):
+        return None
+    names = (record.get(field) for field in IMAGE_FIELDS)
+    return next((name for name in names if isinstance(name, str) and name), None)
+
+
+def _as_counted(path: Path) -> list[tuple[int, str]]:
+    """Sort key: digits as numbers, the rest as text."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

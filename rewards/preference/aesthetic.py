@@ -1,0 +1,54 @@
+"""LAION's aesthetic predictor: how pleasing a picture is, whatever its prompt; about 1 to 10, mostly 4 to 7.
+
+    picture ─► CLIP ViT-L/14 ─► unit embedding ─► head (rewards/loading/score_head.py) ─► score
+
+The head was trained on ratings of photographs and generated pictures (SAC, LAION-Logos, AVA); the file is
+`sac+logos+ava1-l14-linearMSE.pth` of christophschuhmann/improved-aesthetic-predictor, or a copy of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+
+from rewards.loading import load_model, model_errors
+from rewards.loading.clip_embedder import crop_pictures, normalize
+from rewards.loading.pretrained import fetch_file, read_state_dict
+from rewards.loading.score_head import build_head
+from rewards.pictures import check_pictures
+from rollout.records import Prompt, Score, UInt8Array
+
+DEFAULT_MODEL = "openai/clip-vit-large-patch14"
+DEFAULT_HEAD = "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"
+
+
+class AestheticReward:
+    """Aesthetic score of each picture; the prompt is not read.
+
+    model: hub id or folder of a CLIP with its image processor. head: the predictor's .pth file, local or on the hub as
+    `owner/repo/file.pth`. Raises ModelError when either cannot be loaded, or the two do not fit.
+    """
+
+    def __init__(
+        self, device: str, model: str = DEFAULT_MODEL, dtype: str = "float32", head: str = DEFAULT_HEAD
+    ) -> None:
+        with model_errors("aesthetic", model):
+            clip = load_model(CLIPVisionModelWithProjection, model, dtype, device)
+            self._image_processor = CLIPImageProcessorPil.from_pretrained(model)
+        assert isinstance(clip, CLIPVisionModelWithProjection)
+        self._clip: CLIPVisionModelWithProjection = clip
+        with model_errors("aesthetic", head):
+            self._head = build_head(read_state_dict(fetch_file(head)), prefix="").to(clip.device)
+            width = self._head[0].in_features
+            if width != clip.config.projection_dim:
+                raise ValueError(f"it takes embeddings of {width}, {model} gives {clip.config.projection_dim}")
+
+    @torch.inference_mode()
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+        """The head's number for each picture; pictures uint8 [B, height, width, 3]."""
+        check_pictures(pictures, prompts)
+        pixels = crop_pictures(self._image_processor, pictures)
+        embedded = self._clip(pixel_values=pixels.to(self._clip.device, self._clip.dtype)).image_embeds
+        return [Score(value) for value in self._head(normalize(embedded))[:, 0].tolist()]

@@ -1,0 +1,97 @@
+"""ImageReward: how much people prefer a picture for a prompt (Xu et al. 2023, arXiv 2304.05977).
+
+    picture ─► ViT-L/16 ─► patches ───────────────────┐ cross-attention
+    prompt, at most 35 tokens ─► BERT, both directions ─► first token ─► head ─► (x - mean) / std
+
+BLIP, fine-tuned on 137,000 expert comparisons. Normalised by the mean and spread of its training data, so that scores
+lie about 0 with a spread of about 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import BlipTextModel, BlipVisionModel, CLIPImageProcessorPil, PreTrainedModel
+from transformers.image_utils import PILImageResampling
+
+from rewards.loading import load_tokenizer, model_errors
+from rewards.loading.blip import (
+    convert_text,
+    convert_vision,
+    infer_text_config,
+    infer_vision_config,
+    split_by_prefix,
+)
+from rewards.loading.clip_embedder import crop_pictures
+from rewards.loading.pretrained import fetch_file, freeze, parse_dtype, read_state_dict, refuse_missing
+from rewards.loading.score_head import build_head
+from rewards.pictures import check_pictures
+from rollout.records import Prompt, Score, UInt8Array
+
+DEFAULT_MODEL = "THUDM/ImageReward/ImageReward.pt"
+DEFAULT_TOKENIZER = "google-bert/bert-base-uncased"
+MAX_TOKENS = 35
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+"""Of the training data, as the authors give them."""
+
+
+class ImageReward:
+    """ImageReward of each picture.
+
+    model: the authors' checkpoint file, local or on the hub as `owner/repo/file.pt`. tokenizer: hub id or folder of
+    BERT's. Raises ModelError when either cannot be loaded.
+    """
+
+    def __init__(
+        self, device: str, model: str = DEFAULT_MODEL, dtype: str = "float32", tokenizer: str = DEFAULT_TOKENIZER
+    ) -> None:
+        with model_errors("image_reward", model):
+            weights = read_state_dict(fetch_file(model))
+            vision = convert_vision(split_by_prefix(weights, "blip.visual_encoder."))
+            text = convert_text(split_by_prefix(weights, "blip.text_encoder."))
+            self._vision = BlipVisionModel(infer_vision_config(vision))
+            self._text = BlipTextModel(infer_text_config(text), add_pooling_layer=False)
+            for tower, converted in ((self._vision, vision), (self._text, text)):
+                _fill(tower, converted, model, dtype, device)
+            self._head = build_head(weights, prefix="mlp.").to(self._vision.device)
+        with model_errors("image_reward", tokenizer):
+            self._tokenizer = load_tokenizer(tokenizer)
+        size = self._vision.config.image_size
+        # CLIP's preprocessing at this model's size.
+        self._image_processor = CLIPImageProcessorPil(
+            size={"shortest_edge": size},
+            crop_size={"height": size, "width": size},
+            resample=PILImageResampling.BICUBIC,
+        )
+
+    @torch.inference_mode()
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+        """The normalised number for each picture; pictures uint8 [B, height, width, 3]."""
+        check_pictures(pictures, prompts)
+        device = self._vision.device
+        pixels = crop_pictures(self._image_processor, pictures).to(device, self._vision.dtype)
+        patches = self._vision(pixel_values=pixels).last_hidden_state
+        encoding = self._tokenizer(
+            [prompt.text for prompt in prompts],
+            padding=True,
+            truncation=True,
+            max_length=MAX_TOKENS,
+            return_tensors="pt",
+        )
+        hidden = self._text(
+            input_ids=encoding.input_ids.to(device),
+            attention_mask=encoding.attention_mask.to(device),
+            encoder_hidden_states=patches,
+            is_decoder=False,
+        ).last_hidden_state
+        raw = self._head(hidden[:, 0].float())[:, 0]
+        return [Score(value) for value in ((raw - MEAN) / STD).tolist()]
+
+
+def _fill(tower: PreTrainedModel, weights: dict[str, torch.Tensor], model: str, dtype: str, device: str) -> None:
+    report = tower.load_state_dict(weights, strict=False)
+    refuse_missing(report.missing_keys, model)
+    if report.unexpected_keys:
+        raise ValueError(f"{model} holds weights that BLIP does not have, the first is {report.unexpected_keys[0]}")
+    freeze(tower.to(parse_dtype(dtype)), device)

@@ -1,0 +1,64 @@
+"""A guard: how sure one may be that a picture is fit to be seen at work, whatever its prompt; 1 is safe.
+
+    picture ─► ViT classifier ─► softmax over its labels ─► 1 - the probability of the unsafe ones
+
+Meant as one reward among others with a weight of its own, so that a policy cannot gain by what nobody asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import ViTForImageClassification, ViTImageProcessorPil
+
+from configs.errors import ConfigError
+from rewards.loading import load_model, model_errors
+from rewards.pictures import check_pictures, to_pil
+from rollout.records import Prompt, Score, UInt8Array
+
+DEFAULT_MODEL = "Falconsai/nsfw_image_detection"
+
+
+class NsfwReward:
+    """1 - P(unsafe) of each picture, 0 to 1; the prompt is not read.
+
+    model: hub id or folder of transformers' ViTForImageClassification with its image processor. unsafe_labels: those
+    of its labels that are unsafe.
+    Raises ModelError when the model cannot be loaded, ConfigError for a label that it does not have.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        model: str = DEFAULT_MODEL,
+        dtype: str = "float32",
+        unsafe_labels: Sequence[str] = ("nsfw",),
+    ) -> None:
+        with model_errors("nsfw", model):
+            classifier = load_model(ViTForImageClassification, model, dtype, device)
+            self._image_processor = ViTImageProcessorPil.from_pretrained(model)
+        assert isinstance(classifier, ViTForImageClassification)
+        self._classifier: ViTForImageClassification = classifier
+        labels = {label: int(index) for index, label in classifier.config.id2label.items()}
+        unknown = [label for label in unsafe_labels if label not in labels]
+        if unknown or not unsafe_labels:
+            raise ConfigError(
+                f"rewards[].options.unsafe_labels of nsfw is {list(unsafe_labels)}; "
+                f"choose from {model}'s {sorted(labels)}"
+            )
+        self._unsafe = [labels[label] for label in unsafe_labels]
+        self._labels = {index: label for label, index in labels.items()}
+
+    @torch.inference_mode()
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+        """1 - P(unsafe) for each picture; pictures uint8 [B, height, width, 3]. Parts: the likeliest label."""
+        check_pictures(pictures, prompts)
+        pixels = self._image_processor(to_pil(pictures), return_tensors="pt").pixel_values
+        logits = self._classifier(pixel_values=pixels.to(self._classifier.device, self._classifier.dtype)).logits
+        probabilities = torch.softmax(logits.float(), dim=-1)
+        safe = 1 - probabilities[:, self._unsafe].sum(dim=-1)
+        return [
+            Score(value, parts={"looks": self._labels[label]})
+            for value, label in zip(safe.tolist(), probabilities.argmax(dim=-1).tolist(), strict=True)
+        ]

@@ -1,0 +1,103 @@
+"""Plans of the shapes world: right ones, and wrong ones for a learner that is not perfect yet.
+
+    prompt ─► sample_plan(noise) ─► what the policy is taught to write
+                    └─► perturb_plan(noise) ─► what it is taught to draw
+
+Only the objects that a prompt names hold the pairs kept for evaluation (`UNSEEN_PAIRS`): open colors
+and errors are drawn from the others, so that no plan for a training prompt ever holds one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+from configs.errors import DataError
+from rollout.records import Prompt
+from rollout.shapes.objects import (
+    CELLS,
+    SEEN_PAIRS,
+    TEXTURES,
+    Plan,
+    PlannedObject,
+    cells_satisfy,
+    demanded_relation,
+    expected_objects,
+)
+
+
+def sample_plan(prompt: Prompt, rng: random.Random, noise: float = 0.0) -> Plan:
+    """A plan that fulfils the prompt, or, with `noise`, one that errs as a learner's plans do.
+
+    noise: chance per object that it is wrong in color, shape or texture, left out or drawn twice,
+    and chance that a relation is turned round. Open colors are drawn from the pairs that training
+    may see, errors too; open textures are solid. Raises DataError if the prompt does not fit the grid.
+    """
+    objects = expected_objects(prompt)
+    if not 1 <= len(objects) <= len(CELLS):
+        raise DataError(f"prompt {prompt.prompt_id}: {len(objects)} objects, the shapes world draws 1 to {len(CELLS)}")
+    relation = demanded_relation(prompt)
+    cells = _choose_cells(len(objects), relation, rng)
+    if prompt.numeracy_info and relation is None:
+        cells.sort()  # reading order: which of equal objects comes first says nothing
+    if relation is not None and rng.random() < noise:
+        cells[:2] = cells[1], cells[0]
+    plan: list[PlannedObject] = []
+    for item, cell in zip(objects, cells, strict=True):
+        color = item.color or rng.choice([color for color, shape in SEEN_PAIRS if shape == item.shape])
+        plan.append(PlannedObject(item.texture or "solid", color, item.shape, cell))
+    return _add_plan_errors(tuple(plan), rng, noise) if noise > 0 else tuple(plan)
+
+
+def perturb_plan(plan: Plan, rng: random.Random, noise: float) -> Plan:
+    """What a clumsy painter makes of a plan: each object, with chance `noise`, gets a wrong color, a wrong
+    shape or another, free cell. The number of objects stays."""
+    drawn = list(plan)
+    for index, item in enumerate(plan):
+        if rng.random() >= noise:
+            continue
+        free = _free_cells(drawn)
+        error = rng.choice(("color", "shape", "cell") if free else ("color", "shape"))
+        drawn[index] = dataclasses.replace(item, cell=rng.choice(free)) if error == "cell" else _spoil(item, error, rng)
+    return tuple(drawn)
+
+
+def _add_plan_errors(plan: Plan, rng: random.Random, noise: float) -> Plan:
+    planned: list[PlannedObject] = []
+    for index, item in enumerate(plan):
+        if rng.random() >= noise:
+            planned.append(item)
+            continue
+        rest = plan[index + 1 :]
+        (error,) = rng.choices(("color", "shape", "texture", "omit", "double"), (35, 25, 15, 15, 10))
+        if error == "omit" and (planned or rest):
+            continue
+        free = _free_cells([*planned, item, *rest])
+        if error == "double" and free:
+            planned += [item, dataclasses.replace(item, cell=rng.choice(free))]
+        else:
+            planned.append(_spoil(item, error if error in ("shape", "texture") else "color", rng))
+    return tuple(planned)
+
+
+def _spoil(item: PlannedObject, attribute: str, rng: random.Random) -> PlannedObject:
+    """The object with another color, shape or texture, never one of the unseen pairs."""
+    if attribute == "texture":
+        return dataclasses.replace(item, texture=rng.choice([name for name in TEXTURES if name != item.texture]))
+    if attribute == "color":
+        colors = [color for color, shape in SEEN_PAIRS if shape == item.shape and color != item.color]
+        return dataclasses.replace(item, color=rng.choice(colors))
+    shapes = [shape for color, shape in SEEN_PAIRS if color == item.color and shape != item.shape]
+    return dataclasses.replace(item, shape=rng.choice(shapes))
+
+
+def _free_cells(objects: list[PlannedObject]) -> list[int]:
+    return sorted(set(range(len(CELLS))) - {item.cell for item in objects})
+
+
+def _choose_cells(num: int, relation: str | None, rng: random.Random) -> list[int]:
+    """`num` distinct cells; the first two satisfy the relation."""
+    while True:
+        cells = rng.sample(range(len(CELLS)), num)
+        if relation is None or cells_satisfy(relation, cells[0], cells[1]):
+            return cells

@@ -1,0 +1,121 @@
+"""How vLLM is told to run Janus: engine arguments, context length, environment.
+
+Seeds: a seeded request draws one random number a token from a generator of its own, so its tokens
+depend on no other request (up to the rounding of matrix products, which may follow the batch's size
+on GPUs). That needs whole prompts: vLLM rewinds a generator after part of a prompt by a way that
+only one kind of generator has, and stops the engine with the others, so chunked prefill is off.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from configs.errors import ConfigError
+from configs.schema import RolloutConfig
+from rollout.janus_checkpoint import JanusCheckpoint
+
+if TYPE_CHECKING:
+    from vllm import AsyncEngineArgs
+
+_CONTEXT_MARGIN = 32
+"""Tokens of context beyond the longest sequence that the config allows, where the model has them."""
+_MIN_BATCHED_TOKENS = 8192
+"""Prompt tokens a step; each counts twice in compute, for its two streams."""
+
+
+def context_length(config: RolloutConfig, checkpoint: JanusCheckpoint) -> int:
+    """Tokens of context the engine keeps room for: prompt + CoT + picture, and a margin where the model has one.
+
+    Raises ConfigError when the model has fewer positions than prompt, CoT and picture need together.
+    """
+    num_image_tokens, max_positions = checkpoint.num_image_tokens, checkpoint.max_positions
+    needed = config.max_prompt_tokens + config.max_cot_tokens + num_image_tokens
+    if needed > max_positions:
+        raise ConfigError(
+            f"rollout.max_prompt_tokens {config.max_prompt_tokens} + rollout.max_cot_tokens {config.max_cot_tokens} "
+            f"+ {num_image_tokens} image tokens = {needed}, but the model has {max_positions} positions; "
+            "lower one of the two"
+        )
+    return min(needed + _CONTEXT_MARGIN, max_positions)
+
+
+def environment(config: RolloutConfig) -> dict[str, str]:
+    """Environment variables that vLLM reads, here and in its child processes; set them before importing it."""
+    variables = {
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
+        "VLLM_NO_USAGE_STATS": "1",
+        # `rollout.vllm.guidance_processor` speaks the interface of the first model runner.
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        # A forked engine core cannot use CUDA where this process has as much as counted the GPUs.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+    if _on_cpu(config):
+        # vLLM would pin its threads to cores that it does not own, and size them by the machine.
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        # The worker stays inside the engine core's process: vLLM gives it one of its own only to set
+        # its threads, and pays with another start-up and with queues on which both ends spin.
+        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        variables["OMP_NUM_THREADS"] = str(config.threads_per_worker or 1)
+        variables["KMP_BLOCKTIME"] = os.environ.get("KMP_BLOCKTIME", "0")
+    elif config.threads_per_worker is not None:
+        variables["OMP_NUM_THREADS"] = str(config.threads_per_worker)
+    return variables
+
+
+def engine_args(
+    config: RolloutConfig,
+    checkpoint: JanusCheckpoint,
+    dtype: str,
+    sampled_logprobs: bool = False,
+    deterministic: bool = False,
+) -> AsyncEngineArgs:
+    """Arguments of `AsyncLLM` for a checkpoint; imports vLLM.
+
+    sampled_logprobs: see `rollout.engine.SequenceResult`.
+    deterministic: no step is scheduled before the last one's tokens are known, so timing decides no batch.
+    """
+    from vllm import AsyncEngineArgs
+    from vllm.config.weight_transfer import WeightTransferConfig
+
+    from rollout.vllm.plugin import WEIGHT_BACKEND, widen_vocabulary
+
+    special_ids = checkpoint.special_ids
+    model_ids = {"bos_id": special_ids.bos, "pad_id": special_ids.pad, "begin_of_image_id": special_ids.begin_of_image}
+    max_model_len = context_length(config, checkpoint)
+    memory: dict[str, Any] = (
+        {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
+        if _on_cpu(config)
+        else {"gpu_memory_utilization": config.gpu_memory_utilization}
+    )
+    return AsyncEngineArgs(
+        model=str(checkpoint.folder),
+        hf_overrides=partial(widen_vocabulary, model_ids),
+        dtype=dtype,
+        skip_tokenizer_init=True,
+        generation_config="vllm",
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=max(max_model_len, config.max_num_seqs, _MIN_BATCHED_TOKENS),
+        enable_chunked_prefill=False,
+        enable_prefix_caching=True,
+        async_scheduling=False if deterministic else None,
+        enforce_eager=config.enforce_eager,
+        tensor_parallel_size=config.tensor_parallel_size,
+        distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else "uni",
+        logits_processors=["rollout.vllm.guidance_processor:GuidanceProcessor"],
+        # "Raw" is what the model gives, before guidance and temperature; "processed" is what vLLM samples from.
+        logprobs_mode="processed_logprobs" if sampled_logprobs else "raw_logits",
+        worker_extension_cls="rollout.vllm.plugin.WorkerExtension",
+        weight_transfer_config=WeightTransferConfig(backend=WEIGHT_BACKEND),
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        **memory,
+    )
+
+
+def _on_cpu(config: RolloutConfig) -> bool:
+    return config.gpus_per_worker == 0

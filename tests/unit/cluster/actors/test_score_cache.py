@@ -1,0 +1,50 @@
+"""What the key of a cached score depends on, and what it does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.actors.score_cache import ScoreCache, reward_digest
+from configs.schema import RewardConfig
+from rollout.records import CountInfo, Prompt
+
+PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+PROMPT = Prompt(prompt_id="a:1", text="a red star", nouns=("star",))
+
+
+def key(picture: Any = PICTURE, prompt: Prompt = PROMPT, **fields: Any) -> str:
+    cache = ScoreCache("redis://127.0.0.1:1/0", RewardConfig(**{"name": "shapes", **fields}))
+    return cache._key(picture, prompt)
+
+
+def test_the_same_picture_of_the_same_prompt_has_the_same_key_wherever_the_prompt_stood() -> None:
+    assert key() == key(PICTURE.copy(), replace(PROMPT, prompt_id="b:7"))
+    assert key() == key(weight=3.0, batch_size=2, timeout_s=1.0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"picture": PICTURE + 1},
+        {"picture": PICTURE.reshape(2, 8, 3)},
+        {"prompt": replace(PROMPT, text="a red ring")},
+        {"prompt": replace(PROMPT, nouns=("ring",))},
+        {"prompt": replace(PROMPT, numeracy_info=(CountInfo("star", 2),))},
+        {"name": "hps"},
+        {"options": {"model": "other"}},
+    ],
+)
+def test_whatever_a_score_depends_on_changes_the_key(other: dict[str, Any]) -> None:
+    assert key(**other) != key()
+
+
+def test_a_change_of_the_rewards_own_code_changes_its_digest(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "taste_of_mine.py").write_text("class Taste: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = reward_digest(RewardConfig(name="taste_of_mine:Taste"))
+    (tmp_path / "taste_of_mine.py").write_text("class Taste: bias = 1\n")
+    assert reward_digest(RewardConfig(name="taste_of_mine:Taste")) != before

@@ -1,0 +1,337 @@
+"""The pool's decisions, on workers of this process: who is called, who is doubted, who leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from cluster.benchmarks.local_actors import LocalActor
+from cluster.pools import ActorPool, Patience, PoolHooks
+from cluster.pools.health import HealthState
+from cluster.pools.heartbeats import PingPace
+from cluster.pools.pool import MAX_FAILED_STARTS
+from cluster.pools.remote_errors import WorkerLostError
+from configs.errors import DataError, ModelError, RunError
+
+WAIT_S = 10.0
+PATIENCE = Patience(start_s=0.2, heartbeat_s=0.01, heartbeat_timeout_s=0.05, retry_start_s=0.01, pace=PingPace(1000.0))
+
+
+@dataclass(slots=True)
+class Worker:
+    """Works until it is released, answers heartbeats unless it is told to be mute."""
+
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    listens: asyncio.Event = field(default_factory=asyncio.Event)
+    num_pings: int = 0
+
+    async def work(self) -> int:
+        await self.released.wait()
+        return id(self)
+
+    async def fail(self) -> None:
+        raise RayTaskError("fail", "traceback", DataError("no such prompt"))  # as Ray wraps it
+
+    async def ping(self) -> str:
+        self.num_pings += 1
+        await self.listens.wait()
+        return "node"
+
+
+@dataclass(slots=True)
+class Weights:
+    """`LiveWeights` that may become newer while a worker loads them."""
+
+    version: int = 0
+    published_meanwhile: int = 0
+
+    async def catch_up(self, worker: Any) -> int:
+        held = self.version
+        if self.published_meanwhile:
+            self.published_meanwhile -= 1
+            self.version += 1
+        return held
+
+
+@dataclass(slots=True)
+class Scene:
+    """A pool of `Worker`s and all that it told. `start`: what each worker's start does, by its number."""
+
+    size: int = 2
+    max_calls: int = 1
+    patience: Patience = PATIENCE
+    start: Callable[[int], Any] = lambda number: None
+    hear: Callable[[str], Any] = lambda state: None
+    """What hearing of a state does, beside writing it down."""
+    weights: Weights = field(default_factory=Weights)
+    workers: list[Worker] = field(default_factory=list)
+    actors: list[LocalActor] = field(default_factory=list)
+    changes: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    pool: ActorPool = field(init=False)
+
+    def __post_init__(self) -> None:
+        hooks = PoolHooks(
+            spawn=self._spawn,
+            start=self._start,
+            on_change=self._hear,
+            note=self.notes.append,
+            weights=self.weights,
+            end=LocalActor.kill,
+        )
+        self.pool = ActorPool("worker", self.size, self.max_calls, hooks, self.patience, fatal=(ModelError,))
+
+    def states(self, number: int) -> list[str]:
+        return [state for worker_id, state in self.changes if worker_id == f"worker-{number}"]
+
+    async def until(self, number: int, state: HealthState) -> None:
+        """Wait until a worker gets into a state."""
+        async with asyncio.timeout(WAIT_S):
+            while state not in self.states(number):
+                await asyncio.sleep(0.001)
+
+    async def call(self) -> int:
+        return await asyncio.wait_for(self.pool.call(lambda handle: handle.work.remote(), WAIT_S), WAIT_S)
+
+    def _spawn(self, worker_id: str) -> LocalActor:
+        worker = Worker()
+        worker.released.set()
+        worker.listens.set()
+        self.workers.append(worker)
+        self.actors.append(LocalActor(worker))
+        return self.actors[-1]
+
+    async def _start(self, handle: LocalActor) -> None:
+        outcome = self.start(self.actors.index(handle))
+        if isinstance(outcome, Exception):
+            raise outcome
+        if outcome is not None:
+            await outcome
+
+    async def _hear(self, worker_id: str, state: str) -> None:
+        self.changes.append((worker_id, state))
+        if (outcome := self.hear(state)) is not None:
+            await outcome
+
+
+async def started(scene: Scene) -> Scene:
+    await asyncio.wait_for(scene.pool.start(), WAIT_S)
+    return scene
+
+
+async def test_a_newcomer_is_stale_until_it_holds_the_version_that_is_live_by_then() -> None:
+    scene = await started(Scene(size=1, weights=Weights(version=3, published_meanwhile=2)))
+    (member,) = scene.pool.members
+    assert member.health.held_version == scene.weights.version == 5
+    assert scene.states(0) == ["JOINING", "STALE", "READY"]
+    await scene.pool.close()
+
+
+async def test_a_silent_worker_gets_no_calls_and_is_replaced_when_it_stays_silent() -> None:
+    scene = await started(Scene(size=2))
+    scene.workers[0].listens.clear()
+    await scene.until(0, HealthState.SUSPECT)
+    assert await scene.call() == id(scene.workers[1])
+    await scene.until(0, HealthState.DEAD)
+    await scene.until(2, HealthState.READY)
+    assert scene.pool.num_lost == 1
+    assert "worker-0 was silent for 0.05 s; starting another in its place" in scene.notes
+    await scene.pool.close()
+
+
+async def test_a_suspect_that_answers_late_is_ready_again() -> None:
+    scene = await started(Scene(size=1, patience=Patience(heartbeat_s=0.01, heartbeat_timeout_s=WAIT_S)))
+    scene.workers[0].listens.clear()
+    await scene.until(0, HealthState.SUSPECT)
+    scene.workers[0].listens.set()
+    assert await scene.call() == id(scene.workers[0])
+    assert scene.states(0) == ["JOINING", "STALE", "READY", "SUSPECT", "READY"]
+    await scene.pool.close()
+
+
+async def test_a_suspect_that_missed_a_version_loads_it_before_it_is_called_again() -> None:
+    scene = await started(Scene(size=1, patience=Patience(heartbeat_s=0.01, heartbeat_timeout_s=WAIT_S)))
+    scene.workers[0].listens.clear()
+    await scene.until(0, HealthState.SUSPECT)
+    scene.weights.version = 7
+    scene.workers[0].listens.set()
+    await scene.call()
+    assert scene.pool.members[0].health.held_version == 7
+    await scene.pool.close()
+
+
+async def test_a_large_pool_asks_its_workers_no_oftener_than_a_small_one() -> None:
+    scene = await started(Scene(size=8, patience=replace(PATIENCE, heartbeat_timeout_s=WAIT_S, pace=PingPace(0.01))))
+    async with asyncio.timeout(WAIT_S):
+        # Each at once, to learn where it is; then one of them, whose turn it is. The next turn comes after 100 s.
+        while sum(worker.num_pings for worker in scene.workers) < 9:
+            await asyncio.sleep(0.001)
+        for _ in range(100):
+            await scene.call()
+            await asyncio.sleep(PATIENCE.heartbeat_s / 10)
+    assert sum(worker.num_pings for worker in scene.workers) == 9
+    await scene.pool.close()
+
+
+async def test_whatever_a_worker_answers_is_a_sign_of_life() -> None:
+    scene = await started(Scene(size=1, patience=Patience(heartbeat_s=3600.0, heartbeat_timeout_s=3600.0)))
+    (member,) = scene.pool.members
+    async with asyncio.timeout(WAIT_S):
+        while not member.node_id:
+            await asyncio.sleep(0)
+    times = [member.heard_s]
+    await scene.call()
+    times.append(member.heard_s)
+    with pytest.raises(DataError):
+        await scene.pool.call(lambda handle: handle.fail.remote(), WAIT_S)
+    times.append(member.heard_s)
+    assert times[0] < times[1] < times[2]
+    assert scene.workers[0].num_pings == 1
+    await scene.pool.close()
+
+
+async def test_a_worker_that_drains_finishes_its_call_and_takes_no_other() -> None:
+    scene = await started(Scene(size=2, max_calls=4))
+    for worker in scene.workers:
+        worker.released.clear()
+    running = [asyncio.create_task(scene.call()) for _ in range(2)]
+    async with asyncio.timeout(WAIT_S):
+        while any(member.num_calls == 0 for member in scene.pool.members):
+            await asyncio.sleep(0)
+    await scene.pool.resize(1)
+    (leaving,) = (n for n in range(2) if "DRAINING" in scene.states(n))
+    scene.workers[1 - leaving].released.set()
+    assert await scene.call() == id(scene.workers[1 - leaving])
+    assert "DEAD" not in scene.states(leaving)
+    scene.workers[leaving].released.set()
+    assert set(await asyncio.gather(*running)) == {id(worker) for worker in scene.workers}
+    assert scene.states(leaving)[-2:] == ["DRAINING", "DEAD"]
+    assert (scene.pool.num_ready, scene.pool.num_lost) == (1, 0)
+    await scene.pool.close()
+
+
+async def test_a_pool_grows_and_a_worker_that_is_drained_for_its_node_is_replaced() -> None:
+    scene = await started(Scene(size=1))
+    await scene.pool.resize(2)
+    await scene.until(1, HealthState.READY)
+    await scene.pool.drain(scene.pool.members[0])
+    await scene.until(2, HealthState.READY)
+    assert scene.states(0)[-1] == "DEAD"
+    await scene.pool.close()
+
+
+async def test_of_the_surplus_those_that_are_not_ready_leave_first() -> None:
+    forever = asyncio.Event()
+    scene = await started(Scene(size=1, start=lambda number: forever.wait() if number else None))
+    await scene.pool.resize(2)
+    await scene.until(1, HealthState.JOINING)
+    await scene.pool.resize(1)
+    assert scene.states(1) == ["JOINING", "DEAD"]
+    assert scene.pool.num_ready == 1
+    await scene.pool.close()
+
+
+async def test_a_start_that_never_ends_is_an_error_when_nobody_else_works() -> None:
+    forever = asyncio.Event()
+    scene = Scene(size=1, start=lambda number: forever.wait())
+    with pytest.raises(RunError, match=r"worker-0 has not started within 0\.2 s"):
+        await started(scene)
+    await scene.pool.close()
+
+
+async def test_a_start_that_never_ends_is_waited_for_while_others_work() -> None:
+    forever = asyncio.Event()
+    scene = await started(Scene(size=1, start=lambda number: forever.wait() if number else None))
+    await scene.pool.resize(2)
+    async with asyncio.timeout(WAIT_S):
+        while not any("it waits for room in the cluster, or hangs; 1 others go on" in note for note in scene.notes):
+            await asyncio.sleep(0.01)
+    await scene.call()
+    await scene.pool.close()
+
+
+async def test_workers_that_die_while_starting_are_tried_again_a_few_times() -> None:
+    from ray.exceptions import ActorDiedError
+
+    scene = Scene(size=1, start=lambda number: ActorDiedError())
+    with pytest.raises(RunError, match="no worker worker could be started"):
+        await started(scene)
+    assert len(scene.workers) == MAX_FAILED_STARTS
+    await scene.pool.close()
+
+
+async def test_a_failure_to_start_is_not_the_end_while_others_work() -> None:
+    failing = iter([ModelError("no model on this node")] * 2)
+    scene = await started(Scene(size=1, start=lambda number: next(failing, None) if number else None))
+    await scene.pool.resize(2)
+    await scene.until(3, HealthState.READY)
+    assert sum("no model on this node; 1 others go on" in note for note in scene.notes) == 2
+    await scene.pool.close()
+
+
+async def test_a_worker_that_dies_idle_is_noticed_by_its_heartbeat() -> None:
+    scene = await started(Scene(size=1))
+    scene.actors[0].kill()
+    await scene.until(1, HealthState.READY)
+    assert scene.pool.num_lost == 1
+    await scene.pool.close()
+
+
+async def test_a_call_on_a_worker_that_dies_fails_by_name() -> None:
+    scene = await started(Scene(size=1))
+    scene.workers[0].released.clear()
+    running = asyncio.create_task(scene.call())
+    await asyncio.sleep(0)
+    scene.actors[0].kill()
+    with pytest.raises(WorkerLostError, match="worker-0 died"):
+        await running
+    await scene.pool.close()
+
+
+async def test_the_description_names_who_is_not_ready() -> None:
+    forever = asyncio.Event()
+    scene = await started(Scene(size=1, start=lambda number: forever.wait() if number else None))
+    await scene.pool.resize(2)
+    assert scene.pool.describe() == "worker: 1 of 2 READY; worker-1 JOINING"
+    await scene.pool.close()
+
+
+async def test_a_call_that_is_cancelled_when_its_turn_has_come_gives_its_place_back() -> None:
+    scene = await started(Scene(size=1))
+    scene.workers[0].released.clear()
+    first, second = (asyncio.create_task(scene.call()) for _ in range(2))
+    async with asyncio.timeout(WAIT_S):
+        while scene.pool.num_calls < 2:
+            await asyncio.sleep(0)
+    first.cancel()
+    second.cancel()
+    await asyncio.gather(first, second, return_exceptions=True)
+    scene.workers[0].released.set()
+    assert await scene.call() == id(scene.workers[0])
+    assert scene.pool.num_calls == 0
+    await scene.pool.close()
+
+
+async def test_closing_ends_also_a_member_whose_cancellation_is_lost_on_the_way() -> None:
+    scene = Scene(size=1)
+    is_told = asyncio.Event()
+
+    async def lose_a_cancellation() -> None:
+        is_told.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    scene.hear = lambda state: lose_a_cancellation() if state == "STALE" else None
+    starting = asyncio.create_task(scene.pool.start())
+    await asyncio.wait_for(is_told.wait(), WAIT_S)
+    starting.cancel()
+    async with asyncio.timeout(WAIT_S):
+        await scene.pool.close()
+    assert scene.states(0)[-1] == "READY", "the cancellation was lost, and the member went on"
+    assert scene.pool.members == ()

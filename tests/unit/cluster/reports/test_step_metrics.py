@@ -1,0 +1,51 @@
+"""What a step reports of its groups, against sums done by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cluster.reports.metrics import METRIC_PREFIXES, METRICS
+from cluster.reports.step_metrics import StepTimes, step_metrics
+from tests.records import make_scored_group
+
+TIMES = StepTimes(started=100.0, batch_arrived=103.0, learned=107.0, published=108.0)
+
+
+def test_times_are_those_between_the_moments_of_the_step():
+    metrics = step_metrics(4, [make_scored_group()], {}, TIMES)
+    assert (metrics["time/wait_s"], metrics["time/learn_s"], metrics["time/sync_s"]) == (3.0, 4.0, 1.0)
+    assert metrics["time/step_s"] == 8.0
+    assert metrics["time/rollout_s"] == 2.5  # 10.0 to 12.5 in the record
+    assert metrics["time/reward_s"] == 0.25
+    assert metrics["images_per_s"] == 2 / 8
+
+
+def test_a_step_counts_from_one_and_gives_the_version_of_its_number():
+    metrics = step_metrics(4, [make_scored_group()], {}, TIMES)
+    assert (metrics["step"], metrics["weight_version"]) == (5, 5)
+
+
+def test_rewards_are_averaged_over_trajectories_and_spread_within_groups():
+    groups = [make_scored_group(0, (0.0, 1.0)), make_scored_group(1, (0.5, 0.5))]
+    metrics = step_metrics(0, groups, {}, TIMES)
+    assert metrics["reward/mean"] == 0.5
+    assert metrics["reward/std_in_group"] == pytest.approx((math.sqrt(0.5) + 0.0) / 2)
+    assert metrics["images"] == 4
+
+
+def test_a_reward_that_does_not_apply_is_left_out_of_its_mean():
+    group = make_scored_group(0, (0.0, 1.0))
+    columns = {"shapes": np.array([np.nan, 0.75], np.float32), "orm": np.array([np.nan, np.nan], np.float32)}
+    metrics = step_metrics(0, [replace(group, reward_columns=columns)], {}, TIMES)
+    assert metrics["reward/shapes"] == 0.75
+    assert math.isnan(metrics["reward/orm"])
+
+
+def test_what_the_learner_measured_is_passed_on_and_every_key_is_documented():
+    metrics = step_metrics(0, [make_scored_group()], {"loss": 0.5, "staleness/max": 1.0}, TIMES)
+    assert (metrics["loss"], metrics["staleness/max"]) == (0.5, 1.0)
+    assert all(key in METRICS or key.startswith(tuple(METRIC_PREFIXES)) for key in metrics)

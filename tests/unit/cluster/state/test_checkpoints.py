@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from cluster.learning import LearnerGroup
+from cluster.state import Checkpoints, RunState
+from cluster.state.run_state import digest_of
+from configs.errors import DataError, LearnerError
+from configs.schema import CheckpointConfig
+from rollout.records import Prompt
+
+
+class Writer:
+    """Writes like the learner's ranks; `dies` after the state and before the model."""
+
+    def __init__(self, dies: bool = False) -> None:
+        self.dies = dies
+        self.num_saved = 0
+
+    async def save_checkpoint(self, directory: str, step: int) -> None:
+        self.num_saved += 1
+        Path(directory).mkdir()
+        (Path(directory) / "step").write_text(str(step))
+
+    async def save_pretrained(self, directory: str) -> None:
+        if self.dies:
+            raise LearnerError("a learner rank died during save_pretrained")
+        Path(directory).mkdir()
+
+
+class Shelf:
+    """A run's checkpoints, what they told the user, and a learner that writes."""
+
+    def __init__(self, directory: Path, **config: object) -> None:
+        self.notes: list[str] = []
+        self.writer = Writer()
+        self.checkpoints = Checkpoints(directory, CheckpointConfig.model_validate(config), self.notes.append)
+
+    async def save(self, *steps: int) -> None:
+        for step in steps:
+            await self.checkpoints.save(cast(LearnerGroup, self.writer), RunState(step=step))
+
+    @property
+    def names(self) -> list[str]:
+        return [path.name for path in self.checkpoints.all()]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "checkpoints"
+
+
+async def test_a_checkpoint_holds_the_model_and_the_state_of_its_step(directory: Path):
+    shelf = Shelf(directory)
+    await shelf.save(50)
+    folder = directory / "step_000050"
+    assert {path.name for path in folder.iterdir()} == {"model", "state", "run.json", "manifest.json"}
+    assert (folder / "state" / "step").read_text() == "50"
+    assert await shelf.checkpoints.newest() == (folder, RunState(step=50))
+
+
+async def test_only_the_newest_are_kept(directory: Path):
+    shelf = Shelf(directory, keep_last=2)
+    await shelf.save(9, 10, 100)
+    assert shelf.names == ["step_000010", "step_000100"]
+
+
+async def test_every_so_many_steps_one_is_kept_for_good(directory: Path):
+    shelf = Shelf(directory, keep_last=1, keep_every=20)
+    await shelf.save(10, 20, 30, 40, 50)
+    assert shelf.names == ["step_000020", "step_000040", "step_000050"]
+
+
+async def test_a_half_written_checkpoint_is_no_checkpoint_and_is_replaced(directory: Path):
+    shelf = Shelf(directory)
+    shelf.writer.dies = True
+    with pytest.raises(LearnerError):
+        await shelf.save(7)
+    assert shelf.names == []
+    assert await shelf.checkpoints.newest() is None
+    assert [path.name for path in directory.iterdir()] == ["step_000007.partial"]
+    shelf.writer.dies = False
+    await shelf.save(7)
+    assert [path.name for path in directory.iterdir()] == ["step_000007"]
+
+
+async def test_a_step_is_saved_once(directory: Path):
+    shelf = Shelf(directory)
+    await shelf.save(7, 7)
+    assert shelf.writer.num_saved == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "fault"),
+    [
+        ("state/step", lambda path: path.write_text("21"), "state/step is not what was written"),
+        ("state/step", lambda path: path.write_text(""), "state/step is not what was written (0 bytes"),
+        ("run.json", Path.unlink, "run.json is missing"),
+        ("manifest.json", lambda path: path.write_text("{"), "manifest.json cannot be read"),
+        ("manifest.json", lambda path: path.write_text("{}"), "manifest.json does not list run.json"),
+        ("manifest.json", lambda path: path.write_text("3"), "manifest.json cannot be read"),
+    ],
+)
+async def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    directory: Path, name: str, harm: Callable[[Path], object], fault: str
+):
+    shelf = Shelf(directory)
+    await shelf.save(10, 20)
+    harm(directory / "step_000020" / name)
+    assert await shelf.checkpoints.newest() == (directory / "step_000010", RunState(step=10))
+    assert len(shelf.notes) == 1
+    assert f"checkpoint {directory / 'step_000020'} is damaged and not used: {fault}" in shelf.notes[0]
+    assert {path.name for path in directory.iterdir()} == {"step_000010", "step_000020.damaged"}
+    await shelf.save(20)  # made again, it takes its place
+    assert await shelf.checkpoints.newest() == (directory / "step_000020", RunState(step=20))
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+async def test_copies_at_a_url_are_whole_follow_the_policy_and_come_back(directory: Path, scheme: str):
+    url = f"file://{directory.parent.parent}/copies" if scheme == "file" else "memory://copies"
+    shelf = Shelf(directory, keep_last=2, url=url)
+    await shelf.save(1, 2, 3)
+    assert shelf.notes == []
+    elsewhere = Shelf(directory.parent.parent / "elsewhere" / "run" / "checkpoints", url=url)
+    found = await elsewhere.checkpoints.newest()
+    assert found == (elsewhere.checkpoints.directory / "step_000003", RunState(step=3))
+    assert elsewhere.names == ["step_000003"]
+    if scheme == "file":
+        copies = directory.parent.parent / "copies" / "run"
+        assert sorted(path.name for path in copies.iterdir()) == ["step_000002", "step_000003"]
+        (copies / "step_000003" / "manifest.json").unlink()  # as when the copy was cut short
+        third = Shelf(directory.parent.parent / "third" / "run" / "checkpoints", url=url)
+        found = await third.checkpoints.newest()
+        assert found is not None
+        assert found[1].step == 2
+
+
+async def test_a_url_that_cannot_be_written_is_a_note_and_no_error(directory: Path):
+    shelf = Shelf(directory, url="no-such-scheme://bucket")
+    await shelf.save(1)
+    assert shelf.names == ["step_000001"]
+    assert "step_000001 was not copied to checkpoint.url" in shelf.notes[0]
+
+
+def test_a_runs_state_survives_json():
+    state = RunState(7, {14: 1, 20: 2}, num_given_up=3, num_failed_groups=9, training_s=1.5, prompts_digest="ab")
+    assert RunState.from_json(state.to_json()) == state
+    assert json.loads(state.to_json())["step"] == 7
+
+
+def test_a_run_goes_on_with_the_prompts_that_it_began_with():
+    prompts = [Prompt("file:1", "a red star"), Prompt("file:2", "a blue ring")]
+    state = RunState(prompts_digest=digest_of(prompts))
+    state.check_prompts(prompts, "file.txt")
+    RunState().check_prompts(prompts, "file.txt")
+    for others in (prompts[::-1], prompts[:1], [prompts[0], Prompt("file:2", "a blue rung")]):
+        with pytest.raises(DataError, match=r"file\.txt: these are not the prompts that the run began with"):
+            state.check_prompts(others, "file.txt")

@@ -1,0 +1,113 @@
+"""The chaos harness without a run: who is a victim, who is chosen, and what counts as broken."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from typing import Any, cast
+
+import psutil
+import pytest
+
+from cluster.faults.invariants import check_ledger, check_metrics
+from cluster.faults.victims import KINDS, Victim, choose_victim, kind_of
+from cluster.reports.metrics import MetricsRow
+from cluster.state.ledger import GroupState
+from cluster.state.registry import RunSnapshot
+
+
+def row(step: int, loss: float | None = 0.1, version: int | None = None) -> MetricsRow:
+    return {"step": step, "weight_version": step if version is None else version, "loss": loss}
+
+
+def snapshot(step: int, **counts: int) -> RunSnapshot:
+    return RunSnapshot(
+        status="stopped",
+        num_steps=10,
+        groups_per_step=4,
+        started_s=0.0,
+        progress={"step": step, "weight_version": step},
+        workers={},
+        group_counts={state: counts.get(state.value, 0) for state in GroupState},
+        life=1,
+        given_up={},
+    )
+
+
+@dataclass(frozen=True)
+class FakeProcess:
+    pid: int
+
+
+def victim(kind: str, pid: int) -> Victim:
+    return Victim(kind, cast(psutil.Process, FakeProcess(pid)))
+
+
+@pytest.mark.parametrize(
+    ("title", "kind"),
+    [
+        ("ray::RolloutActor.roll_group", "rollout"),
+        ("ray::RewardActor", "reward"),
+        ("VLLM::EngineCore", "engine"),
+        ("ray::LearnerActor.train_step", "learner"),
+        ("ray::IDLE", None),
+        ("raylet --raylet_socket_name=x", None),
+        ("", None),
+    ],
+)
+def test_a_process_is_known_by_its_title(title: str, kind: str | None) -> None:
+    assert kind_of(title) == kind
+
+
+def test_every_kind_comes_up_however_many_processes_another_has() -> None:
+    victims = [victim("reward", pid) for pid in range(50)] + [victim("learner", 100)]
+    rng = random.Random(0)
+    chosen = [choose_victim(victims, KINDS, rng) for _ in range(60)]
+    kinds = [each.kind for each in chosen if each is not None]
+    assert 15 < kinds.count("learner") < 45
+    assert choose_victim(victims, ["queue"], rng) is None
+
+
+def test_the_same_seed_chooses_the_same_victims() -> None:
+    victims = [victim(kind, pid) for pid, kind in enumerate(KINDS)]
+    choices: list[list[Any]] = []
+    for _ in range(2):
+        rng = random.Random(3)
+        choices.append([choose_victim(victims, KINDS, rng) for _ in range(10)])
+    assert choices[0] == choices[1]
+
+
+def test_steps_that_are_whole_and_in_order_break_nothing() -> None:
+    assert check_metrics([row(step) for step in range(1, 6)]) == []
+    assert check_metrics([]) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([row(1), row(3)], "line 2 has 3"),
+        ([row(1), row(2), row(2)], "line 3 has 2"),
+        ([row(1), row(2, version=1)], "weight versions do not go up"),
+        ([row(1), row(2, loss=None)], r"not finite at steps \[2\]"),
+    ],
+)
+def test_a_step_that_is_missing_or_made_twice_or_not_finite_is_named(rows: list[MetricsRow], complaint: str) -> None:
+    assert any(re.search(complaint, text) for text in check_metrics(rows))
+
+
+def test_a_ledger_adds_up_when_each_step_has_its_groups_and_the_rest_is_under_way() -> None:
+    assert check_ledger(snapshot(3, trained=12, queued=4, dispatched=4), groups_per_step=4, max_in_flight=8) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "complaint"),
+    [
+        (snapshot(3, trained=13), "13 groups are trained, but 3 steps take 12"),
+        (snapshot(3, trained=11), "11 groups are trained"),
+        (snapshot(3, trained=12, queued=9), "9 groups are under way"),
+        (snapshot(3, trained=12, scored=-1), "counts below 0"),
+    ],
+)
+def test_a_ledger_that_does_not_add_up_is_named(state: RunSnapshot, complaint: str) -> None:
+    assert any(complaint in text for text in check_ledger(state, groups_per_step=4, max_in_flight=8))

@@ -1,0 +1,94 @@
+"""Every config that we ship parses, plans, and names rewards that exist; the embedded default dry-runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.session import plan_placement
+from cluster.session.dry_run import check_model_exists, describe_run
+from configs.errors import ConfigError, DataError, ModelError
+from configs.load import load_config
+from configs.schema import ModelConfig
+from rewards.registry import reward_path
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+SHAPES_CPU = CONFIGS / "shapes_cpu.yaml"
+NUM_GPUS = {"shapes_cpu": 0, "janus_pro_1b_1gpu": 1, "janus_pro_7b_8gpu": 8, "janus_pro_7b_cluster": 32}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_config_parses_plans_and_names_known_rewards(path: Path):
+    config = load_config(path)
+    assert config.run.name == path.stem
+    assert plan_placement(config).num_gpus == NUM_GPUS[path.stem]
+    for reward in config.rewards:
+        assert reward_path(reward.name).startswith("rewards.")
+
+
+def test_the_8_gpu_config_is_the_recipe_of_the_paper():
+    config = load_config(CONFIGS / "janus_pro_7b_8gpu.yaml")
+    algorithm, learner = config.algorithm, config.learner
+    assert (algorithm.groups_per_step, algorithm.group_size, algorithm.kl_coef) == (16, 8, 0.01)
+    assert (learner.lr, learner.zero_stage, config.run.steps) == (1e-6, 3, 1600)
+    assert (config.rollout.guidance_scale, config.rollout.temperature) == (5.0, 1.0)
+    assert {reward.name: reward.weight for reward in config.rewards} == dict.fromkeys(
+        ("hps", "git_vqa", "grounding_dino", "orm"), 1.0
+    )
+
+
+def test_the_embedded_default_needs_neither_gpu_nor_download():
+    config = load_config(SHAPES_CPU)
+    assert config.model.path == "tiny-janus"
+    assert config.data.evaluation == {"heldout": "shapes:heldout", "unseen_pairs": "shapes:unseen_pairs"}
+    assert config.data.num_evaluation_prompts >= 192
+    assert [reward.name for reward in config.rewards] == ["shapes"]
+
+
+def test_a_dry_run_shows_config_prompts_rewards_and_placement():
+    text = describe_run(load_config(SHAPES_CPU, ["learner.lr=2e-6"]))
+    for expected in (
+        "lr: 2.0e-06",
+        "train (shapes:train):",
+        "evaluation unseen_pairs (shapes:unseen_pairs), scoring 192:",
+        "0 skipped",
+    ):
+        assert expected in text
+    assert "shapes: rewards.shapes.reward:ShapesReward, weight 1" in text
+    assert "rewards.shapes" in text.partition("── placement ──")[2]
+
+
+def test_a_dry_run_counts_prompts_by_task_type_and_shows_what_is_skipped(tmp_path: Path):
+    data = tmp_path / "p.jsonl"
+    data.write_text('{"prompt": "a", "task_type": "color"}\n{"prompt": "b"}\n{}\n')
+    text = describe_run(load_config(SHAPES_CPU, [f"data.train={data}"]))
+    assert f"train ({data}): 2 prompts, 1 skipped\n  color: 1\n  (no task_type): 1\n  line 3: prompt: missing" in text
+
+
+def test_a_dry_run_refuses_an_unknown_reward_by_name():
+    with pytest.raises(ConfigError, match="'shape' is not a reward; use one of"):
+        describe_run(load_config(SHAPES_CPU, ["rewards.shapes.name=shape"]))
+
+
+def test_a_dry_run_refuses_missing_data_by_name(tmp_path: Path):
+    with pytest.raises(DataError, match=r"no\.txt: cannot read"):
+        describe_run(load_config(SHAPES_CPU, [f"data.train={tmp_path / 'no.txt'}"]))
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./model", "~/no_such_model", "a/b/c", "configs/no_such_model"])
+def test_a_path_that_is_no_folder_is_refused_by_name(path: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    with pytest.raises(ModelError, match=f"model.path '{path}' is no folder; mend the path, or name a hub id"):
+        check_model_exists(ModelConfig(path=path))
+
+
+def test_a_folder_without_a_model_in_it_is_refused(tmp_path: Path):
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        check_model_exists(ModelConfig(path=str(tmp_path)))
+
+
+def test_a_model_folder_and_a_hub_id_are_let_through(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    check_model_exists(ModelConfig(path=str(tmp_path)))
+    check_model_exists(ModelConfig(path="deepseek-community/Janus-Pro-1B"))

@@ -1,0 +1,124 @@
+"""Adapters against the weights they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from configs.errors import ModelError
+from configs.schema import LoraConfig, TinyJanusConfig
+from learner.janus_policy import JanusPolicy
+from learner.lora import LoraLinear, adapters_off, add_adapters, merged_weight, named_adapters
+from learner.warm_start.tiny_janus import save_random_tiny_janus
+
+
+class TwoLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up_proj, self.down_proj = nn.Linear(5, 7, bias=False), nn.Linear(7, 3, bias=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(torch.tanh(self.up_proj(x)))
+
+
+@pytest.fixture
+def layers() -> TwoLayers:
+    torch.manual_seed(0)
+    return TwoLayers().double()
+
+
+def trained(layers: TwoLayers) -> TwoLayers:
+    """With adapters that have moved away from their start."""
+    add_adapters(layers, LoraConfig(rank=2, alpha=6.0, targets=("up_proj", "down_proj")))
+    with torch.no_grad():
+        for layer in named_adapters(layers).values():
+            layer.lora_b.normal_()
+    return layers
+
+
+def test_a_policy_starts_as_its_base(layers: TwoLayers) -> None:
+    x = torch.randn(4, 5, dtype=torch.float64)
+    before = layers(x)
+    add_adapters(layers, LoraConfig(rank=2, targets=("up_proj",)))
+    assert torch.equal(layers(x), before)
+    assert [name for name, parameter in layers.named_parameters() if parameter.requires_grad] == [
+        "up_proj.lora_a", "up_proj.lora_b", "down_proj.weight", "down_proj.bias",
+    ]  # fmt: skip
+
+
+def test_values_and_gradients_are_those_of_the_merged_weights(layers: TwoLayers) -> None:
+    """The gradient of a factor is the merged weight's, by the chain rule: s Bᵀ dW and s dW Aᵀ."""
+    layers = trained(layers)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    output = layers(x)
+    output.square().sum().backward()
+    plain = TwoLayers().double()
+    adapters = named_adapters(layers)
+    with torch.no_grad():
+        plain.down_proj.bias.copy_(layers.down_proj.base.bias)
+        for name, layer in adapters.items():
+            merged = merged_weight(layer.base.weight, layer.lora_a, layer.lora_b, layer.scale)
+            plain.get_parameter(name).copy_(merged)
+    expected = plain(x)
+    expected.square().sum().backward()
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-12)
+    for name, layer in adapters.items():
+        gradient = plain.get_parameter(name).grad
+        assert gradient is not None
+        torch.testing.assert_close(layer.lora_a.grad, 3.0 * layer.lora_b.T @ gradient, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(layer.lora_b.grad, 3.0 * gradient @ layer.lora_a.T, rtol=1e-10, atol=1e-12)
+        assert layer.base.weight.grad is None
+
+
+def test_with_adapters_off_the_base_answers_and_they_come_back_after_an_error(layers: TwoLayers) -> None:
+    x = torch.randn(4, 5, dtype=torch.float64)
+    base = layers(x)
+    layers = trained(layers)
+    changed = layers(x)
+    assert not torch.allclose(changed, base)
+    with adapters_off(layers):
+        assert torch.equal(layers(x), base)
+    with pytest.raises(RuntimeError, match="no luck"), adapters_off(layers):
+        raise RuntimeError("no luck")
+    assert torch.equal(layers(x), changed)
+
+
+def test_every_rank_starts_with_the_same_adapters_and_leaves_the_generator_alone(layers: TwoLayers) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    starts = []
+    for seed in (1, 2):
+        other = TwoLayers()
+        torch.manual_seed(seed)
+        add_adapters(other, LoraConfig(rank=2, targets=("up_proj",)))
+        assert seed != 1 or torch.equal(torch.rand(1), expected)
+        starts.append(named_adapters(other)["up_proj.weight"].lora_a)
+    assert torch.equal(*starts)
+
+
+def test_merging_is_exact_up_to_the_rounding_of_the_weight() -> None:
+    weight, lora_a, lora_b = (torch.randn(*shape).bfloat16() for shape in ((6, 4), (2, 4), (6, 2)))
+    merged = merged_weight(weight, lora_a, lora_b, 0.5)
+    assert merged.dtype == torch.bfloat16
+    torch.testing.assert_close(merged, (weight.float() + 0.5 * lora_b.float() @ lora_a.float()).bfloat16())
+
+
+def test_a_target_that_no_layer_has_is_refused_by_name(layers: TwoLayers) -> None:
+    with pytest.raises(ModelError, match=r"no linear layer named 'q_proj'"):
+        add_adapters(layers, LoraConfig(targets=("up_proj", "q_proj")))
+
+
+def test_a_policy_with_adapters_trains_them_alone_and_keeps_the_checkpoints_names(tmp_path: Path) -> None:
+    shape = TinyJanusConfig(hidden_size=64, num_layers=2, num_heads=2, num_codes=32, image_size=16, max_positions=64)
+    save_random_tiny_janus(tmp_path / "tiny", shape, ["red", "star"])
+    plain = JanusPolicy.load(str(tmp_path / "tiny"), torch.float32, logprob_chunk_tokens=7)
+    policy = JanusPolicy.load(str(tmp_path / "tiny"), torch.float32, logprob_chunk_tokens=7, lora=LoraConfig(rank=2))
+    assert {name.rpartition(".")[2] for name, _ in policy.named_trainable_parameters()} == {"lora_a", "lora_b"}
+    assert len(policy.adapters()) == 2 * 7
+    assert all(isinstance(layer, LoraLinear) for layer in policy.adapters().values())
+    language_model = [name for name, _ in plain.named_changing_parameters() if name.startswith("model.language_model.")]
+    assert [name for name, _ in policy.named_changing_parameters()] == language_model
+    assert set(policy.adapters()) <= set(language_model)

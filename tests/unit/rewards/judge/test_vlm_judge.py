@@ -1,0 +1,243 @@
+"""rewards/judge/vlm_judge.py and rewards/judge/client.py, against a small server on this machine."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.errors import ConfigError, RewardError
+from rewards.judge import UnifiedReward, VlmJudgeReward
+from rollout.records import Prompt, UInt8Array
+
+KEY = "sk-very-secret"
+Answer = tuple[int, str | dict[str, Any]]
+
+
+def reply(text: str | None) -> Answer:
+    return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+
+class JudgeServer:
+    """Speaks as an OpenAI-compatible server; `answer` decides what it says to a request's body."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[dict[str, Any]], Answer] = lambda body: reply("Score: 5")
+        self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
+        """(path, headers, body), in order of arrival."""
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.requests.append((self.path, dict(self.headers), body))
+                status, content = outer.answer(body)
+                data = (content if isinstance(content, str) else json.dumps(content)).encode()
+                self.send_response(status)
+                if status == 302:
+                    self.send_header("Location", f"{outer.url}/elsewhere")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                with contextlib.suppress(BrokenPipeError):  # a client that has given up
+                    self.wfile.write(data)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                return None
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(30)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = JudgeServer()
+    yield server
+    server.close()
+
+
+def judge(server: JudgeServer, **options: Any) -> VlmJudgeReward:
+    return VlmJudgeReward(**{"device": "cpu", "url": server.url, "model": "m", "backoff_s": 0.01, **options})
+
+
+PICTURES: UInt8Array = np.random.default_rng(0).integers(0, 256, (6, 8, 9, 3), dtype=np.uint8)
+PROMPTS = [Prompt(str(i), f"picture {i}") for i in range(6)]
+
+
+def question_of(body: dict[str, Any]) -> str:
+    text: str = body["messages"][0]["content"][1]["text"]
+    return text
+
+
+def picture_of(body: dict[str, Any]) -> UInt8Array:
+    header, _, data = body["messages"][0]["content"][0]["image_url"]["url"].partition(",")
+    assert header == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_each_picture_gets_the_number_of_its_own_reply_in_order(server: JudgeServer) -> None:
+    def answer(body: dict[str, Any]) -> Answer:
+        index = next(i for i in range(6) if f'"picture {i}"' in question_of(body))
+        np.testing.assert_array_equal(picture_of(body), PICTURES[index])
+        return reply(f"It could be Score: 10, but it is not.\nScore: **{index}.5**")
+
+    server.answer = answer
+    scores = judge(server, num_parallel=3).score(PICTURES, PROMPTS)
+    assert [score.value for score in scores] == pytest.approx([(i + 0.5) / 10 for i in range(6)])
+    assert all("It could be" in score.parts["reply"] for score in scores)
+    path, _, body = server.requests[0]
+    assert path == "/v1/chat/completions"
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0.0, 512)
+
+
+def test_a_picture_scores_the_same_alone_and_in_company(server: JudgeServer) -> None:
+    server.answer = lambda body: reply(f"Score: {picture_of(body).mean() / 255 * 10:.6f}")
+    reward = judge(server)
+    batch = [score.value for score in reward.score(PICTURES, PROMPTS)]
+    single = [reward.score(PICTURES[i : i + 1], PROMPTS[i : i + 1])[0].value for i in range(6)]
+    assert batch == pytest.approx(single, abs=1e-5)
+    assert np.ptp(batch) > 1e-3
+
+
+def test_question_pattern_and_range_are_options(server: JudgeServer) -> None:
+    server.answer = lambda body: reply("3 of 4 {good}" if question_of(body) == "Is {this} a picture 0?" else "?")
+    options = {"question": "Is {this} a {prompt}?", "pattern": r"(\d) of 4", "lowest": 1, "highest": 4}
+    (score,) = judge(server, **options).score(PICTURES[:1], PROMPTS[:1])
+    assert score.value == pytest.approx(2 / 3)
+    (score,) = judge(server, **options, rescale=False).score(PICTURES[:1], PROMPTS[:1])
+    assert score.value == 3.0
+
+
+def test_unified_reward_asks_in_its_own_words_and_reads_its_final_score(server: JudgeServer) -> None:
+    server.answer = lambda body: reply("Alignment Score: 2\nFinal Score: 3.5")
+    (score,) = UnifiedReward(device="cpu", url=server.url).score(PICTURES[:1], PROMPTS[:1])
+    assert score.value == 3.5
+    body = server.requests[0][2]
+    assert body["model"] == "CodeGoat24/UnifiedReward-qwen-7b"
+    assert question_of(body).endswith("Text Caption: [picture 0]")
+    assert "score from 1 to 5 after 'Final Score:'" in question_of(body)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("I cannot say.", "the judge's reply holds nothing like .*I cannot say"),
+        ("Score: 11", r"the judge gave 11\.0, not 0\.0 to 10\.0"),
+        (None, "answered without a text"),
+    ],
+)
+def test_a_reply_without_a_number_in_range_is_an_error_and_no_nought(
+    server: JudgeServer, text: str | None, message: str
+) -> None:
+    server.answer = lambda body: reply(text)
+    with pytest.raises(RewardError, match=message):
+        judge(server).score(PICTURES[:1], PROMPTS[:1])
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_is_busy_is_asked_again(server: JudgeServer, status: int) -> None:
+    server.answer = lambda body: (status, "busy") if len(server.requests) < 3 else reply("Score: 7")
+    (score,) = judge(server, retries=2).score(PICTURES[:1], PROMPTS[:1])
+    assert score.value == 0.7
+    assert len(server.requests) == 3
+
+
+def test_a_server_that_stays_busy_is_named_with_what_it_said(server: JudgeServer) -> None:
+    server.answer = lambda body: (503, "out of memory")
+    with pytest.raises(RewardError, match=r"127\.0\.0\.1.* no answer in 3 tries, the last: status 503: out of memory"):
+        judge(server, retries=2).score(PICTURES[:1], PROMPTS[:1])
+
+
+def test_a_server_that_hangs_is_given_up_after_its_time(server: JudgeServer) -> None:
+    done = threading.Event()
+
+    def hang(body: dict[str, Any]) -> Answer:
+        done.wait(60)
+        return reply("Score: 5")
+
+    server.answer = hang
+    with pytest.raises(RewardError, match=r"no answer in 2 tries, the last: TimeoutError"):
+        judge(server, retries=1, timeout_s=0.3).score(PICTURES[:1], PROMPTS[:1])
+    done.set()
+
+
+def test_a_server_that_is_not_there_is_an_error() -> None:
+    reward = VlmJudgeReward(device="cpu", url="http://127.0.0.1:9/v1", model="m", retries=0)
+    with pytest.raises(RewardError, match="no answer in 1 tries, the last: URLError"):
+        reward.score(PICTURES[:1], PROMPTS[:1])
+
+
+@pytest.mark.parametrize("answer", [(200, "<html>"), (200, {"choices": []}), (200, "[1]")])
+def test_another_kind_of_server_is_recognised(server: JudgeServer, answer: Answer) -> None:
+    server.answer = lambda body: answer
+    with pytest.raises(RewardError, match="did not answer as an OpenAI-compatible server does"):
+        judge(server).score(PICTURES[:1], PROMPTS[:1])
+
+
+def test_the_key_is_sent_and_shows_nowhere_else(server: JudgeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    reward = judge(server, api_key_env="JUDGE_KEY")
+    reward.score(PICTURES[:1], PROMPTS[:1])
+    assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
+    server.answer = lambda body: (401, f"Incorrect API key provided: {KEY}")
+    with pytest.raises(RewardError, match=r"status 401: Incorrect API key provided: \*\*\*") as error:
+        reward.score(PICTURES[:1], PROMPTS[:1])
+    assert KEY not in str(error.value)
+    assert KEY not in repr(vars(reward))
+    assert len(server.requests) == 2, "a refused key is not tried again"
+
+
+def test_a_redirect_is_refused_and_the_key_stays(server: JudgeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    server.answer = lambda body: (302, "moved")
+    with pytest.raises(RewardError, match="refused the request with status 302"):
+        judge(server, api_key_env="JUDGE_KEY").score(PICTURES[:1], PROMPTS[:1])
+    assert [path for path, _, _ in server.requests] == ["/v1/chat/completions"]
+
+
+def test_without_a_key_none_is_sent(server: JudgeServer) -> None:
+    judge(server).score(PICTURES[:1], PROMPTS[:1])
+    assert "Authorization" not in server.requests[0][1]
+
+
+def test_a_judge_with_a_temperature_says_that_it_is_random(server: JudgeServer) -> None:
+    assert judge(server, temperature=0.7).is_random
+    assert not judge(server).is_random
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "localhost:8000"}, "url of vlm_judge is 'localhost:8000'; give it like http"),
+        ({"question": "Is it good?"}, r"question of vlm_judge is 'Is it good\?'; put \{prompt\}"),
+        ({"pattern": "Score: ("}, "pattern of vlm_judge .* no regular expression"),
+        ({"pattern": "Score"}, "pattern of vlm_judge is 'Score'; put the number into a group"),
+        ({"lowest": 10}, r"lowest of vlm_judge is 10; set it below highest, which is 10\.0"),
+        ({"api_key_env": "NO_SUCH_VARIABLE"}, "api_key_env of vlm_judge is 'NO_SUCH_VARIABLE', and that variable"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        VlmJudgeReward(**{"device": "cpu", "url": "http://localhost/v1", "model": "m", **options})
+
+
+def test_unified_rewards_errors_name_it() -> None:
+    with pytest.raises(ConfigError, match="url of unified_reward is 'localhost'"):
+        UnifiedReward(device="cpu", url="localhost")
