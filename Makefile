@@ -12,7 +12,7 @@ VENV := .venv
 PYTHON_BIN := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-$(EXTRA)
 
-.PHONY: help setup train test test-unit test-integration check format bench clean
+.PHONY: help setup train test test-unit test-integration test-hosts test-all check format bench clean
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -36,6 +36,12 @@ test-unit: setup  ## run the tests that need no engine, no Ray, no Redis (second
 	$(PYTHON_BIN) -m pytest tests/unit $(ARGS)
 
 test-integration: setup  ## run the tests with the real vLLM, Ray, DeepSpeed and Redis (minutes)
+	$(PYTHON_BIN) -m pytest tests/integration tests/hosts $(wildcard tests/gpu) -m 'not proof' $(ARGS)
+
+test-hosts: setup  ## run all stories of several hosts, in network namespaces (Linux, root; half an hour)
+	$(PYTHON_BIN) -m pytest tests/hosts $(ARGS)
+
+test-all: test-unit test-hosts  ## run everything, the long proofs too
 	$(PYTHON_BIN) -m pytest tests/integration $(wildcard tests/gpu) $(ARGS)
 
 check: setup  ## lint, format, types, import rule, shipped configs
