@@ -47,7 +47,7 @@ FLOORS: dict[str, list[set[str]]] = {
     "rollout": [
         {"records"},
         {"shapes", "weights", "engine", "guidance", "janus_checkpoint"},
-        {"prompts", "pictures", "vllm"},
+        {"prompts", "pictures", "vllm", "conversion"},
         {""},
     ],
     "rewards": [
