@@ -1,6 +1,6 @@
-"""One kill, and when the run has recovered from it.
+"""One injury, and when the run has recovered from it.
 
-killed                                   recovered when
+injured                                  recovered when
 rollout worker or engine, reward worker  another worker of its pool, that was not there before, is READY
 anything else                            the optimizer step after the one it died in is made
 """
@@ -23,7 +23,7 @@ _POOL_OF: Final[Mapping[str, str]] = {"rollout": "rollout", "engine": "rollout",
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One kill, and what came of it."""
+    """One injury, and what came of it."""
 
     kind: str
     step: int
@@ -37,25 +37,31 @@ class Fault:
 
 
 class Recovery:
-    """Looks at the run before one kill and after it."""
+    """Looks at the run before one injury and after it."""
 
-    def __init__(self, supervisor: Supervisor, kind: str) -> None:
-        """To be made just before the kill."""
+    def __init__(self, supervisor: Supervisor, kind: str, victim: str) -> None:
+        """To be made just before the injury. victim: the kind of process that is injured, or "run"."""
         self._supervisor = supervisor
         self._kind = kind
+        self._victim = victim
         self._step = self._lowest_step = supervisor.num_steps
+        self._until = self._step + 2
         self._num_failed = self._groups_failed()
         self._num_resumes = supervisor.num_resumes
         self._known = self._ready_workers()
+
+    def from_here(self) -> None:
+        """The injury is taken back: steps that were made while it lasted are no sign of a recovery."""
+        self._until = self._supervisor.num_steps + 2
 
     def is_over(self) -> bool:
         """Whether the run has recovered. A run that was resumed has when it has made a step more than before."""
         step = self._supervisor.num_steps
         self._lowest_step = min(self._lowest_step, step)
-        if self._kind in _POOL_OF and not self._was_resumed:
+        if self._victim in _POOL_OF and not self._was_resumed:
             return bool(self._ready_workers() - self._known)
         # A step may have been as good as made when the process died; the one after it was not.
-        return step >= self._step + 2
+        return step >= self._until
 
     def fault(self, recovery_s: float) -> Fault:
         """The record of it, once `is_over`."""
@@ -77,13 +83,13 @@ class Recovery:
         return int(rows[-1]["groups_failed"] or 0) if rows else 0
 
     def _ready_workers(self) -> set[str]:
-        if self._kind not in _POOL_OF:
+        if self._victim not in _POOL_OF:
             return set()
         try:
             workers = read_registry(self._supervisor).workers
         except RegistryError:
             return set()  # it is being started again
-        beginning = _POOL_OF[self._kind]
+        beginning = _POOL_OF[self._victim]
         return {name for name, worker in workers.items() if worker.state == "READY" and name.startswith(beginning)}
 
 

@@ -1,9 +1,8 @@
-"""Which processes a run consists of, told by what Ray and vLLM call them, and which one dies next."""
+"""Which processes a run consists of, told by what Ray and vLLM call them."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,21 +41,6 @@ def find_victims(launcher: psutil.Process, redis: psutil.Process) -> list[Victim
 def kind_of(title: str) -> str | None:
     """The kind of a process with this title; None for those of Ray itself and for helpers."""
     return next((kind for beginning, kind in ACTOR_KINDS.items() if title.startswith(beginning)), None)
-
-
-def choose_victim(victims: Iterable[Victim], kinds: Iterable[str], rng: random.Random) -> Victim | None:
-    """A kind at random, so that many processes of one kind do not shield the others; then one of that kind.
-
-    None when nothing of these kinds is alive.
-    """
-    by_kind: dict[str, list[Victim]] = {}
-    for victim in victims:
-        by_kind.setdefault(victim.kind, []).append(victim)
-    present = sorted(set(kinds) & set(by_kind))
-    if not present:
-        return None
-    chosen = by_kind[rng.choice(present)]
-    return rng.choice(sorted(chosen, key=lambda victim: victim.process.pid))
 
 
 def _title(process: psutil.Process) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.hosts.waiting import wait_until
+from tests.waiting import wait_until
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 NETWORK = "10.77.0"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.hosts.hosts import PROJECT_ROOT, Host
-from tests.hosts.waiting import wait_until
+from tests.waiting import wait_until
 
 GCS_PORT = 6379
 OBJECT_STORE_BYTES = 150_000_000

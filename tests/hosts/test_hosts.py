@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 from tests.hosts.hosts import several_hosts
-from tests.hosts.waiting import wait_until
+from tests.waiting import wait_until
 
 
 def test_hosts_have_names_disks_and_memory_of_their_own_and_reach_each_other(hosts_allowed: None) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.hosts.conftest import MakeCluster
 from tests.hosts.hosts import Host
 from tests.hosts.ray_cluster import base_settings, join, launch, resume
-from tests.hosts.waiting import wait_until
+from tests.waiting import wait_until
 
 SHARED = "/srv/shared"
 RUNS = f"{SHARED}/runs"
