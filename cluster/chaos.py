@@ -50,7 +50,7 @@ OVERRIDES = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    options = _parse(arguments)
+    options = build_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends what was started
     return exit_code_of(partial(_run, options), "the processes of the run are killed")
 
@@ -146,7 +146,8 @@ def _table(faults: Sequence[Fault]) -> Table:
     )
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster.chaos",
         description="Train while killing random processes of the run; then check that nothing was lost.",
@@ -159,7 +160,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the run; repeatable")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="of each recovery (default 300)")
     parser.add_argument("--output-dir", metavar="DIR", help="default runs/chaos-DATE-TIME")
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":

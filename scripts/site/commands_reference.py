@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 from unittest.mock import patch
 
 COMMANDS: Mapping[str, str] = {
@@ -32,10 +33,10 @@ This page is generated from the commands' own parsers when the site is built.
 """
 
 
-def parser_of(module: str) -> argparse.ArgumentParser:
-    """The parser of a command; nothing is run."""
-    parser: argparse.ArgumentParser = importlib.import_module(module).build_parser()
-    return parser
+def command_module(command: str) -> ModuleType:
+    """The module that `python -m command` runs."""
+    module = importlib.import_module(command)
+    return importlib.import_module(f"{command}.__main__") if hasattr(module, "__path__") else module
 
 
 def commands_reference() -> str:
@@ -44,7 +45,8 @@ def commands_reference() -> str:
 
 
 def _describe(module: str) -> Iterator[str]:
+    parser: argparse.ArgumentParser = command_module(module).build_parser()
     with patch.dict(os.environ, {"COLUMNS": str(COLUMNS), "NO_COLOR": "1"}):
-        text = parser_of(module).format_help()
+        text = parser.format_help()
     yield from (f"## `python -m {module}` {{ #{module.replace('.', '-')} }}", "", COMMANDS[module], "")
     yield from ("```text", text.rstrip(), "```", "")

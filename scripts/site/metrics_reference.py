@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cluster.metrics import METRIC_PREFIXES, METRICS
+from cluster.reports.metrics import METRIC_PREFIXES, METRICS
 
 INTRODUCTION = """\
 # Metrics reference
