@@ -51,7 +51,7 @@ check: setup  ## lint, format, types, rules of rooms and imports, shipped config
 	$(PYTHON_BIN) -m pytest -q tests/unit/test_imports.py tests/unit/configs/test_shipped_configs.py tests/unit/docs
 
 docs: setup  ## build the documentation into build/site; a warning is an error
-	$(PYTHON_BIN) -m mkdocs build --quiet --strict
+	$(PYTHON_BIN) -m mkdocs build --strict
 	@echo 'open build/site/index.html'
 
 docs-serve: setup  ## show the documentation on http://127.0.0.1:8000 and follow changes

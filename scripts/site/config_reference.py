@@ -65,7 +65,7 @@ def field_paths() -> set[str]:
 
 
 def section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The section inside `Section | None`, `Annotated[Section, …]` or `tuple[Section, ...]`, and whether it is a list."""
+    """The section inside `Section | None`, `Annotated[…]` or `tuple[Section, ...]`, and whether it is a list."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return section_of(get_args(annotation)[0])

@@ -1,7 +1,8 @@
 """MkDocs hooks: pages that are generated in the build, and files of the repository's root shown as pages.
 
     configs/schema.py ─► reference/config.md        cluster's METRICS ─► reference/metrics.md
-    argparse parsers ──► reference/commands.md      ARCHITECTURE.md, BENCHMARKS.md, … ─► project/*.md
+    argparse parsers ──► reference/commands.md      rewards' classes ──► reference/rewards.md
+    configs/NAME.yaml ─► the end of recipes/NAME.md      ARCHITECTURE.md, … ─► project/*.md
 
 None of these is written to docs/, so none can be edited by hand and then go stale.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # the `mkdocs` command does not put it there; `python -m mkdocs` does
@@ -23,6 +25,8 @@ if str(ROOT) not in sys.path:  # the `mkdocs` command does not put it there; `py
 from scripts.site.commands_reference import commands_reference  # noqa: E402
 from scripts.site.config_reference import config_reference  # noqa: E402
 from scripts.site.metrics_reference import metrics_reference  # noqa: E402
+from scripts.site.recipes import with_config  # noqa: E402
+from scripts.site.rewards_reference import rewards_reference  # noqa: E402
 
 # A message to owners of themes and plugins about a future MkDocs; it is no fault of a page, and the version is pinned.
 logging.getLogger("material.warning").setLevel(logging.ERROR)
@@ -42,6 +46,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     generated = {
         "reference/config.md": config_reference(),
+        "reference/rewards.md": rewards_reference(),
         "reference/metrics.md": metrics_reference(),
         "reference/commands.md": commands_reference(),
     }
@@ -50,6 +55,11 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for target, content in generated.items():
         files.append(File.generated(config, target, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Add to a recipe what its config file says."""
+    return with_config(markdown, page.file.src_uri)
 
 
 def for_site(markdown: str, page: str) -> str:
