@@ -51,11 +51,11 @@ check: setup  ## lint, format, types, rules of rooms and imports, shipped config
 	$(PYTHON_BIN) -m pytest -q tests/unit/test_imports.py tests/unit/configs/test_shipped_configs.py tests/unit/docs
 
 docs: setup  ## build the documentation into build/site; a warning is an error
-	$(PYTHON_BIN) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_BIN) -m mkdocs build --strict
 	@echo 'open build/site/index.html'
 
 docs-serve: setup  ## show the documentation on http://127.0.0.1:8000 and follow changes
-	$(PYTHON_BIN) -m mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_BIN) -m mkdocs serve
 
 format: setup  ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .

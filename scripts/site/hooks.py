@@ -9,7 +9,6 @@ None of these is written to docs/, so none can be edited by hand and then go sta
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 from pathlib import Path
@@ -27,9 +26,6 @@ from scripts.site.config_reference import config_reference  # noqa: E402
 from scripts.site.metrics_reference import metrics_reference  # noqa: E402
 from scripts.site.recipes import with_config  # noqa: E402
 from scripts.site.rewards_reference import rewards_reference  # noqa: E402
-
-# A message to owners of themes and plugins about a future MkDocs; it is no fault of a page, and the version is pinned.
-logging.getLogger("material.warning").setLevel(logging.ERROR)
 
 ROOT_PAGES = {
     "ARCHITECTURE.md": "project/architecture.md",
@@ -65,7 +61,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 def for_site(markdown: str, page: str) -> str:
     """A file of the repository's root as a page of the site: its links lead to pages, or become plain code.
 
-    page: where the page lies in the site. A link to a file that the site does not hold (a source file) keeps its text.
+    page: where the page lies in the site. A link to a file that the site does not hold (a source file) becomes its text and
+    the file's name.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -78,6 +75,6 @@ def for_site(markdown: str, page: str) -> str:
             return f"{bang}[{text}]({up}{path.removeprefix('docs/')}{hash_sign}{fragment})"
         if path in ROOT_PAGES:
             return f"{bang}[{text}]({up}{ROOT_PAGES[path]}{hash_sign}{fragment})"
-        return text
+        return text if path in text else f"{text} (`{path}`)"
 
     return _LINK.sub(replace, markdown)

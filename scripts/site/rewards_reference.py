@@ -83,7 +83,8 @@ def _describe(name: str, path: str) -> Iterator[str]:
 
 
 def _parse(module_name: str) -> ast.Module:
-    path = ROOT.joinpath(*module_name.split(".")).with_suffix(".py")
+    folder = ROOT.joinpath(*module_name.split("."))
+    path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
