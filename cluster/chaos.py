@@ -64,7 +64,7 @@ sooner than a run of days would, so that a freeze takes seconds of the harness's
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    options = _parse(arguments)
+    options = parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, ends what was started
     return exit_code_of(partial(_run, options), "the processes of the run are killed")
 
@@ -174,7 +174,8 @@ def _table(faults: Sequence[Fault]) -> Table:
     )
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster.chaos",
         description="Train while the run is injured at random; then check that nothing was lost.",
@@ -189,6 +190,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the run; repeatable")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="of each recovery (default 300)")
     parser.add_argument("--output-dir", metavar="DIR", help="default runs/chaos-DATE-TIME")
+    return parser
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, with all kinds that this machine allows where none are named."""
+    parser = build_parser()
     options = parser.parse_args(arguments)
     reason = why_no_small_disk()
     if options.kinds is None:

@@ -21,10 +21,10 @@ from configs.errors import ConfigError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return exit_code_of(partial(_convert, parser().parse_args(argv)), "nothing was written")
+    return exit_code_of(partial(_convert, build_parser().parse_args(argv)), "nothing was written")
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Of the command line; exits with 2 for wrong options."""
     command = argparse.ArgumentParser(
         prog="python -m rollout.convert_janus",
