@@ -61,8 +61,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 def for_site(markdown: str, page: str) -> str:
     """A file of the repository's root as a page of the site: its links lead to pages, or become plain code.
 
-    page: where the page lies in the site. A link to a file that the site does not hold (a source file) becomes its text and
-    the file's name.
+    page: where the page lies in the site. A link to a file that the site does not hold (a source file) becomes its text
+    and the file's name.
     """
 
     def replace(match: re.Match[str]) -> str:
