@@ -22,7 +22,7 @@ PACKAGES = ("configs", "rollout", "rewards", "learner", "cluster")
 
 @cache
 def sources_digest(root: Path | None = None) -> str:
-    """SHA-256 over names and contents of the five packages' Python files, below `root` or where this process has them."""
+    """SHA-256 over names and contents of the five packages' Python files, below `root` or `sources_root()`."""
     root = root or sources_root()
     digest = hashlib.sha256()
     for package in PACKAGES:
