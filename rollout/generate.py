@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -23,6 +24,7 @@ from configs.command_line import exit_code_of
 from rollout.prompts import load_prompts
 from rollout.prompts.source import summarize_skipped
 from rollout.records import GroupRollout, Prompt, UInt8Array
+from rollout.vllm.settings import quiet_environment
 
 MAX_BAD_LINES = 100
 
@@ -109,6 +111,7 @@ def _read_prompts(arguments: argparse.Namespace, console: Console) -> tuple[Prom
 def _generate(arguments: argparse.Namespace) -> int:
     console = Console()
     prompts = _read_prompts(arguments, console)
+    os.environ.update(quiet_environment())  # before torch is imported, which reads its part once
     # Here, so that --help and a mistyped option are answered at once.
     from rollout.drawing import DrawingOptions, draw
     from rollout.pictures import PictureWriter

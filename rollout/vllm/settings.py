@@ -41,12 +41,26 @@ def context_length(config: RolloutConfig, checkpoint: JanusCheckpoint) -> int:
     return min(needed + _CONTEXT_MARGIN, max_positions)
 
 
+def quiet_environment() -> dict[str, str]:
+    """Environment that keeps libraries from filling the screen with what is no fault; set it before importing torch.
+
+    Each variable that the user has set stays as it is.
+    """
+    quiet = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        # The second: vLLM ends its engine core by a signal, and Python's tracker then counts a semaphore that it frees.
+        "PYTHONWARNINGS": "ignore::FutureWarning,ignore:resource_tracker:UserWarning",
+        # Of this module errors only: it remarks in each process that a CPU build has no Triton.
+        "TORCH_LOGS": "-torch._library.triton",
+    }
+    return {name: os.environ.get(name, value) for name, value in quiet.items()}
+
+
 def environment(config: RolloutConfig) -> dict[str, str]:
     """Environment variables that vLLM reads, here and in its child processes; set them before importing it."""
     variables = {
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
-        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
+        **quiet_environment(),
         "VLLM_NO_USAGE_STATS": "1",
         # `rollout.vllm.guidance_processor` speaks the interface of the first model runner.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
