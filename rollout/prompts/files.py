@@ -34,8 +34,8 @@ def parse_prompt(record: Any, prompt_id: str) -> Prompt:
         raise BadRecord(f"expected an object with a 'prompt', found {show(record)}")
     return Prompt(
         prompt_id=prompt_id,
-        text=_text(record, "prompt"),
-        task_type=_text(record, "task_type", required=False),
+        text=text_of(record, "prompt"),
+        task_type=text_of(record, "task_type", required=False),
         nouns=_words(record, "nouns"),
         attr_nouns=_words(record, "attr_nouns"),
         spatial_info=_spatial_info(record.get("spatial_info")),
@@ -43,7 +43,8 @@ def parse_prompt(record: Any, prompt_id: str) -> Prompt:
     )
 
 
-def _text(record: Mapping[str, Any], field: str, *, required: bool = True) -> str:
+def text_of(record: Mapping[str, Any], field: str, *, required: bool = True) -> str:
+    """A field's text without blanks around it. Raises BadRecord for one that is none, empty, or cannot be written."""
     value = record.get(field)
     if value is None:
         value = ""
@@ -82,7 +83,7 @@ def _spatial_info(value: Any) -> SpatialInfo | None:
     if not isinstance(value, Mapping):
         raise BadRecord(f"spatial_info: expected an object with obj1, obj2 and locality, found {show(value)}")
     try:
-        obj1, obj2, locality = (_text(value, part) for part in ("obj1", "obj2", "locality"))
+        obj1, obj2, locality = (text_of(value, part) for part in ("obj1", "obj2", "locality"))
     except BadRecord as error:
         raise BadRecord(f"spatial_info.{error}") from None
     return SpatialInfo(obj1, obj2, locality)
@@ -100,7 +101,7 @@ def _count_info(entry: Any) -> CountInfo:
     if not isinstance(entry, Mapping):
         raise BadRecord(f"numeracy_info: expected objects with obj_name and num, found {show(entry)}")
     try:
-        name = _text(entry, "obj_name")
+        name = text_of(entry, "obj_name")
     except BadRecord as error:
         raise BadRecord(f"numeracy_info.{error}") from None
     num = entry.get("num")

@@ -90,8 +90,8 @@ ODD_CELLS = [
         "--1",
     ),
     *(
-        "[" * 500 + "]" * 500,
-        "(" * 300 + ")" * 300,
+        "[" * 200 + "]" * 200,
+        "(" * 100 + ")" * 100,
         "9" * 5000,
         "[b'x']",
         "[f'{x}']",
@@ -112,8 +112,8 @@ ODD_CELLS = [
     *(
         "[lambda: 0]",
         "[1 if 1 else 2]",
-        "(" + "-" * 500 + "1)",
-        "[" + "1" + "+1" * 500 + "]",
+        "(" + "-" * 100 + "1)",
+        "[" + "1" + "+1" * 50 + "]",
         r"['\d']",
         "[...]",
         "[1_0]",
@@ -164,15 +164,17 @@ def test_any_json_file_is_read_or_refused(folder: Path, lines: list[str], as_arr
     read(folder / "p.json", text.encode("utf-8", "surrogatepass"))
 
 
-@looking_at()
-@given(st.tuples(CELLS, st.sampled_from(FIELDS[1:7]), CELLS), st.sampled_from([0, 0, 0, -1, 1]), st.booleans())
-@example(("a", "nouns", "{{}: 1}"), 0, False)
-def test_any_table_is_read_or_refused(folder: Path, row: tuple[str, str, str], change: int, drop_quote: bool):
-    prompt, column, cell = row
+@looking_at(one_in=4)
+@given(
+    st.sampled_from(FIELDS[1:7]),
+    st.lists(st.tuples(CELLS, CELLS, st.sampled_from([2, 2, 2, 1, 3])), min_size=4, max_size=4),
+    st.booleans(),
+)
+@example("nouns", [("a", "{{}: 1}", 2)], False)
+def test_any_table_is_read_or_refused(folder: Path, column: str, rows: list[tuple[str, str, int]], drop_quote: bool):
+    cells = [[prompt, cell, "more"][:num_cells] for prompt, cell, num_cells in rows]
     out = io.StringIO()
-    csv.writer(out).writerows(
-        [["prompt", column], ["a boat", ""], [prompt, cell, "more"][: 2 + change], ["a bird", ""]]
-    )
+    csv.writer(out).writerows([["prompt", column], ["a boat", ""], *cells])
     text = out.getvalue().replace('"', "", 1) if drop_quote else out.getvalue()
     read(folder / "p.csv", text.encode("utf-8", "surrogatepass"))
 
