@@ -62,6 +62,8 @@ class RunConfig(Section):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"{', '.join(repeated)} is listed twice; list each reward once")
+        if not any(reward.weight for reward in value):
+            raise ValueError("every reward has weight 0, so there is nothing to learn; give one another weight")
         return value
 
     @model_validator(mode="after")

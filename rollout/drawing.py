@@ -113,8 +113,8 @@ def plan_rollout(options: DrawingOptions, conversation: Conversation, prompts: S
 
 
 def _num_prompt_tokens(options: DrawingOptions, conversation: Conversation, prompt: Prompt, limit: int) -> int:
-    if not prompt.text.strip():
-        raise DataError(f"prompt {prompt.prompt_id} is empty")
+    if not conversation.plain(prompt.text):
+        raise DataError(f"prompt {prompt.prompt_id} is empty, or holds nothing but special tokens of the model")
     contexts = [conversation.image_prompt(prompt.text, "")]
     if not options.no_cot:
         contexts.append(conversation.semantic_prompt(prompt.text))

@@ -21,7 +21,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from configs.command_line import exit_code_of
+from configs.errors import DataError
 from rollout.prompts import load_prompts
+from rollout.prompts.files import BadRecord, parse_prompt
 from rollout.prompts.source import summarize_skipped
 from rollout.records import GroupRollout, Prompt, UInt8Array
 from rollout.vllm.settings import quiet_environment
@@ -100,12 +102,19 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _read_prompts(arguments: argparse.Namespace, console: Console) -> tuple[Prompt, ...]:
     if arguments.prompt:
-        return tuple(Prompt(prompt_id=f"prompt:{index}", text=text) for index, text in enumerate(arguments.prompt))
+        return tuple(_prompt_of(text, f"prompt:{index}") for index, text in enumerate(arguments.prompt))
     prompts = load_prompts(arguments.prompts, MAX_BAD_LINES)
     if prompts.skipped:
         console.print(f"{len(prompts.skipped)} bad records are skipped:", style="yellow")
         console.print(summarize_skipped(prompts.skipped), markup=False, highlight=False)
     return prompts.prompts
+
+
+def _prompt_of(text: str, prompt_id: str) -> Prompt:
+    try:
+        return parse_prompt({"prompt": text}, prompt_id)
+    except BadRecord as error:
+        raise DataError(f"--prompt {text!a}: {error}") from error
 
 
 def _generate(arguments: argparse.Namespace) -> int:

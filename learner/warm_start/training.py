@@ -135,9 +135,9 @@ class _WarmStart:
             self._save(output_dir, policy, engine, folder, conversation)
 
     def _tokenize(self, conversation: Conversation, examples: ExampleSet) -> tuple[ExampleSet, _Texts]:
-        """The examples that fit the model and the rollout's limits, and their texts as ids.
+        """The examples that fit the model and the rollout's limits and whose pictures are some, and their texts as ids.
 
-        Raises DataError when more examples do not fit than data.max_bad_lines allows.
+        Raises DataError when more examples are left out than data.max_bad_lines allows.
         """
         rollout = self.config.rollout
         checkpoint = conversation.checkpoint
@@ -145,7 +145,11 @@ class _WarmStart:
         kept: list[int] = []
         skipped: list[SkippedPrompt] = []
         rows: list[tuple[Int32Array, Int32Array, Int32Array]] = []
+        bad_pictures = self._bad_pictures(examples)
         for index, example in enumerate(examples.examples):
+            if index in bad_pictures:
+                skipped.append(SkippedPrompt(example.place, bad_pictures[index]))
+                continue
             semantic = conversation.semantic_prompt(example.prompt)
             plan = conversation.encode_cot(example.plan)
             try:
@@ -167,6 +171,13 @@ class _WarmStart:
             logger.warning("%d examples are left out:\n%s", len(examples.skipped), summarize_skipped(examples.skipped))
         semantic_prompts, plans, image_prompts = zip(*rows, strict=True)
         return examples, (semantic_prompts, plans, image_prompts)
+
+    def _bad_pictures(self, examples: ExampleSet) -> dict[int, str]:
+        """Index -> what is wrong with its picture; each rank reads a share of the files."""
+        shares: list[Any] = [None] * self.shard.num_ranks
+        own = examples.bad_pictures(range(self.shard.rank, len(examples), self.shard.num_ranks))
+        dist.all_gather_object(shares, own)
+        return {index: fault for share in shares for index, fault in share.items()}
 
     def _encode_pictures(self, folder: Path, examples: ExampleSet) -> NDArray[np.int64]:
         """Image tokens int64 [N, N_image] of all examples; each rank encodes a share and all get the whole."""

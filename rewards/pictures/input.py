@@ -6,21 +6,17 @@ used, so that the worker of a plain NumPy reward needs neither.
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rollout.pictures.reader import MAX_PIXELS as MAX_PIXELS
+from rollout.pictures.reader import read_picture as read_picture
 from rollout.records import Prompt, UInt8Array
 
 if TYPE_CHECKING:
     from PIL import Image
-
-MAX_PIXELS = 2**26
-"""Of a picture file: 8,192 x 8,192. Beyond it, a file is a mistake or an attack on the memory."""
 
 
 def check_pictures(pictures: Any, prompts: Sequence[Prompt]) -> None:
@@ -38,39 +34,6 @@ def check_pictures(pictures: Any, prompts: Sequence[Prompt]) -> None:
         raise ValueError(f"pictures are empty: shape {pictures.shape}")
     if len(pictures) != len(prompts):
         raise ValueError(f"{len(pictures)} pictures came with {len(prompts)} prompts; give one prompt a picture")
-
-
-def read_picture(path: Path) -> UInt8Array:
-    """A picture file as uint8 [height, width, 3], RGB, turned upright as its EXIF data say.
-
-    Raises ValueError, saying what is wrong: no picture, truncated or damaged, animated, too large, or of other
-    channels than RGB (what is behind a transparent picture, nobody knows).
-    """
-    from PIL import Image, ImageOps
-
-    damage = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-    try:
-        with Image.open(path) as image:
-            fault = _fault_of(image)
-            pixels = None if fault else np.asarray(ImageOps.exif_transpose(image), dtype=np.uint8)
-    except damage as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot be read as a picture: {reason}") from error
-    if pixels is None:
-        raise ValueError(fault)
-    return pixels
-
-
-def _fault_of(image: Image.Image) -> str:
-    """What is wrong with an opened picture, by its header; empty if nothing is."""
-    num_frames = getattr(image, "n_frames", 1)
-    if num_frames > 1:
-        return f"has {num_frames} frames; only still pictures are scored"
-    if image.width * image.height > MAX_PIXELS:
-        return f"has {image.width} x {image.height} pixels; at most {MAX_PIXELS} in all are read"
-    if image.mode != "RGB":
-        return f"has channels {image.mode}, not RGB; convert it first"
-    return ""
 
 
 def to_pil(pictures: UInt8Array) -> list[Image.Image]:

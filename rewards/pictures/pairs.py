@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import DataError
+from rollout.pictures.reader import is_file
 from rollout.prompts.files import BadRecord, parse_prompt, read_records
+from rollout.prompts.formats import show
 from rollout.records import Prompt
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -65,9 +67,13 @@ def match_pictures(prompts_file: Path, folder: Path) -> tuple[list[Pair], list[S
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """All pictures of a folder, by name; subfolders are not read. Raises DataError when there is none."""
+    """All pictures of a folder, by name, but hidden ones: macOS keeps a `._1.png` beside a `1.png`, which is none.
+
+    Subfolders are not read. Raises DataError when there is none.
+    """
     try:
-        paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+        paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+        paths = [path for path in paths if is_file(path)]
     except OSError as error:
         raise DataError(f"{folder}: cannot list the pictures: {error.strerror or error}") from error
     if not paths:
@@ -86,8 +92,8 @@ def _match_by_name(records: Sequence[tuple[str, Any]], folder: Path) -> tuple[li
             continue
         if name is None:
             skipped.append(Skipped(place, f"names no picture in {' or '.join(IMAGE_FIELDS)}, as other records do"))
-        elif not (folder / name).is_file():
-            skipped.append(Skipped(place, f"there is no picture {name} in {folder}"))
+        elif not is_file(folder / name):
+            skipped.append(Skipped(place, f"there is no picture {show(name)} in {folder}"))
         else:
             pairs.append(Pair(name, folder / name, prompt))
     return pairs, skipped

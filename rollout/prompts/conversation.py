@@ -133,7 +133,7 @@ class Conversation:
     def semantic_prompt(self, prompt: str) -> Int32Array:
         """int32 [N_semantic_prompt]: context of a semantic CoT, from BOS to the assistant's turn."""
         # Not str.format: a prompt may hold braces.
-        message = self.format.instruction.replace("{prompt}", self._plain(prompt))
+        message = self.format.instruction.replace("{prompt}", self.plain(prompt))
         text = self._render(message)
         if self.format.system_prompt:
             text = self.format.system_prompt + _SYSTEM_SEPARATOR + text
@@ -146,12 +146,15 @@ class Conversation:
         text may need more tokens than were sampled); PromptTooLong when the prompt alone does not.
         """
         ids = self._image_prompt(prompt, cot)
-        while max_tokens is not None and len(ids) > max_tokens and cot:
-            kept = self._encode(self._plain(cot))[: max_tokens - len(ids)]
-            cot = self.decode_cot(np.array(kept, dtype=np.int32))
-            ids = self._image_prompt(prompt, cot)
-        if max_tokens is not None:
-            self.check_length(ids, max_tokens, prompt)
+        if max_tokens is None:
+            return ids
+        words = self._encode(self.plain(cot)) if len(ids) > max_tokens else []
+        # Each turn keeps fewer tokens of the CoT as it was given. To go on from the text of the turn before would not
+        # do: half a character becomes U+FFFD, which may take as many tokens as were cut, for ever.
+        while len(ids) > max_tokens and words:
+            words = words[: max(0, len(words) - (len(ids) - max_tokens))]
+            ids = self._image_prompt(prompt, self.decode_cot(np.array(words, dtype=np.int32)))
+        self.check_length(ids, max_tokens, prompt)
         return ids
 
     def unconditional_prompt(self, image_prompt_ids: Int32Array) -> Int32Array:
@@ -164,11 +167,11 @@ class Conversation:
 
     def encode_cot(self, cot: str) -> Int32Array:
         """int32 [N_cot]: a written CoT as the policy would sample it, with its final EOS."""
-        return np.array([*self._encode(self._before_answer + self._plain(cot)), self.eos_id], dtype=np.int32)
+        return np.array([*self._encode(self._before_answer + self.plain(cot)), self.eos_id], dtype=np.int32)
 
     def decode_cot(self, cot_ids: Int32Array) -> str:
         """The words of a sampled CoT, without special tokens."""
-        return self._plain(str(self.tokenizer.decode(cot_ids.tolist(), skip_special_tokens=True)))
+        return self.plain(str(self.tokenizer.decode(cot_ids.tolist(), skip_special_tokens=True)))
 
     def check_length(
         self,
@@ -189,6 +192,8 @@ class Conversation:
         """For `PromptSet.without`: why a prompt cannot be asked in `max_prompt_tokens`, or None."""
 
         def reason(prompt: Prompt) -> str | None:
+            if not self.plain(prompt.text):
+                return f"prompt '{prompt.text}' is empty but for special tokens of the model"
             try:
                 self.check_length(self.semantic_prompt(prompt.text), max_prompt_tokens, prompt.text)
                 self.image_prompt(prompt.text, "", max_prompt_tokens)
@@ -199,13 +204,13 @@ class Conversation:
         return reason
 
     def _image_prompt(self, prompt: str, cot: str) -> Int32Array:
-        prompt, cot = self._plain(prompt), self._plain(cot)
+        prompt, cot = self.plain(prompt), self.plain(cot)
         text = self._render(f"{prompt.rstrip('. ')}. {cot}" if cot else prompt)
         ids = np.append(self._encode_from_bos(text), np.int32(self.boi_id))
         assert np.count_nonzero(ids == self.boi_id) == 1, "begin-of-image leaked into an image prompt"
         return ids
 
-    def _plain(self, text: str) -> str:
+    def plain(self, text: str) -> str:
         """Text whose words cannot be read as special tokens: neither user nor policy may open a turn or a picture."""
         return self._special_text.sub(" ", text).strip()
 

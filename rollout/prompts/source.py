@@ -22,6 +22,7 @@ from rollout.records import Prompt, derive_seed
 
 SHAPES = "shapes"
 _NUM_REASONS_SHOWN = 5
+_MAX_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def load_prompts(source: str, max_bad_lines: int) -> PromptSet:
     """
     if source.partition(":")[0] == SHAPES:
         return PromptSet(source, tuple(_load_shapes(source)))
-    path = Path(source).expanduser()
+    path = Path(source)
     prompts: list[Prompt] = []
     skipped: list[SkippedPrompt] = []
     for unit, number, record in read_records(path):
@@ -110,7 +111,7 @@ def _load_shapes(source: str) -> Sequence[Prompt]:
 
     _, _, split_and_num = source.partition(":")
     split, _, num = split_and_num.partition(":")
-    if not split or (num and (not num.isdecimal() or int(num) == 0)):
+    if not split or (num and (not num.isdecimal() or len(num) > _MAX_DIGITS or int(num) == 0)):
         raise DataError(f"{source}: expected shapes:SPLIT or shapes:SPLIT:NUM, such as shapes:heldout:192")
     return load_split(split, int(num)) if num else load_split(split)
 

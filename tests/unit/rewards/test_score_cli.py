@@ -141,7 +141,7 @@ def test_records_that_name_no_picture_or_a_missing_one_are_skipped_by_name(tmp_p
     pairs, skipped = match_pictures(prompts, tmp_path)
     assert [pair.name for pair in pairs] == ["a.png"]
     assert [str(entry).split(": ")[0] for entry in skipped] == ["prompts.jsonl:2", "prompts.jsonl:3"]
-    assert "there is no picture b.png" in skipped[0].reason
+    assert "there is no picture 'b.png'" in skipped[0].reason
     assert "names no picture in image or file" in skipped[1].reason
 
 

@@ -156,6 +156,22 @@ def test_a_cot_that_does_not_fit_loses_its_end_but_a_prompt_never_does(byte_fold
         conversation.image_prompt("a cat", "on a mat", max_tokens=10)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("cot", ["on a mat \ufffd", "\ufffd" * 20, "😀" * 9, "on a mat 😀", "<|Us", "é\ufffd"])
+def test_a_cot_that_is_cut_within_a_character_gets_shorter_until_it_fits(byte_folder: Path, cot: str):
+    conversation = Conversation.from_pretrained(str(byte_folder))
+    least, most = (len(conversation.image_prompt("a cat", text)) for text in ("", cot))
+    for limit in range(least, most + 1):
+        assert len(conversation.image_prompt("a cat", cot, max_tokens=limit)) <= limit
+
+
+def test_a_prompt_of_special_tokens_alone_is_left_out_with_its_reason(byte_folder: Path):
+    reason_against = Conversation.from_pretrained(str(byte_folder)).reason_against(500)
+    reason = reason_against(Prompt("p:0", "<|User|> <begin_of_image>"))
+    assert reason == "prompt '<|User|> <begin_of_image>' is empty but for special tokens of the model"
+    assert reason_against(Prompt("p:1", "a cat")) is None
+
+
 def test_prompts_that_do_not_fit_are_left_out_with_their_reason(tiny_folder: Path):
     reason_against = Conversation.from_pretrained(str(tiny_folder)).reason_against(8)
     assert reason_against(Prompt("p:1", "a red circle")) is None

@@ -161,7 +161,7 @@ def test_a_bad_csv_cell_is_a_bad_line(tmp_path: Path):
         ("cut.json", b'[{"prompt": "a"},\n {"prom', "cut.json:2:3: broken JSON"),
         ("latin.txt", b"caf\xe9\n", "not UTF-8 text, at byte 3"),
         ("columns.csv", b"text,kind\na,b\n", "the header has no column 'prompt', only text, kind"),
-        ("wide.csv", b"prompt\n" + b"a" * 200_000, "wide.csv:2: broken CSV: field larger than field limit"),
+        ("wide.csv", b"prompt\n" + b"a" * 200_000, "line 2: broken CSV: field larger than field limit"),
         ("empty.csv", b"", "the header has no column 'prompt'"),
         ("not.parquet", b"PAR0", "broken Parquet"),
         ("prompts.xlsx", b"PK", "prompts are read from .csv, .json, .jsonl, .parquet, .txt files, not '.xlsx'"),
@@ -275,3 +275,125 @@ def test_a_source_of_nothing_and_a_negative_index_are_the_callers_errors():
         PromptSource([], seed=0)
     with pytest.raises(ValueError, match="-1 is negative"):
         PromptSource(numbered(2), seed=0).prompt_at(-1)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (r'{"prompt": "a red star \ud83d"}', "half a character in 'a red star \\ud83d'"),
+        (r'{"prompt": "a", "nouns": ["\udc00"]}', "half a character"),
+        (r'{"prompt": "a", "of_my_own": {"x": ["\ud800"]}}', "half a character"),
+        (r'{"prompt": "a\u0000b"}', "prompt: holds the character U+0000"),
+        (r'{"prompt": "a", "nouns": ["\u0000"]}', "nouns: holds the character U+0000"),
+        ('{"prompt": "\u200b\u2060 "}', r"prompt: empty but for characters that nobody sees, '\u200b\u2060 '"),
+        ('{"prompt": "a", "prompt": "b"}', "'prompt' stands in an object twice"),
+        ('{"prompt": "a", "spatial_info": {"obj1": "b", "obj1": "c"}}', "'obj1' stands in an object twice"),
+        ('{"prompt": ' + "9" * 5000 + "}", "broken JSON: Exceeds the limit (4300 digits)"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"prompt": "a", "x": ' + "[" * 200 + "]" * 200 + "}", "nested more than 100 deep"),
+    ],
+)
+def test_a_line_that_ends_in_a_fault_further_on_is_bad_where_it_stands(tmp_path: Path, line: str, reason: str):
+    loaded = load_prompts(write(tmp_path / "p.jsonl", f'{{"prompt": "a boat"}}\n{line}\n'), max_bad_lines=1)
+    assert [prompt.text for prompt in loaded.prompts] == ["a boat"]
+    assert loaded.skipped[0].place == "line 2"
+    assert reason in loaded.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts", "skipped"),
+    [
+        (
+            "prompt\na red fox, a cat and a dog\na bird\n",
+            ["a bird"],
+            "line 2: 2 cells under a header of 1; put cells that hold commas in quotes: 'a red fox'",
+        ),
+        ('prompt\n"Stop" sign on a street\na cat\n', ["a cat"], "line 2: broken CSV: text follows a closing quote"),
+        (
+            'prompt\n"a red fox\na cat\n"a dog"\na bird\n',
+            ["a bird"],
+            "line 4: lines 2 to 4: broken CSV: text follows a closing quote",
+        ),
+        ("prompt,nouns\na boat\na cat,[]\n", ["a cat"], "line 2: 1 cells under a header of 2"),
+        (
+            "prompt,nouns\na fox and a cat,['fox' 'cat']\na boat,[]\n",
+            ["a boat"],
+            "line 2: nouns: expected JSON, found \"['fox' 'cat']\" (a comma is missing between two texts",
+        ),
+        ("prompt,nouns\na boat,{{}: 1}\na cat,[]\n", ["a cat"], "line 2: nouns: expected JSON, found '{{}: 1}'"),
+        ("prompt,nouns\na boat,fox\na cat,None\n", ["a cat"], "line 2: nouns: expected JSON, found 'fox'"),
+        ("prompt,nouns\na boat," + "[" * 5000 + "\na cat,\n", ["a cat"], "line 2: nouns: expected JSON, found '[[["),
+        ("prompt,nouns\na boat,\"{'x': '\\ud800'}\"\na cat,\n", ["a cat"], "half a character"),
+    ],
+)
+def test_a_table_is_read_as_it_is_written_or_its_line_is_named(
+    tmp_path: Path, text: str, prompts: list[str], skipped: str
+):
+    loaded = load_prompts(write(tmp_path / "p.csv", text), max_bad_lines=1)
+    assert [prompt.text for prompt in loaded.prompts] == prompts
+    (entry,) = loaded.skipped
+    assert skipped in str(entry)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "open.csv",
+            b'prompt\na cat\n"a red fox\na dog\na bird\n',
+            "open.csv:3: broken CSV: a quote opens a cell",
+        ),
+        ("twice.csv", b"prompt,prompt\na,b\n", "the header has the column 'prompt' twice"),
+        ("pretty.jsonl", b'{\n "prompts": [\n  "a"\n ]\n}\n', "one JSON object over 6 lines; expected an array"),
+        ("deep.json", b"[" * 100_000, "nested too deeply"),
+        ("digits.json", b"[" + b"9" * 5000 + b"]", "broken JSON: Exceeds the limit (4300 digits)"),
+        ("utf16.txt", "a cat\n".encode("utf-16-le"), "is the file UTF-16? convert it to UTF-8"),
+    ],
+)
+def test_a_file_that_can_only_be_guessed_at_is_refused(tmp_path: Path, name: str, content: bytes, message: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load_prompts(str(tmp_path / name), max_bad_lines=100)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["a\0b.txt", "\ud800.txt", "~nobody-of-this-name/p.txt", "x" * 5000 + ".txt", "shapes:train:" + "9" * 5000],
+)
+def test_a_source_that_no_file_can_have_is_refused(source: str):
+    with pytest.raises(DataError):
+        load_prompts(source, max_bad_lines=0)
+
+
+@pytest.mark.parametrize("name", ["folder.txt", "folder.parquet", "folder.jsonl"])
+def test_a_folder_is_no_file_of_prompts(tmp_path: Path, name: str):
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="it is a folder; name a file in it"):
+        load_prompts(str(tmp_path / name), max_bad_lines=0)
+
+
+def test_only_line_ends_end_a_line_of_a_text_file(tmp_path: Path):
+    text = "a red fox\u2028in the snow\na cat\x85on a mat\r\na dog\x0bat sea\x1con a boat\x0c\n"
+    loaded = load_prompts(write(tmp_path / "p.txt", text), max_bad_lines=0)
+    assert [prompt.text for prompt in loaded.prompts] == [
+        "a red fox\u2028in the snow",
+        "a cat\x85on a mat",
+        "a dog\x0bat sea\x1con a boat",
+    ]
+
+
+def test_a_json_array_of_texts_is_an_array_of_prompts(tmp_path: Path):
+    loaded = load_prompts(write(tmp_path / "p.json", '["a red fox", "a cat"]'), max_bad_lines=0)
+    assert [prompt.text for prompt in loaded.prompts] == ["a red fox", "a cat"]
+
+
+def test_parquet_columns_are_those_of_the_file_and_each_once(tmp_path: Path):
+    folder = tmp_path / "nouns=3"
+    folder.mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"]}), folder / "p.parquet")
+    assert load_prompts(str(folder / "p.parquet"), max_bad_lines=0).prompts[0].nouns == ()
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["prompt", "prompt"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="the column 'prompt' is there twice"):
+        load_prompts(str(tmp_path / "twice.parquet"), max_bad_lines=0)

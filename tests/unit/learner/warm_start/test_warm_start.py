@@ -107,8 +107,8 @@ def test_bad_example_lines_are_named_with_their_fault(tmp_path: Path):
     for fault in (
         "line 2: broken JSON",
         "line 3: plan is missing",
-        "line 4: prompt: expected text, found ' '",
-        f"line 5: image: there is no file {tmp_path / 'gone.png'}",
+        "line 4: prompt: missing or empty",
+        f"line 5: image: there is no file 'gone.png' in {tmp_path}",
         "line 6: expected an object",
         "data.max_bad_lines allows 4",
     ):
@@ -123,7 +123,7 @@ def test_a_file_without_a_good_line_is_refused(tmp_path: Path):
 
 def test_a_file_that_is_no_picture_is_named_with_its_line(tmp_path: Path):
     config = write_examples(tmp_path, [GOOD.replace("red.png", "examples.jsonl")])
-    with pytest.raises(DataError, match=r"examples\.jsonl:1: cannot read the picture"):
+    with pytest.raises(DataError, match=r"examples\.jsonl:1: picture examples.jsonl cannot be read as a picture"):
         load_examples(config, 8).load_pictures([0])
 
 
