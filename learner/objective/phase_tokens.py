@@ -31,8 +31,3 @@ class PhaseTokens:
             self.target_ids.to(device),
             self.target_mask.to(device),
         )
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that exist."""
-        return int(self.target_mask.sum())

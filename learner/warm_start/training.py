@@ -51,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 ADAM_BETAS = (0.9, 0.98)
 PICTURES_A_CALL = 64
-EXPORT_BUCKET_BYTES = 64 * 2**20
 
 _Texts = tuple[tuple[Int32Array, ...], tuple[Int32Array, ...], tuple[Int32Array, ...]]
 """Semantic prompts, plans and image prompts."""
