@@ -85,6 +85,11 @@ class JanusCheckpoint:
         return int(self.config.vq_config.num_embeddings)
 
     @property
+    def text_vocab_size(self) -> int:
+        """Size of the text vocabulary; ids from here on stand for image tokens where both share one range."""
+        return int(self.config.text_config.vocab_size)
+
+    @property
     def max_positions(self) -> int:
         """Longest sequence, prompt and image tokens together."""
         return int(self.config.text_config.max_position_embeddings)

@@ -5,7 +5,7 @@
 
 It is the measure of the fast engine, and good enough for a handful of pictures. A picture is drawn
 by two streams with a key-value cache each: the conditional one sees the prompt, the unconditional
-one sees padding in its place (`Conversation.unconditional_prompt`); both see the same image tokens.
+one sees padding in its place (`rollout.guidance`); both see the same image tokens.
 A token is sampled from `u + w (c - u)`; what is recorded is its log-probability under c alone, unless
 those of the sampled distribution are asked for.
 """
@@ -24,8 +24,9 @@ from transformers import DynamicCache, JanusForConditionalGeneration
 
 from configs.errors import ModelError, RolloutError, WeightSyncError
 from rollout.engine import SequenceRequest, SequenceResult
+from rollout.guidance import guided_logits, unconditional_ids
 from rollout.janus_checkpoint import JanusCheckpoint
-from rollout.records import Int32Array, WeightBucket
+from rollout.records import WeightBucket
 from rollout.weights import unpack_bucket
 
 
@@ -147,13 +148,12 @@ class TransformersEngine:
                 f"the model's context holds {checkpoint.max_positions}"
             )
         special = checkpoint.special_ids
-        contexts = [request.prompt_ids]
+        contexts = [torch.from_numpy(request.prompt_ids).long()]
         stop_id: int | None = special.eos
         if request.phase == "image":
             if request.prompt_ids[-1] != special.begin_of_image:
                 raise ValueError(f"request {request.request_id}: its prompt does not end with begin-of-image")
-            kept = np.isin(request.prompt_ids, (special.bos, special.begin_of_image))
-            contexts.append(np.where(kept, request.prompt_ids, special.pad))
+            contexts.append(unconditional_ids(contexts[0], special, checkpoint.text_vocab_size))
             stop_id = None
         return _RunningSequence(
             request=request,
@@ -171,14 +171,15 @@ class TransformersEngine:
             policy_logits = sampling_logits = self._model.lm_head(hidden[0]).float().cpu()
         else:
             policy_logits, unconditional = (self._model.model.generation_head(state).float().cpu() for state in hidden)
-            sampling_logits = unconditional + request.guidance_scale * (policy_logits - unconditional)
+            sampling_logits = guided_logits(policy_logits, unconditional, request.guidance_scale)
         token_id = _sample(sampling_logits, request.temperature, sequence.generator)
         sequence.token_ids.append(token_id)
         recorded = sampling_logits / (request.temperature or 1.0) if self._sampled_logprobs else policy_logits
         sequence.logprobs.append(float(recorded.log_softmax(-1)[token_id]))
         sequence.weight_versions.append(self._weight_version)
         sequence.finished = token_id == sequence.stop_id or len(sequence.token_ids) == request.max_new_tokens
-        embedding = self._embed_code(token_id) if request.phase == "image" else self._embed_text([token_id])
+        embed = self._embed_code if request.phase == "image" else self._embed_text
+        embedding = embed(torch.tensor([token_id]))
         for stream in sequence.streams:
             stream.next_embeddings = embedding
 
@@ -188,11 +189,11 @@ class TransformersEngine:
         )
         return output.last_hidden_state[0, -1]
 
-    def _embed_text(self, ids: Int32Array | list[int]) -> torch.Tensor:
-        return self._model.get_input_embeddings()(torch.as_tensor(ids, dtype=torch.long, device=self._device))
+    def _embed_text(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._model.get_input_embeddings()(ids.to(self._device))
 
-    def _embed_code(self, code: int) -> torch.Tensor:
-        return self._model.prepare_embeddings_for_image_generation(torch.tensor([code], device=self._device))
+    def _embed_code(self, codes: torch.Tensor) -> torch.Tensor:
+        return self._model.prepare_embeddings_for_image_generation(codes.to(self._device))
 
     @torch.inference_mode()
     def _load_buckets(self, version: int, buckets: Sequence[WeightBucket]) -> None:

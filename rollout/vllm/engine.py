@@ -311,7 +311,7 @@ class VllmEngine:
     def _result(self, request: SequenceRequest, completion: CompletionOutput) -> SequenceResult:
         token_ids = np.asarray(completion.token_ids, dtype=np.int32)
         if request.phase == "image":
-            token_ids -= np.int32(self._checkpoint.config.text_config.vocab_size)
+            token_ids -= np.int32(self._checkpoint.text_vocab_size)
         logprobs = np.asarray(completion.logprobs.logprobs, dtype=np.float32)
         assert len(logprobs) == len(token_ids), "vLLM gives one log-probability a token with logprobs=0"
         versions = [int(span.version) for span in completion.weight_versions]

@@ -41,6 +41,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm.sequence import IntermediateTensors
 
 from rollout.guidance import unconditional_ids
+from rollout.janus_checkpoint import SpecialIds
 from rollout.weights.manifest import ENGINE_PARTS
 
 
@@ -106,7 +107,7 @@ class GuidedJanusModel(nn.Module):
         vq_config = config.vq_config
         self.text_vocab_size: int = config.text_config.text_vocab_size
         self.num_codes: int = vq_config.num_embeddings
-        self.special_ids: dict[str, int] = config.guidance_special_ids
+        self.special_ids = SpecialIds(**config.guidance_special_ids)
         self.language_model = TwinLanguageModel(vllm_config, f"{prefix}.language_model")
         # Replicated on every tensor-parallel rank: about 0.2 GB at 7B, and sharding them would cost
         # an all-reduce a layer on a few rows.
@@ -137,7 +138,7 @@ class GuidedJanusModel(nn.Module):
 
     def _embed_streams(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[2T, d] from int64 [T]."""
-        unconditional = unconditional_ids(input_ids, text_vocab_size=self.text_vocab_size, **self.special_ids)
+        unconditional = unconditional_ids(input_ids, self.special_ids, self.text_vocab_size)
         return self._embed(input_ids, [input_ids, unconditional])
 
     def _embed(self, input_ids: torch.Tensor, streams: list[torch.Tensor]) -> torch.Tensor:
@@ -146,7 +147,7 @@ class GuidedJanusModel(nn.Module):
         is_code = input_ids >= self.text_vocab_size
         codes = (input_ids - self.text_vocab_size).clamp(0, self.num_codes - 1)
         code_embeddings = self.generation_aligner(self.generation_embeddings(codes))
-        text_ids = stream_ids.masked_fill(stream_ids >= self.text_vocab_size, self.special_ids["pad_id"])
+        text_ids = stream_ids.masked_fill(stream_ids >= self.text_vocab_size, self.special_ids.pad)
         text_embeddings = self.language_model.embed_tokens(text_ids)
         is_code, code_embeddings = is_code.repeat(len(streams)), code_embeddings.repeat(len(streams), 1)
         return torch.where(is_code.unsqueeze(-1), code_embeddings, text_embeddings)

@@ -8,12 +8,14 @@ on PYTHONPATH (`ray job submit --working-dir`). Importing it registers; doing so
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import asdict
 from typing import Any
 
 from transformers import PretrainedConfig
 from vllm import ModelRegistry
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from rollout.janus_checkpoint import SpecialIds
 from rollout.vllm.child_process import end_with_parent
 
 WEIGHT_BACKEND = "bicot"
@@ -35,18 +37,18 @@ def register() -> None:
         WeightTransferEngineFactory.register_engine(WEIGHT_BACKEND, "rollout.vllm.weights", "BicotWeightEngine")
 
 
-def widen_vocabulary(special_ids: dict[str, int], config: PretrainedConfig) -> PretrainedConfig:
+def widen_vocabulary(special_ids: SpecialIds, config: PretrainedConfig) -> PretrainedConfig:
     """Give a Janus config the vocabulary of `rollout.vllm.guided_janus`: text | codes | unconditional codes.
 
-    Bind `special_ids` (bos_id, pad_id, begin_of_image_id) and pass the rest as vLLM's
-    `hf_overrides`. vLLM also calls those with configs that have no parts; they stay as they are.
+    Bind `special_ids` and pass the rest as vLLM's `hf_overrides`. vLLM also calls those with configs
+    that have no parts; they stay as they are.
     """
     if not hasattr(config, "text_config") or hasattr(config, "guidance_special_ids"):
         return config
     text_config: Any = config.text_config
     text_config.text_vocab_size = text_config.vocab_size
     text_config.vocab_size += 2 * config.vq_config.num_embeddings
-    config.guidance_special_ids = special_ids
+    config.guidance_special_ids = asdict(special_ids)  # a config must stay plain JSON
     return config
 
 

@@ -83,8 +83,6 @@ def engine_args(
 
     from rollout.vllm.plugin import WEIGHT_BACKEND, widen_vocabulary
 
-    special_ids = checkpoint.special_ids
-    model_ids = {"bos_id": special_ids.bos, "pad_id": special_ids.pad, "begin_of_image_id": special_ids.begin_of_image}
     max_model_len = context_length(config, checkpoint)
     memory: dict[str, Any] = (
         {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
@@ -93,7 +91,7 @@ def engine_args(
     )
     return AsyncEngineArgs(
         model=str(checkpoint.folder),
-        hf_overrides=partial(widen_vocabulary, model_ids),
+        hf_overrides=partial(widen_vocabulary, checkpoint.special_ids),
         dtype=dtype,
         skip_tokenizer_init=True,
         generation_config="vllm",

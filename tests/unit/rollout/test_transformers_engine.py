@@ -19,6 +19,7 @@ from rollout.engine import SequenceRequest
 from rollout.prompts import Conversation
 from rollout.transformers_engine import TransformersEngine
 from rollout.weights.buckets import pack_bucket
+from tests.transformers_streams import unconditional_context
 
 CONFIG = TinyJanusConfig(hidden_size=64, num_layers=2, num_codes=32, image_size=16)
 NUM_IMAGE_TOKENS = 16
@@ -117,7 +118,7 @@ async def test_sampled_logprobs_are_those_of_the_guided_mix_at_its_temperature(
     codes = torch.as_tensor(drawn.token_ids, dtype=torch.long)
     streams = []
     with torch.no_grad():
-        for context in (prompt_ids, conversation.unconditional_prompt(prompt_ids)):
+        for context in (prompt_ids, unconditional_context(model, prompt_ids).numpy()):
             prompt = model.get_input_embeddings()(row(context))
             picture = model.prepare_embeddings_for_image_generation(codes[None])
             hidden = model.model.language_model(inputs_embeds=torch.cat([prompt, picture], 1)).last_hidden_state[0]
