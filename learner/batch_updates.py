@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from learner.lora import adapters_off
 from learner.objective import LossSettings, ParityGate, bicot_grpo_terms
 from learner.objective.loss import TokenTensors
 from learner.objective.parity import ParitySums
+from learner.objective.phase_tokens import LogprobRequest
 from learner.step_sums import StepSums
 
 
@@ -37,9 +37,9 @@ class BaseReference:
 
     engine: DeepSpeedEngine
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def __call__(self, request: LogprobRequest) -> tuple[Tensor, Tensor]:
         with adapters_off(self.engine.module):
-            return self.engine(*args, **kwargs)
+            return self.engine(request)
 
 
 @dataclass(slots=True)
@@ -149,12 +149,14 @@ class BatchUpdater:
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropy of the distribution that `algorithm.policy` names, each [B, N]."""
         if self.config.algorithm.policy == "conditional":
-            return policy(phase.tokens, entropy_gradient=entropy_gradient)
+            return policy(LogprobRequest(phase.tokens, entropy_gradient=entropy_gradient))
         return policy(
-            phase.tokens,
-            guidance_scales=phase.guidance_scales if phase.tokens.phase == "image" else None,
-            temperature=self.config.rollout.temperature,
-            entropy_gradient=entropy_gradient,
+            LogprobRequest(
+                phase.tokens,
+                guidance_scales=phase.guidance_scales if phase.tokens.phase == "image" else None,
+                temperature=self.config.rollout.temperature,
+                entropy_gradient=entropy_gradient,
+            )
         )
 
 

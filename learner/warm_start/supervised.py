@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.schema import WarmStartConfig
-from learner.objective.phase_tokens import PhaseTokens
+from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
 from rollout.records import Int32Array, derive_seed
 
 
 class TrainingEngine(Protocol):
     """What this loop needs of `learner.deepspeed_engine.DeepSpeedEngine`."""
 
-    def __call__(self, tokens: PhaseTokens, unconditional: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, request: LogprobRequest) -> tuple[Tensor, Tensor]: ...
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None: ...
 
@@ -112,10 +112,11 @@ def _accumulate_gradients(
     plan_sum = image_sum = torch.zeros((), device=shard.device)
     for number, part in enumerate(parts):
         cot, image = (phase.to(shard.device) for phase in _phases(examples, batch[part], lengths))
-        cot_logprobs, _ = engine(cot)
+        cot_logprobs, _ = engine(LogprobRequest(cot))
         cot_nll = -cot_logprobs.masked_fill(~cot.target_mask, 0.0).sum()
         engine.backward(plan_weight * cot_nll, is_last=False)
-        image_logprobs, _ = engine(image, torch.from_numpy(unconditional[part]).to(shard.device))
+        dropped = torch.from_numpy(unconditional[part]).to(shard.device)
+        image_logprobs, _ = engine(LogprobRequest(image, unconditional_rows=dropped))
         image_nll = -image_logprobs.sum()
         engine.backward(image_weight * image_nll, is_last=number == len(parts) - 1)
         plan_sum, image_sum = plan_sum + cot_nll.detach(), image_sum + image_nll.detach()

@@ -154,14 +154,6 @@ class Conversation:
             self.check_length(ids, max_tokens, prompt)
         return ids
 
-    def unconditional_prompt(self, image_prompt_ids: Int32Array) -> Int32Array:
-        """int32 [N_image_prompt]: the context of the unconditional stream.
-
-        BOS and begin-of-image stay, every other token becomes padding, as transformers' Janus has it.
-        """
-        kept = (image_prompt_ids == self.bos_id) | (image_prompt_ids == self.boi_id)
-        return np.where(kept, image_prompt_ids, self.pad_id).astype(np.int32)
-
     def encode_cot(self, cot: str) -> Int32Array:
         """int32 [N_cot]: a written CoT as the policy would sample it, with its final EOS."""
         return np.array([*self._encode(self._before_answer + self._plain(cot)), self.eos_id], dtype=np.int32)

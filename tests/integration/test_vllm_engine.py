@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,9 @@ from transformers import JanusForConditionalGeneration
 from configs.errors import ConfigError, ModelError, RolloutError, WeightSyncError
 from configs.schema import RolloutConfig
 from learner.janus_policy import JanusPolicy
-from learner.objective.phase_tokens import PhaseTokens
+from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
 from rollout.engine import SequenceRequest, SequenceResult
+from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import Int32Array, WeightBucket
 from rollout.vllm import VllmEngine
 from rollout.weights.buckets import pack_bucket
@@ -202,7 +202,8 @@ async def test_an_engine_can_record_the_logprobs_of_what_it_samples_from(
         results = await generate(engine, requests)
     finally:
         await engine.close()
-    policy = JanusPolicy(copy.deepcopy(janus), logprob_chunk_tokens=64)
+    special_ids = JanusCheckpoint(folder).special_ids
+    policy = JanusPolicy(janus, special_ids=special_ids, logprob_chunk_tokens=64)
     for request, result in zip(requests, results, strict=True):
         expected = sampled_logprobs(policy, request, result)
         np.testing.assert_allclose(result.logprobs, expected, atol=TOLERANCE, err_msg=request.request_id)
@@ -214,7 +215,7 @@ def sampled_logprobs(policy: JanusPolicy, request: SequenceRequest, result: Sequ
     ids, targets = (torch.from_numpy(values).long()[None] for values in (request.prompt_ids, result.token_ids))
     tokens = PhaseTokens(request.phase, ids, torch.tensor([ids.shape[1]]), targets, torch.ones_like(targets).bool())
     scales = torch.tensor([request.guidance_scale]) if request.phase == "image" else None
-    logprobs, _ = policy(tokens, guidance_scales=scales, temperature=request.temperature)
+    logprobs, _ = policy(LogprobRequest(tokens, guidance_scales=scales, temperature=request.temperature))
     return logprobs[0].numpy()
 
 

@@ -112,14 +112,6 @@ def test_the_tiny_policys_own_template_is_used(tiny_folder: Path):
     assert drawn[1:] == ["<|User|>", "a", "circle", ".", "top", "left", "<|Assistant|>", "<begin_of_image>"]
 
 
-def test_the_unconditional_prompt_keeps_only_bos_and_begin_of_image(tiny_folder: Path):
-    conversation = Conversation.from_pretrained(str(tiny_folder))
-    ids = conversation.image_prompt("a red circle", "")
-    unconditional = conversation.unconditional_prompt(ids)
-    expected = [conversation.bos_id, *[conversation.pad_id] * (len(ids) - 2), conversation.boi_id]
-    assert unconditional.tolist() == expected
-
-
 def test_the_stored_words_come_back_and_given_ones_win(tiny_folder: Path, tmp_path: Path):
     assert Conversation.from_pretrained(str(tiny_folder)).format == ConversationFormat("", "{prompt}")
     given = Conversation.from_pretrained(str(tiny_folder), instruction="the picture {prompt}")
