@@ -47,60 +47,60 @@ class StepReport:
 
 
 class LearnerWorker:
-    """One rank of the learner; `setup` comes first, and everything after it is entered by all ranks."""
+    """One rank of the learner. Every method but `weight_version` and `weight_layout` is entered by all ranks."""
 
-    def __init__(self, config: RunConfig, model_path: str, rank: int, world_size: int) -> None:
-        """model_path: hub id or folder of the policy to start from, which also is the reference."""
+    def __init__(
+        self,
+        config: RunConfig,
+        model_path: str,
+        rank: int,
+        policy: JanusPolicy,
+        engine: DeepSpeedEngine,
+        updater: BatchUpdater,
+    ) -> None:
+        """Of a policy, the engine around it and an updater of that engine; `start` gives one.
+
+        model_path: where the policy came from.
+        """
         self._config = config
         self._model_path = model_path
         self._rank = rank
-        self._world_size = world_size
-        self._device_type = "cuda" if config.learner.gpus_per_rank > 0 else "cpu"
-        self._device = torch.device(self._device_type)
-        self._dtype: torch.dtype = getattr(torch, config.model.dtype)
+        self._policy = policy
+        self._engine = engine
+        self._updater = updater
         self._num_skipped = 0
         self._sender: NcclSender | None = None
 
-    def setup(self, master_address: str, master_port: int) -> None:
-        """Meet the other ranks and load policy, reference and optimizer. Raises ModelError, LearnerError."""
-        learner = self._config.learner
-        if learner.threads_per_rank is not None or self._device_type == "cpu":
+    @classmethod
+    def start(
+        cls, config: RunConfig, model_path: str, rank: int, *, master_address: str, master_port: int
+    ) -> LearnerWorker:
+        """Rank `rank` of `learner.num_ranks`, after it has met the others and loaded policy, reference and optimizer.
+
+        model_path: hub id or folder of the policy to start from, which also is the reference. For the whole process
+        this sets PyTorch's number of threads on a CPU, and, with `run.deterministic`, its deterministic algorithms.
+        Raises ModelError, LearnerError.
+        """
+        learner, device = config.learner, _device(config)
+        if learner.threads_per_rank is not None or device.type == "cpu":
             torch.set_num_threads(learner.threads_per_rank or 1)
-        if self._config.run.deterministic:
+        if config.run.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as torch asks for, on GPUs
             torch.use_deterministic_algorithms(True)
-        init_distributed(
-            self._rank,
-            self._world_size,
-            master_address,
-            master_port,
-            self._device_type,
-            self._config.run.start_timeout_s,
-        )
-        self._policy = self._load_policy()
+        init_distributed(rank, learner.num_ranks, master_address, master_port, device.type, config.run.start_timeout_s)
+        policy = _load_policy(config, model_path)
         if learner.gradient_checkpointing:
-            self._policy.enable_gradient_checkpointing()
-        reference: JanusPolicy | None = None
-        if self._config.algorithm.needs_reference and learner.lora is None:
-            reference = self._load_policy().requires_grad_(False).to(self._device)
-        self._engine = DeepSpeedEngine(
-            self._policy,
-            OptimizerSettings.of(learner, self._config.run.steps),
+            policy.enable_gradient_checkpointing()
+        reference = _load_reference(config, model_path)
+        engine = DeepSpeedEngine(
+            policy,
+            OptimizerSettings.of(learner, config.run.steps),
             zero_stage=learner.zero_stage,
-            dtype=self._dtype,
-            device=self._device,
+            dtype=_dtype(config),
+            device=device,
         )
-        self._updater = BatchUpdater(self._config, self._engine, reference or BaseReference(self._engine), self._device)
-
-    def _load_policy(self) -> JanusPolicy:
-        return JanusPolicy.load(
-            self._model_path,
-            self._dtype,
-            logprob_chunk_tokens=self._config.learner.logprob_chunk_tokens,
-            revision=self._config.model.revision,
-            trainable=self._config.learner.trainable,
-            lora=self._config.learner.lora,
-        )
+        updater = BatchUpdater(config, engine, reference or BaseReference(engine), device)
+        return cls(config, model_path, rank, policy, engine, updater)
 
     @property
     def weight_version(self) -> int:
@@ -111,7 +111,7 @@ class LearnerWorker:
     def train_step(self, batch: TrajectoryBatch) -> StepReport:
         """Learn from a whole batch. Raises LearnerError for one that cannot be learned from, and at the parity gate."""
         started_s = time.perf_counter()
-        plan = plan_step(batch, PlanSettings.of(self._config, self._world_size), self._rank)
+        plan = plan_step(batch, PlanSettings.of(self._config, self._config.learner.num_ranks), self._rank)
         step_version = self.weight_version
         outcome = self._updater.update(plan)
         metrics = {
@@ -196,7 +196,7 @@ class LearnerWorker:
             self._policy,
             self._model_path,
             directory,
-            dtype=self._dtype,
+            dtype=_dtype(self._config),
             revision=self._config.model.revision,
         )
 
@@ -205,6 +205,33 @@ class LearnerWorker:
         self._leave_collective()
         self._engine.destroy()
         close_distributed()
+
+
+def _device(config: RunConfig) -> torch.device:
+    return torch.device("cuda" if config.learner.gpus_per_rank > 0 else "cpu")
+
+
+def _dtype(config: RunConfig) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, config.model.dtype)
+    return dtype
+
+
+def _load_policy(config: RunConfig, model_path: str) -> JanusPolicy:
+    return JanusPolicy.load(
+        model_path,
+        _dtype(config),
+        logprob_chunk_tokens=config.learner.logprob_chunk_tokens,
+        revision=config.model.revision,
+        trainable=config.learner.trainable,
+        lora=config.learner.lora,
+    )
+
+
+def _load_reference(config: RunConfig, model_path: str) -> JanusPolicy | None:
+    """The policy as it was before training; None where adapters leave it in place, or no token has a KL."""
+    if config.algorithm.needs_reference and config.learner.lora is None:
+        return _load_policy(config, model_path).requires_grad_(False).to(_device(config))
+    return None
 
 
 def _staleness(batch: TrajectoryBatch, version: int) -> dict[str, float]:

@@ -16,9 +16,10 @@ from transformers.utils import logging
 
 from configs.errors import ConfigError, DataError
 from configs.schema import RolloutConfig
+from rollout.engine import EngineSettings
 from rollout.prompts import Conversation
 from rollout.records import GroupRequest, GroupRollout, Prompt, UInt8Array, derive_seed
-from rollout.worker import create_engine, start_sampler
+from rollout.worker import make_sampler, start_engine
 
 DEFAULT_COT_TOKENS = 128
 MAX_SEQUENCES = 128
@@ -57,11 +58,10 @@ async def draw(
     conversation = Conversation.from_pretrained(options.model, revision=options.revision)
     config = plan_rollout(options, conversation, prompts)
     dtype = options.dtype or ("bfloat16" if config.gpus_per_worker else "float32")
-    engine = create_engine(options.model, config, dtype, options.revision)
+    settings = EngineSettings(options.model, config, dtype, options.revision)
+    engine = await start_engine(settings)
     try:
-        sampler = await start_sampler(
-            engine, options.model, config, "drawing", options.revision, with_cot=not options.no_cot
-        )
+        sampler = await make_sampler(engine, conversation, settings, "drawing", with_cot=not options.no_cot)
         # The slow engine gains nothing from company: one group after the other shows its pictures sooner.
         num_groups_at_once = math.ceil(MAX_SEQUENCES / options.num_images) if options.engine == "vllm" else 1
         places = asyncio.Semaphore(num_groups_at_once)

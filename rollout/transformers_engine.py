@@ -23,7 +23,7 @@ import torch
 from transformers import DynamicCache, JanusForConditionalGeneration
 
 from configs.errors import ModelError, RolloutError, WeightSyncError
-from rollout.engine import SequenceRequest, SequenceResult
+from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.guidance import guided_logits, unconditional_ids
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import WeightBucket
@@ -65,28 +65,27 @@ class TransformersEngine:
     """Implements `rollout.engine.Engine` with `JanusForConditionalGeneration`."""
 
     def __init__(
-        self,
-        model_path: str,
-        dtype: str = "float32",
-        device: str = "cpu",
-        revision: str | None = None,
-        sampled_logprobs: bool = False,
+        self, settings: EngineSettings, checkpoint: JanusCheckpoint, model: Any, thread: ThreadPoolExecutor
     ) -> None:
-        """dtype: `float32` or `bfloat16`; device: a torch device; sampled_logprobs: which log-probabilities are
-        recorded, see `rollout.engine.SequenceResult`."""
-        self._model_path = model_path
-        self._revision = revision
-        self._sampled_logprobs = sampled_logprobs
-        self._dtype = getattr(torch, dtype)
-        self._device = torch.device(device)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers-engine")
-        self._model: Any = None
-        self._checkpoint: JanusCheckpoint | None = None
+        """Of a loaded model, which from now on `thread` alone may touch; `start` gives one."""
+        self._sampled_logprobs = settings.sampled_logprobs
+        self._device = torch.device(settings.device)
+        self._checkpoint = checkpoint
+        self._model = model
+        self._thread = thread
+        self._is_closed = False
         self._weight_version = 0
 
-    async def start(self) -> None:
-        """Load the model. Raises ModelError when it cannot."""
-        await self._on_thread(self._load)
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> TransformersEngine:
+        """An engine with its model loaded. Raises ModelError when it cannot be."""
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers-engine")
+        try:
+            checkpoint, model = await asyncio.get_running_loop().run_in_executor(thread, _load, settings)
+        except BaseException:
+            thread.shutdown(wait=False, cancel_futures=True)
+            raise
+        return cls(settings, checkpoint, model, thread)
 
     async def generate(self, request: SequenceRequest) -> SequenceResult:
         """Sample one continuation. Sequences that run at once take turns, token by token.
@@ -107,6 +106,11 @@ class TransformersEngine:
         await self._on_thread(self._load_buckets, version, buckets)
 
     @property
+    def collective(self) -> None:
+        """None: weights come in buckets only."""
+        return None
+
+    @property
     def weight_version(self) -> int:
         return self._weight_version
 
@@ -116,31 +120,26 @@ class TransformersEngine:
         return True
 
     async def close(self) -> None:
-        """Free the model; safe to call twice."""
+        """Free the model; safe to call twice. Requests that still run end with RolloutError."""
+        self._is_closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._model = None
 
     async def _on_thread(self, function: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
-
-    def _load(self) -> None:
-        checkpoint = JanusCheckpoint.from_pretrained(self._model_path, self._revision, weights=True)
+        closed = RolloutError("the transformers engine is not running: it was closed")
+        if self._is_closed:
+            raise closed
         try:
-            model, info = JanusForConditionalGeneration.from_pretrained(
-                str(checkpoint.folder), dtype=self._dtype, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"model {checkpoint.folder}: its weights cannot be loaded: {error}") from error
-        if info["missing_keys"]:
-            raise ModelError(f"model {checkpoint.folder}: weights are missing: {sorted(info['missing_keys'])[:3]}")
-        self._model = model.to(self._device).eval()
-        self._checkpoint = checkpoint
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if self._is_closed and not (caller is not None and caller.cancelling()):
+                raise closed from None  # `close` has cancelled what still waited for the thread
+            raise
 
     @torch.inference_mode()
     def _begin(self, request: SequenceRequest) -> _RunningSequence:
         checkpoint = self._checkpoint
-        if checkpoint is None:
-            raise RolloutError("the engine has not been started")
         num_tokens = len(request.prompt_ids) + request.max_new_tokens
         if num_tokens > checkpoint.max_positions:
             raise ValueError(
@@ -197,8 +196,6 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _load_buckets(self, version: int, buckets: Sequence[WeightBucket]) -> None:
-        if self._model is None:
-            raise WeightSyncError("the engine has not been started")
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         weights = [weight for bucket in buckets for weight in unpack_bucket(bucket)]
         for name, tensor in weights:
@@ -212,6 +209,20 @@ class TransformersEngine:
         for name, tensor in weights:
             parameters[name].copy_(tensor)
         self._weight_version = version
+
+
+def _load(settings: EngineSettings) -> tuple[JanusCheckpoint, Any]:
+    """The checkpoint and transformers' model on its device. Raises ModelError."""
+    checkpoint = JanusCheckpoint.from_pretrained(settings.model_path, settings.revision, weights=True)
+    try:
+        model, info = JanusForConditionalGeneration.from_pretrained(
+            str(checkpoint.folder), dtype=getattr(torch, settings.dtype), output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"model {checkpoint.folder}: its weights cannot be loaded: {error}") from error
+    if info["missing_keys"]:
+        raise ModelError(f"model {checkpoint.folder}: weights are missing: {sorted(info['missing_keys'])[:3]}")
+    return checkpoint, model.to(torch.device(settings.device)).eval()
 
 
 def _sample(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> int:

@@ -14,14 +14,12 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from configs.errors import ModelError, RolloutError, WeightSyncError
-from configs.schema import RolloutConfig
-from rollout.engine import SequenceRequest, SequenceResult
+from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import WeightBucket
 from rollout.vllm.settings import context_length, engine_args, environment
@@ -38,36 +36,45 @@ _LIFE_SIGN_S = 0.5
 
 
 class VllmEngine:
-    """See `rollout.engine.Engine`. Lives in one asyncio loop; one instance a process.
-
-    model_path: folder or hub id of a Janus checkpoint with safetensors files.
-    dtype: `float32` or `bfloat16`; guidance and log-probabilities are float32 in both.
-    sampled_logprobs: which log-probabilities are recorded, see `rollout.engine.SequenceResult`.
-    """
+    """See `rollout.engine.Engine`. Lives in the asyncio loop that it was started in."""
 
     def __init__(
-        self,
-        model_path: str | Path,
-        config: RolloutConfig,
-        dtype: str,
-        revision: str | None = None,
-        sampled_logprobs: bool = False,
-        deterministic: bool = False,
+        self, checkpoint: JanusCheckpoint, manifest: WeightManifest, max_model_len: int, llm: AsyncLLM
     ) -> None:
-        self._model_path = str(model_path)
-        self._config = config
-        self._dtype = dtype
-        self._revision = revision
-        self._sampled_logprobs = sampled_logprobs
-        self._deterministic = deterministic
+        """Of a running `AsyncLLM` with the weights of `checkpoint`, as version 0; `start` gives one."""
+        self._checkpoint = checkpoint
+        self._manifest = manifest
+        self._max_model_len = max_model_len
+        self._llm: AsyncLLM | None = llm
         self._weight_version = 0
         self._update_lock = asyncio.Lock()
         self._broken: str | None = None
-        self._llm: AsyncLLM | None = None
         self._sampling: set[asyncio.Task[CompletionOutput]] = set()
-        self._checkpoint: JanusCheckpoint
-        self._manifest: WeightManifest
-        self._max_model_len = 0
+
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> VllmEngine:
+        """An engine with its model loaded. Raises ModelError when it cannot be, ConfigError when the context is too
+        short."""
+        checkpoint = JanusCheckpoint.from_pretrained(settings.model_path, settings.revision, weights=True)
+        manifest = WeightManifest.from_folder(checkpoint.folder)
+        max_model_len = context_length(settings.rollout, checkpoint)
+        os.environ.update(environment(settings.rollout))
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        try:
+            # In this thread: vLLM ties its output handler to the loop that is running here.
+            llm = AsyncLLM.from_engine_args(engine_args(settings, checkpoint))
+        except (RuntimeError, ValueError, OSError) as error:
+            # What vLLM calls "above" is in a log where this is an actor.
+            reason = str(error).replace("See root cause above.", "The output of this process says why.")
+            raise ModelError(f"vLLM cannot run model {checkpoint.folder}: {reason}") from error
+        await llm.update_weight_version("0")
+        return cls(checkpoint, manifest, max_model_len, llm)
+
+    @property
+    def collective(self) -> VllmEngine:
+        """This engine: vLLM's workers can join an NCCL group."""
+        return self
 
     @property
     def weight_version(self) -> int:
@@ -77,26 +84,6 @@ class VllmEngine:
     def is_usable(self) -> bool:
         """False after vLLM's engine process has died, and after a weight version that was loaded in part only."""
         return self._broken is None and (self._llm is None or not self._llm.errored)
-
-    async def start(self) -> None:
-        """Load the model. Raises ModelError when it cannot, ConfigError when the context is too short."""
-        self._checkpoint = JanusCheckpoint.from_pretrained(self._model_path, self._revision, weights=True)
-        self._manifest = WeightManifest.from_folder(self._checkpoint.folder)
-        self._max_model_len = context_length(self._config, self._checkpoint)
-        os.environ.update(environment(self._config))
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        try:
-            # In this thread: vLLM ties its output handler to the loop that is running here.
-            arguments = engine_args(
-                self._config, self._checkpoint, self._dtype, self._sampled_logprobs, self._deterministic
-            )
-            self._llm = AsyncLLM.from_engine_args(arguments)
-        except (RuntimeError, ValueError, OSError) as error:
-            # What vLLM calls "above" is in a log where this is an actor.
-            reason = str(error).replace("See root cause above.", "The output of this process says why.")
-            raise ModelError(f"vLLM cannot run model {self._checkpoint.folder}: {reason}") from error
-        await self._llm.update_weight_version("0")
 
     async def generate(self, request: SequenceRequest) -> SequenceResult:
         """See Engine. Raises ValueError for a request that cannot be served, RolloutError when the engine fails.
@@ -165,10 +152,9 @@ class VllmEngine:
         task.result()
 
     async def init_collective(self, master_address: str, master_port: int, rank_offset: int, world_size: int) -> None:
-        """Join the learner's NCCL group; returns when all of its `world_size` ranks have.
+        """See `rollout.engine.CollectiveReceiver`. The workers take `tensor_parallel_size` ranks from `rank_offset`.
 
-        The learner's sender is rank 0; this engine's workers take `tensor_parallel_size` ranks from
-        `rank_offset`. Needs GPUs; never run by the tests, which have none.
+        Needs GPUs; never run by the tests, which have none.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
@@ -186,7 +172,7 @@ class VllmEngine:
     async def receive_collective(
         self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
     ) -> None:
-        """`update_weights` from the NCCL group: the learner broadcasts these tensors, in this order, meanwhile."""
+        """See `rollout.engine.CollectiveReceiver`."""
         self._manifest.check_tensors(zip(names, shapes, dtypes, strict=True))
         await self._unless_engine_dies(self._load_collective(version, names, dtypes, shapes))
 
@@ -211,7 +197,7 @@ class VllmEngine:
     def _running(self) -> AsyncLLM:
         self._check_usable()
         if self._llm is None:
-            raise RolloutError("the vLLM engine is not running; call start first")
+            raise RolloutError("the vLLM engine is not running: it was closed")
         return self._llm
 
     def _check_usable(self) -> None:

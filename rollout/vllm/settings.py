@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.errors import ConfigError
 from configs.schema import RolloutConfig
+from rollout.engine import EngineSettings
 from rollout.janus_checkpoint import JanusCheckpoint
 
 if TYPE_CHECKING:
@@ -66,23 +67,14 @@ def environment(config: RolloutConfig) -> dict[str, str]:
     return variables
 
 
-def engine_args(
-    config: RolloutConfig,
-    checkpoint: JanusCheckpoint,
-    dtype: str,
-    sampled_logprobs: bool = False,
-    deterministic: bool = False,
-) -> AsyncEngineArgs:
-    """Arguments of `AsyncLLM` for a checkpoint; imports vLLM.
-
-    sampled_logprobs: see `rollout.engine.SequenceResult`.
-    deterministic: no step is scheduled before the last one's tokens are known, so timing decides no batch.
-    """
+def engine_args(settings: EngineSettings, checkpoint: JanusCheckpoint) -> AsyncEngineArgs:
+    """Arguments of `AsyncLLM` for a checkpoint; imports vLLM."""
     from vllm import AsyncEngineArgs
     from vllm.config.weight_transfer import WeightTransferConfig
 
     from rollout.vllm.plugin import WEIGHT_BACKEND, widen_vocabulary
 
+    config = settings.rollout
     max_model_len = context_length(config, checkpoint)
     memory: dict[str, Any] = (
         {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
@@ -92,7 +84,7 @@ def engine_args(
     return AsyncEngineArgs(
         model=str(checkpoint.folder),
         hf_overrides=partial(widen_vocabulary, checkpoint.special_ids),
-        dtype=dtype,
+        dtype=settings.dtype,
         skip_tokenizer_init=True,
         generation_config="vllm",
         max_model_len=max_model_len,
@@ -100,13 +92,13 @@ def engine_args(
         max_num_batched_tokens=max(max_model_len, config.max_num_seqs, _MIN_BATCHED_TOKENS),
         enable_chunked_prefill=False,
         enable_prefix_caching=True,
-        async_scheduling=False if deterministic else None,
+        async_scheduling=False if settings.deterministic else None,
         enforce_eager=config.enforce_eager,
         tensor_parallel_size=config.tensor_parallel_size,
         distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else "uni",
         logits_processors=["rollout.vllm.guidance_processor:GuidanceProcessor"],
         # "Raw" is what the model gives, before guidance and temperature; "processed" is what vLLM samples from.
-        logprobs_mode="processed_logprobs" if sampled_logprobs else "raw_logits",
+        logprobs_mode="processed_logprobs" if settings.sampled_logprobs else "raw_logits",
         worker_extension_cls="rollout.vllm.plugin.WorkerExtension",
         weight_transfer_config=WeightTransferConfig(backend=WEIGHT_BACKEND),
         disable_log_stats=True,

@@ -18,7 +18,7 @@ from configs.errors import ConfigError, ModelError, RolloutError, WeightSyncErro
 from configs.schema import RolloutConfig
 from learner.janus_policy import JanusPolicy
 from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
-from rollout.engine import SequenceRequest, SequenceResult
+from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import Int32Array, WeightBucket
 from rollout.vllm import VllmEngine
@@ -66,8 +66,7 @@ def perturbed(janus: JanusForConditionalGeneration) -> Iterator[JanusForConditio
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(folder: Path) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(folder, CONFIG, "float32")
-    await engine.start()
+    engine = await VllmEngine.start(EngineSettings(str(folder), CONFIG))
     yield engine
     await engine.close()
 
@@ -191,8 +190,7 @@ async def test_an_engine_can_record_the_logprobs_of_what_it_samples_from(
     folder: Path, janus: JanusForConditionalGeneration
 ) -> None:
     """Guided, at the request's temperature: equal to the slow engine's teacher forcing through both streams."""
-    engine = VllmEngine(folder, CONFIG, "float32", sampled_logprobs=True)
-    await engine.start()
+    engine = await VllmEngine.start(EngineSettings(str(folder), CONFIG, sampled_logprobs=True))
     try:
         requests = [
             *requests_for(ragged_prompts(6, 2, janus, image=True), "image", "guided", temperature=0.8),
@@ -327,13 +325,13 @@ async def test_a_request_that_does_not_fit_is_refused_with_its_numbers(
 
 async def test_a_missing_model_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no_such_model"):
-        await VllmEngine(tmp_path / "no_such_model", CONFIG, "float32").start()
+        await VllmEngine.start(EngineSettings(str(tmp_path / "no_such_model"), CONFIG))
 
 
 async def test_a_context_that_the_model_lacks_is_refused_with_its_numbers(folder: Path) -> None:
     config = CONFIG.model_copy(update={"max_cot_tokens": 200})
     with pytest.raises(ConfigError, match="64 image tokens = 328, but the model has 256 positions"):
-        await VllmEngine(folder, config, "float32").start()
+        await VllmEngine.start(EngineSettings(str(folder), config))
 
 
 async def test_closing_ends_requests_and_processes_and_may_be_repeated(
