@@ -26,11 +26,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.errors import LearnerError
+from configs.library_layout import require_attributes
 from learner.optimizer_settings import OptimizerSettings
 from learner.optimizer_state import (
     WEIGHT,
     Fragment,
     FragmentFiles,
+    check_layout,
     find_fragments,
     read_fragments,
     write_fragments,
@@ -106,6 +108,7 @@ def _import_deepspeed() -> Any:
 
     # Its one warning in a run is of a skipped step, which StepInfo reports.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    require_attributes("deepspeed", ops, ["__compatible_ops__"])
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
@@ -125,7 +128,8 @@ class DeepSpeedEngine:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """Raises LearnerError for a dtype and ZeRO stage that DeepSpeed gets wrong together."""
+        """Raises LearnerError for a dtype and ZeRO stage that DeepSpeed gets wrong together, and LibraryError for a
+        version of DeepSpeed that keeps its optimizer state in another way than `learner.optimizer_state` reads."""
         if dtype == torch.bfloat16 and zero_stage == 0:
             raise LearnerError(
                 "learner.zero_stage 0 is wrong in DeepSpeed with model.dtype bfloat16; set it to 1 or more"
@@ -151,6 +155,9 @@ class DeepSpeedEngine:
             config=_deepspeed_config(settings, zero_stage, dtype),
         )
         self._parameters = parameters
+        if zero_stage > 0:
+            require_attributes("deepspeed", self._optimizer, ["overflow"], "its ZeRO optimizer")
+        check_layout(self._named_parameters, self._optimizer, zero_stage, dist.get_rank())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward pass."""

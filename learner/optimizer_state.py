@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from configs.errors import LearnerError
+from configs.library_layout import library_error
 
 WEIGHT: Final = "weight"
 MOMENTS: Final = ("exp_avg", "exp_avg_sq")
@@ -50,7 +52,7 @@ class Fragment:
 def find_fragments(
     parameters: Sequence[tuple[str, nn.Parameter]], zero_optimizer: Any, zero_stage: int, rank: int
 ) -> list[Fragment]:
-    """This rank's fragments. zero_optimizer: DeepSpeed's, around torch's; its layout is that of DeepSpeed 0.19."""
+    """This rank's fragments. zero_optimizer: DeepSpeed's, around torch's; `check_layout` has found its layout right."""
     if zero_stage == 0:
         return [Fragment(name, 0, parameter, 0, parameter.numel()) for name, parameter in parameters]
     if zero_stage == 3:
@@ -74,6 +76,47 @@ def _slices(parameters: Sequence[tuple[str, nn.Parameter]], zero_optimizer: Any,
         numel = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]  # the last slices are padded
         if numel > 0:
             yield Fragment(name, start, zero_optimizer.fp32_partitioned_groups_flat[group], offset, numel)
+
+
+def check_layout(
+    parameters: Sequence[tuple[str, nn.Parameter]], zero_optimizer: Any, zero_stage: int, rank: int
+) -> None:
+    """Raises LibraryError unless DeepSpeed keeps weights where `find_fragments` looks for them.
+
+    Right after the optimizer was made, when its float32 weights still equal the parameters: every fragment must hold
+    the values of its place in its parameter, and the fragments of all ranks together every element once. Collective
+    where there are several ranks: all of them raise, or none.
+    """
+    fault = ""
+    num_held = 0
+    try:
+        whole = {name: _own_part(parameter, rank) for name, parameter in parameters}
+        for fragment in find_fragments(parameters, zero_optimizer, zero_stage, rank):
+            first, values = whole[fragment.name]
+            held = fragment.of(fragment.owner).to(values.dtype)
+            if not torch.equal(held, values.narrow(0, fragment.start - first, fragment.numel)):
+                raise ValueError(f"{fragment.name} is not where it was looked for")
+            num_held += fragment.numel
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        fault = f": {error}"
+    num_expected = sum(getattr(parameter, "ds_numel", parameter.numel()) for _, parameter in parameters)
+    if zero_stage > 0 and dist.is_initialized():
+        found = torch.tensor([num_held, bool(fault)], dtype=torch.int64, device=parameters[0][1].device)
+        dist.all_reduce(found)
+        num_held, any_fault = found.tolist()
+        fault = fault or (": see the other ranks" if any_fault else "")
+    if not fault and num_held != num_expected:
+        fault = f": {num_held} of {num_expected} elements were found"
+    if fault:
+        raise library_error("deepspeed", f"keeps the optimizer state of ZeRO stage {zero_stage} in another way{fault}")
+
+
+def _own_part(parameter: nn.Parameter, rank: int) -> tuple[int, Tensor]:
+    """(first element, values) of what this rank holds of a flattened parameter: all of it, but for ZeRO-3."""
+    if not hasattr(parameter, "ds_tensor"):
+        return 0, parameter.detach().view(-1)
+    part: Tensor = parameter.ds_tensor.detach().view(-1)
+    return rank * part.numel(), part
 
 
 def write_fragments(

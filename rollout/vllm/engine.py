@@ -16,18 +16,17 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from configs.errors import ModelError, RolloutError, WeightSyncError
 from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import WeightBucket
-from rollout.vllm.settings import context_length, engine_args, environment
+from rollout.vllm.layout import check_vllm
+from rollout.vllm.requests import check_request, result_of, sampling_params
+from rollout.vllm.settings import context_length, engine_arguments, environment
 from rollout.weights import WeightManifest
 from rollout.weights.buckets import bucket_file
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
     from vllm.outputs import CompletionOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -53,17 +52,23 @@ class VllmEngine:
 
     @classmethod
     async def start(cls, settings: EngineSettings) -> VllmEngine:
-        """An engine with its model loaded. Raises ModelError when it cannot be, ConfigError when the context is too
-        short."""
+        """An engine with its model loaded.
+
+        Raises ModelError when it cannot be, ConfigError when the context is too short, and LibraryError for a version
+        of vLLM that this room does not know.
+        """
         checkpoint = JanusCheckpoint.from_pretrained(settings.model_path, settings.revision, weights=True)
         manifest = WeightManifest.from_folder(checkpoint.folder)
         max_model_len = context_length(settings.rollout, checkpoint)
-        os.environ.update(environment(settings.rollout))
+        variables, arguments = environment(settings.rollout), engine_arguments(settings, checkpoint)
+        os.environ.update(variables)
+        check_vllm(arguments, variables)
+        from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
             # In this thread: vLLM ties its output handler to the loop that is running here.
-            llm = AsyncLLM.from_engine_args(engine_args(settings, checkpoint))
+            llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except (RuntimeError, ValueError, OSError) as error:
             # What vLLM calls "above" is in a log where this is an actor.
             reason = str(error).replace("See root cause above.", "The output of this process says why.")
@@ -90,9 +95,17 @@ class VllmEngine:
 
         A cancelled call aborts its request.
         """
-        llm = self._running
-        self._check_request(request)
-        sampling = asyncio.create_task(self._sample(llm, request))
+        return await self._generate(request, asyncio.Event())
+
+    async def _generate(self, request: SequenceRequest, submitted: asyncio.Event) -> SequenceResult:
+        """`generate`; `submitted` is set once the engine core has the request, or the call has failed."""
+        try:
+            llm = self._running
+            check_request(request, self._checkpoint, self._max_model_len)
+        except BaseException:
+            submitted.set()
+            raise
+        sampling = asyncio.create_task(self._sample(llm, request, submitted))
         self._sampling.add(sampling)
         sampling.add_done_callback(self._sampling.discard)
         try:
@@ -103,21 +116,22 @@ class VllmEngine:
                 raise
             raise RolloutError(f"the vLLM engine was closed before it ended request {request.request_id}") from None
         self._check_usable()
-        return self._result(request, completion)
+        return result_of(request, completion, self._checkpoint)
 
     async def generate_together(self, requests: Sequence[SequenceRequest]) -> list[SequenceResult]:
         """See Engine: neither prefix cache nor new weights come in between. Raises a group of `generate`'s errors."""
         async with self._update_lock, asyncio.TaskGroup() as together:
             llm = self._running
-            num_before = llm.output_processor.get_num_unfinished_requests()
             await llm.pause_generation(mode="keep", clear_cache=True)
             try:
-                tasks = [together.create_task(self.generate(request)) for request in requests]
-                # The engine gets calls in their order: those that are submitted now come before the resume.
-                while llm.output_processor.get_num_unfinished_requests() - num_before < len(requests):
-                    if any(task.done() for task in tasks):
-                        break  # one was refused, which the task group raises
-                    await asyncio.sleep(0.001)
+                submitted = [asyncio.Event() for _ in requests]
+                tasks = [
+                    together.create_task(self._generate(request, event))
+                    for request, event in zip(requests, submitted, strict=True)
+                ]
+                # The engine core gets calls in their order: what was submitted now comes before the resume.
+                for event in submitted:
+                    await event.wait()
             finally:
                 await llm.resume_generation()
         return [task.result() for task in tasks]
@@ -248,57 +262,22 @@ class VllmEngine:
         except Exception as error:
             raise WeightSyncError(f"tensors '{names[0]}' to '{names[-1]}' were not loaded: {error}") from error
 
-    async def _sample(self, llm: AsyncLLM, request: SequenceRequest) -> CompletionOutput:
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
+    async def _sample(self, llm: AsyncLLM, request: SequenceRequest, submitted: asyncio.Event) -> CompletionOutput:
+        """Submit a request and wait for its end: vLLM's own `generate` in two parts, of which the first can be seen."""
         prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
-        completion: CompletionOutput | None = None
         try:
-            async for output in llm.generate(prompt, self._sampling_params(request), request.request_id):
-                completion = output.outputs[0]
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise RolloutError(f"the vLLM engine failed at request {request.request_id}: {error}") from error
-        if completion is None or completion.finish_reason not in ("stop", "length"):
-            reason = completion.finish_reason if completion else "no output"
-            raise RolloutError(f"the vLLM engine ended request {request.request_id} early: {reason}")
+            try:
+                parameters = sampling_params(request, self._checkpoint)
+                output = await llm.add_request(request.request_id, prompt, parameters)
+            finally:
+                submitted.set()
+            try:
+                completion: CompletionOutput = (await output.get()).outputs[0]  # FINAL_ONLY: there is one
+            except asyncio.CancelledError:
+                await llm.abort(output.request_id, internal=True)
+                raise
+            finally:
+                output.close()
+        except Exception as error:
+            raise RolloutError(f"the vLLM engine failed at request {request.request_id}: {error!r}") from error
         return completion
-
-    def _check_request(self, request: SequenceRequest) -> None:
-        num_tokens = len(request.prompt_ids) + request.max_new_tokens
-        if num_tokens > self._max_model_len:
-            raise ValueError(
-                f"request {request.request_id}: {len(request.prompt_ids)} prompt tokens and {request.max_new_tokens} "
-                f"new ones do not fit the engine's context of {self._max_model_len}"
-            )
-        begin_of_image = self._checkpoint.special_ids.begin_of_image
-        if request.phase == "image" and request.prompt_ids[-1] != begin_of_image:
-            raise ValueError(f"request {request.request_id}: its prompt does not end with begin-of-image")
-
-    def _sampling_params(self, request: SequenceRequest) -> SamplingParams:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        from rollout.vllm.guidance_processor import GUIDANCE_SCALE
-
-        draws = request.phase == "image"
-        return SamplingParams(
-            temperature=request.temperature,
-            max_tokens=request.max_new_tokens,
-            seed=request.seed,
-            ignore_eos=True,
-            stop_token_ids=None if draws else [self._checkpoint.special_ids.eos],
-            extra_args={GUIDANCE_SCALE: request.guidance_scale} if draws else None,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
-    def _result(self, request: SequenceRequest, completion: CompletionOutput) -> SequenceResult:
-        token_ids = np.asarray(completion.token_ids, dtype=np.int32)
-        if request.phase == "image":
-            token_ids -= np.int32(self._checkpoint.text_vocab_size)
-        logprobs = np.asarray(completion.logprobs.logprobs, dtype=np.float32)
-        assert len(logprobs) == len(token_ids), "vLLM gives one log-probability a token with logprobs=0"
-        versions = [int(span.version) for span in completion.weight_versions]
-        return SequenceResult(token_ids, logprobs, min(versions), max(versions))

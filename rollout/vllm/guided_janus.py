@@ -40,9 +40,15 @@ from vllm.model_executor.models.llama import Attention, LlamaAttention, LlamaDec
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm.sequence import IntermediateTensors
 
+from configs.library_layout import require_attributes
 from rollout.guidance import unconditional_ids
 from rollout.janus_checkpoint import SpecialIds
 from rollout.weights.manifest import ENGINE_PARTS
+
+_ATTENTION_PARTS = (
+    "num_heads", "num_kv_heads", "head_dim", "scaling", "q_size", "kv_size", "qkv_proj", "rotary_emb", "attn", "o_proj",
+)  # fmt: skip
+"""What `TwinAttention` uses of its base."""
 
 
 class TwinAttention(LlamaAttention):
@@ -50,6 +56,7 @@ class TwinAttention(LlamaAttention):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        require_attributes("vllm", self, _ATTENTION_PARTS, "LlamaAttention")
         self.unconditional_attn = Attention(
             self.num_heads,
             self.head_dim,

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from configs.errors import ConfigError
 from configs.schema import RolloutConfig
 from rollout.engine import EngineSettings
 from rollout.janus_checkpoint import JanusCheckpoint
-
-if TYPE_CHECKING:
-    from vllm import AsyncEngineArgs
 
 _CONTEXT_MARGIN = 32
 """Tokens of context beyond the longest sequence that the config allows, where the model has them."""
@@ -67,9 +64,8 @@ def environment(config: RolloutConfig) -> dict[str, str]:
     return variables
 
 
-def engine_args(settings: EngineSettings, checkpoint: JanusCheckpoint) -> AsyncEngineArgs:
-    """Arguments of `AsyncLLM` for a checkpoint; imports vLLM."""
-    from vllm import AsyncEngineArgs
+def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> dict[str, Any]:
+    """Arguments of vLLM's `AsyncEngineArgs` for a checkpoint; imports vLLM."""
     from vllm.config.weight_transfer import WeightTransferConfig
 
     from rollout.vllm.plugin import WEIGHT_BACKEND, widen_vocabulary
@@ -81,7 +77,7 @@ def engine_args(settings: EngineSettings, checkpoint: JanusCheckpoint) -> AsyncE
         if _on_cpu(config)
         else {"gpu_memory_utilization": config.gpu_memory_utilization}
     )
-    return AsyncEngineArgs(
+    return dict(
         model=str(checkpoint.folder),
         hf_overrides=partial(widen_vocabulary, checkpoint.special_ids),
         dtype=settings.dtype,
