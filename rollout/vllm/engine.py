@@ -5,14 +5,13 @@
     update_weights ─► pause ─► buckets, one by one, through shared memory ─► rollout.vllm.weights ─► resume
 
 Semantic CoTs and pictures are both plain requests to vLLM and share its batch. vLLM is imported in
-`start`, after the environment that it and its child processes read is set.
+`start`, while the environment that it and its child processes read is set.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import WeightBucket
 from rollout.vllm.layout import check_vllm
 from rollout.vllm.requests import check_request, result_of, sampling_params
-from rollout.vllm.settings import context_length, engine_arguments, environment
+from rollout.vllm.settings import context_length, engine_arguments, environment, environment_set
 from rollout.weights import WeightManifest
 from rollout.weights.buckets import bucket_file
 
@@ -35,7 +34,11 @@ _LIFE_SIGN_S = 0.5
 
 
 class VllmEngine:
-    """See `rollout.engine.Engine`. Lives in the asyncio loop that it was started in."""
+    """See `rollout.engine.Engine`. Lives in the asyncio loop that it was started in.
+
+    Several may live in one process, but vLLM remembers in it the environment of the first: engines with other threads
+    or on another device belong in processes of their own.
+    """
 
     def __init__(
         self, checkpoint: JanusCheckpoint, manifest: WeightManifest, max_model_len: int, llm: AsyncLLM
@@ -60,19 +63,10 @@ class VllmEngine:
         checkpoint = JanusCheckpoint.from_pretrained(settings.model_path, settings.revision, weights=True)
         manifest = WeightManifest.from_folder(checkpoint.folder)
         max_model_len = context_length(settings.rollout, checkpoint)
-        variables, arguments = environment(settings.rollout), engine_arguments(settings, checkpoint)
-        os.environ.update(variables)
-        check_vllm(arguments, variables)
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        try:
-            # In this thread: vLLM ties its output handler to the loop that is running here.
-            llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-        except (RuntimeError, ValueError, OSError) as error:
-            # What vLLM calls "above" is in a log where this is an actor.
-            reason = str(error).replace("See root cause above.", "The output of this process says why.")
-            raise ModelError(f"vLLM cannot run model {checkpoint.folder}: {reason}") from error
+        variables = environment(settings.rollout)
+        # vLLM and the processes that it starts here read them, and keep what they have read. No await in between.
+        with environment_set(variables):
+            llm = _make_llm(engine_arguments(settings, checkpoint), variables, checkpoint)
         await llm.update_weight_version("0")
         return cls(checkpoint, manifest, max_model_len, llm)
 
@@ -281,3 +275,21 @@ class VllmEngine:
         except Exception as error:
             raise RolloutError(f"the vLLM engine failed at request {request.request_id}: {error!r}") from error
         return completion
+
+
+def _make_llm(arguments: Mapping[str, Any], variables: Mapping[str, str], checkpoint: JanusCheckpoint) -> AsyncLLM:
+    """Start vLLM in the loop that is running. Raises ModelError, LibraryError."""
+    check_vllm(arguments, variables)
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from rollout.vllm.plugin import register
+
+    register()
+    try:
+        # In this thread: vLLM ties its output handler to the loop that is running here.
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    except (RuntimeError, ValueError, OSError) as error:
+        # What vLLM calls "above" is in a log where this is an actor.
+        reason = str(error).replace("See root cause above.", "The output of this process says why.")
+        raise ModelError(f"vLLM cannot run model {checkpoint.folder}: {reason}") from error

@@ -163,7 +163,7 @@ class GuidedJanusModel(nn.Module):
 class GuidedJanus(nn.Module):
     """The model class vLLM runs for `JanusForConditionalGeneration`.
 
-    Wants the config of `rollout.vllm.plugin.widen_vocabulary`.
+    Wants the config of `rollout.vllm.plugin.JanusOverride`.
     """
 
     hf_to_vllm_mapper = WeightsMapper(

@@ -9,7 +9,8 @@ only one kind of generator has, and stops the engine with the others, so chunked
 from __future__ import annotations
 
 import os
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from configs.errors import ConfigError
@@ -40,7 +41,7 @@ def context_length(config: RolloutConfig, checkpoint: JanusCheckpoint) -> int:
 
 
 def environment(config: RolloutConfig) -> dict[str, str]:
-    """Environment variables that vLLM reads, here and in its child processes; set them before importing it."""
+    """Environment variables that vLLM reads while it is imported and started, here and in its child processes."""
     variables = {
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
@@ -68,7 +69,7 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
     """Arguments of vLLM's `AsyncEngineArgs` for a checkpoint; imports vLLM."""
     from vllm.config.weight_transfer import WeightTransferConfig
 
-    from rollout.vllm.plugin import WEIGHT_BACKEND, widen_vocabulary
+    from rollout.vllm.plugin import WEIGHT_BACKEND, JanusOverride
 
     config = settings.rollout
     max_model_len = context_length(config, checkpoint)
@@ -79,7 +80,7 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
     )
     return dict(
         model=str(checkpoint.folder),
-        hf_overrides=partial(widen_vocabulary, checkpoint.special_ids),
+        hf_overrides=JanusOverride(checkpoint.special_ids),
         dtype=settings.dtype,
         skip_tokenizer_init=True,
         generation_config="vllm",
@@ -95,12 +96,29 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
         logits_processors=["rollout.vllm.guidance_processor:GuidanceProcessor"],
         # "Raw" is what the model gives, before guidance and temperature; "processed" is what vLLM samples from.
         logprobs_mode="processed_logprobs" if settings.sampled_logprobs else "raw_logits",
-        worker_extension_cls="rollout.vllm.plugin.WorkerExtension",
         weight_transfer_config=WeightTransferConfig(backend=WEIGHT_BACKEND),
         disable_log_stats=True,
         use_tqdm_on_load=False,
         **memory,
     )
+
+
+@contextmanager
+def environment_set(variables: Mapping[str, str]) -> Iterator[None]:
+    """This process's environment with `variables` in it, as it was before once the context ends.
+
+    Environments belong to the whole process: nothing else may start processes or read the variables meanwhile.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _on_cpu(config: RolloutConfig) -> bool:

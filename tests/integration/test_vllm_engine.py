@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +69,9 @@ def perturbed(janus: JanusForConditionalGeneration) -> Iterator[JanusForConditio
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(folder: Path) -> AsyncIterator[VllmEngine]:
+    environment = dict(os.environ)
     engine = await VllmEngine.start(EngineSettings(str(folder), CONFIG))
+    assert dict(os.environ) == environment
     yield engine
     await engine.close()
 
@@ -334,12 +339,59 @@ async def test_a_context_that_the_model_lacks_is_refused_with_its_numbers(folder
         await VllmEngine.start(EngineSettings(str(folder), config))
 
 
+BARE = """
+import asyncio, json, sys, threading
+import numpy as np
+from configs.schema import RolloutConfig
+from rollout.engine import EngineSettings, SequenceRequest
+from rollout.vllm import VllmEngine
+
+async def main(folder, config, prompt):
+    engine = await VllmEngine.start(EngineSettings(folder, RolloutConfig.model_validate_json(config)))
+    request = SequenceRequest("bare", "image", np.array(json.loads(prompt), np.int32), 64, 1.0, 5.0, seed=1000)
+    print("tokens", json.dumps((await engine.generate(request)).token_ids.tolist()), flush=True)
+    threading.Event().wait(600)
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_an_engine_without_the_entry_point_draws_the_same_and_ends_with_its_killed_process(
+    engine: VllmEngine, folder: Path, janus: JanusForConditionalGeneration, tmp_path: Path
+) -> None:
+    """As in a Ray job whose nodes have bicot on PYTHONPATH only, and whose worker Ray kills."""
+    (prompt,) = ragged_prompts(1, 17, janus, image=True)
+    (request,) = requests_for([prompt], "image", "installed")
+    expected = await engine.generate(request)
+    script = tmp_path / "bare.py"
+    script.write_text(BARE)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "VLLM_PLUGINS": ""}
+    arguments = [str(folder), CONFIG.model_dump_json(), str(prompt.tolist())]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), *arguments, env=environment, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(400):
+        while not (line := await process.stdout.readline()).startswith(b"tokens"):
+            assert line, "the process ended before it had drawn"
+    assert json.loads(line.removeprefix(b"tokens")) == expected.token_ids.tolist()
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("EngineCor" in child.name() for child in children)
+    process.kill()
+    await process.wait()
+    _, alive = await asyncio.to_thread(psutil.wait_procs, children, timeout=60)
+    assert not alive
+
+
 async def test_closing_ends_requests_and_processes_and_may_be_repeated(
     engine: VllmEngine, janus: JanusForConditionalGeneration
 ) -> None:
     # Others of this process's children are Python's own tracker of shared memory and the session's Ray.
     children = psutil.Process().children(recursive=True)
-    processes = [child for child in children if "EngineCore" in " ".join([child.name(), *child.cmdline()])]
+    # One that has ended already, and was not yet collected, has no command line.
+    running = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    processes = [child for child in running if "EngineCore" in " ".join([child.name(), *child.cmdline()])]
     assert processes
     request = requests_for(ragged_prompts(1, 16, janus, image=True), "image", "last")[0]
     running = asyncio.create_task(engine.generate(request))
