@@ -107,7 +107,8 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
 def environment_set(variables: Mapping[str, str]) -> Iterator[None]:
     """This process's environment with `variables` in it, as it was before once the context ends.
 
-    Environments belong to the whole process: nothing else may start processes or read the variables meanwhile.
+    Environments belong to the whole process: nothing else may start processes or read the variables meanwhile. What
+    vLLM itself adds to the environment in this time is left there.
     """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

@@ -25,6 +25,7 @@ from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import Int32Array, WeightBucket
 from rollout.vllm import VllmEngine
+from rollout.vllm.settings import environment
 from rollout.weights.buckets import pack_bucket
 from tests.tiny_models import tiny_janus_folder
 
@@ -69,9 +70,10 @@ def perturbed(janus: JanusForConditionalGeneration) -> Iterator[JanusForConditio
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(folder: Path) -> AsyncIterator[VllmEngine]:
-    environment = dict(os.environ)
+    variables = environment(CONFIG)
+    before = [os.environ.get(name) for name in variables]
     engine = await VllmEngine.start(EngineSettings(str(folder), CONFIG))
-    assert dict(os.environ) == environment
+    assert [os.environ.get(name) for name in variables] == before
     yield engine
     await engine.close()
 
@@ -366,10 +368,10 @@ async def test_an_engine_without_the_entry_point_draws_the_same_and_ends_with_it
     expected = await engine.generate(request)
     script = tmp_path / "bare.py"
     script.write_text(BARE)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "VLLM_PLUGINS": ""}
+    bare = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "VLLM_PLUGINS": ""}
     arguments = [str(folder), CONFIG.model_dump_json(), str(prompt.tolist())]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(script), *arguments, env=environment, stdout=asyncio.subprocess.PIPE
+        sys.executable, str(script), *arguments, env=bare, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     async with asyncio.timeout(400):
