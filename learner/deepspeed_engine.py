@@ -29,7 +29,6 @@ from configs.errors import LearnerError
 from configs.library_layout import require_attributes
 from learner.optimizer_settings import OptimizerSettings
 from learner.optimizer_state import (
-    WEIGHT,
     Fragment,
     FragmentFiles,
     check_layout,
@@ -259,9 +258,7 @@ class DeepSpeedEngine:
             # At stage 3 what rank 0 writes while a parameter is whole is sent to all.
             with self._gather([parameter], modifier_rank=0):
                 if self.zero_stage < 3 or dist.get_rank() == 0:
-                    weight = files.read(WEIGHT, name, 0, parameter.numel())
-                    assert weight is not None, "the caller has compared the names"
-                    parameter.copy_(weight.view(parameter.shape))
+                    parameter.copy_(files.read_weight(name, 0, parameter.numel()).view(parameter.shape))
 
     def destroy(self) -> None:
         """Free the optimizer's memory and hooks. The process group stays."""

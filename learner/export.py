@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs.errors import LearnerError
+from configs.errors import BicotError, LearnerError
 from learner.deepspeed_engine import DeepSpeedEngine
 from learner.janus_policy import JanusPolicy, load_janus
 from learner.lora import merged_weight
@@ -100,7 +100,7 @@ def save_pretrained(
     if dist.get_rank() == 0:
         try:
             _write_folder(trained, starting_model, directory, dtype, revision)
-        except OSError as error:
+        except (OSError, BicotError) as error:  # the other ranks wait to be told
             failure = [f"{type(error).__name__}: {error}"]
     # Also the barrier that all ranks wait at.
     dist.broadcast_object_list(failure, src=0)
@@ -113,7 +113,8 @@ def _write_folder(
 ) -> None:
     model = load_janus(starting_model, dtype, revision)
     unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
-    assert not unexpected, f"the policy has weights its starting model lacks: {unexpected}"
+    if unexpected:
+        raise LearnerError(f"model {starting_model} has no weights {', '.join(sorted(unexpected))}, which were trained")
     new = directory.with_name(f".{directory.name}.new")
     old = directory.with_name(f".{directory.name}.old")
     for leftover in (new, old):

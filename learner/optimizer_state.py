@@ -183,6 +183,13 @@ class FragmentFiles:
             raise LearnerError(f"cannot resume: {numel - num_read} elements of {kind} of {name} are in no file")
         return result
 
+    def read_weight(self, name: str, start: int, numel: int) -> Tensor:
+        """[numel] from element `start` of a parameter. Raises LearnerError when some of it is in no file."""
+        weight = self.read(WEIGHT, name, start, numel)
+        if weight is None:
+            raise LearnerError(f"cannot resume: the checkpoint holds no weight of {name}")
+        return weight
+
     def step(self, name: str) -> float | None:
         """Updates that AdamW had made to a parameter; None before the first."""
         pieces = self._pieces.get((STEP, name))
@@ -192,9 +199,7 @@ class FragmentFiles:
 def read_fragments(files: FragmentFiles, fragments: Sequence[Fragment], optimizer: torch.optim.Optimizer) -> None:
     """Fill this rank's float32 weights and AdamW state. Raises LearnerError where something is missing."""
     for fragment in fragments:
-        weight = files.read(WEIGHT, fragment.name, fragment.start, fragment.numel)
-        assert weight is not None, "the caller has compared the names"
-        fragment.of(fragment.owner).copy_(weight)
+        fragment.of(fragment.owner).copy_(files.read_weight(fragment.name, fragment.start, fragment.numel))
         step = files.step(fragment.name)
         if step is None:
             continue

@@ -87,7 +87,8 @@ def warm_start(
     device = "cuda" if config.learner.gpus_per_rank > 0 else "cpu"
     alone = not dist.is_initialized()
     if alone:
-        assert world_size == 1, "several ranks must call init_distributed first"
+        if world_size != 1:
+            raise ValueError(f"world_size is {world_size}, but this process is in no process group yet")
         init_distributed(0, 1, "127.0.0.1", _free_port(), device)
     try:
         shard = Shard(rank, world_size, torch.device(device), config.learner.micro_batch_size)

@@ -143,7 +143,8 @@ class Conversation:
         """int32 [N_image_prompt]: context of a picture, from BOS to begin-of-image.
 
         An empty CoT leaves the prompt alone. A CoT that does not fit max_tokens loses its end (its
-        text may need more tokens than were sampled); PromptTooLong when the prompt alone does not.
+        text may need more tokens than were sampled). Raises PromptTooLong when the prompt alone does not, and DataError
+        when the tokenizer reads words of it as begin-of-image.
         """
         ids = self._image_prompt(prompt, cot)
         while max_tokens is not None and len(ids) > max_tokens and cot:
@@ -171,9 +172,8 @@ class Conversation:
     ) -> None:
         """Raises PromptTooLong, naming the tokens and the limit, when `ids` (made from `prompt`) are too many."""
         if len(ids) > max_tokens:
-            shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
             raise PromptTooLong(
-                f"prompt '{shown}' takes {len(ids)} tokens with the words around it, "
+                f"prompt '{_shortened(prompt)}' takes {len(ids)} tokens with the words around it, "
                 f"at most {max_tokens} are allowed; {remedy}"
             )
 
@@ -184,7 +184,7 @@ class Conversation:
             try:
                 self.check_length(self.semantic_prompt(prompt.text), max_prompt_tokens, prompt.text)
                 self.image_prompt(prompt.text, "", max_prompt_tokens)
-            except PromptTooLong as error:
+            except DataError as error:
                 return str(error)
             return None
 
@@ -194,7 +194,11 @@ class Conversation:
         prompt, cot = self._plain(prompt), self._plain(cot)
         text = self._render(f"{prompt.rstrip('. ')}. {cot}" if cot else prompt)
         ids = np.append(self._encode_from_bos(text), np.int32(self.boi_id))
-        assert np.count_nonzero(ids == self.boi_id) == 1, "begin-of-image leaked into an image prompt"
+        if np.count_nonzero(ids == self.boi_id) != 1:
+            raise DataError(
+                f"prompt '{_shortened(prompt)}': the tokenizer of {self.checkpoint.folder} reads a part of it, "
+                "or of its plan, as begin-of-image; leave that part out"
+            )
         return ids
 
     def _plain(self, text: str) -> str:
@@ -231,6 +235,10 @@ class Conversation:
 
     def _encode_from_bos(self, text: str) -> Int32Array:
         return np.array([self.bos_id, *self._encode(text)], dtype=np.int32)
+
+
+def _shortened(prompt: str) -> str:
+    return prompt if len(prompt) <= 60 else prompt[:57] + "..."
 
 
 def _special_text_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:

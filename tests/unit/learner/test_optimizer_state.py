@@ -87,6 +87,8 @@ def test_missing_elements_are_named(tmp_path: Path):
     files = FragmentFiles([tmp_path / "part0.safetensors"])
     with pytest.raises(LearnerError, match="1 elements of weight of first are in no file"):
         files.read("weight", "first", 0, 7)
+    with pytest.raises(LearnerError, match="holds no weight of third"):
+        files.read_weight("third", 0, 1)
 
 
 def test_a_file_that_is_not_safetensors_is_named(tmp_path: Path):
