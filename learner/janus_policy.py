@@ -24,7 +24,7 @@ from transformers import JanusForConditionalGeneration
 
 from configs.errors import ModelError
 from configs.learner_sections import LANGUAGE_MODEL, LoraConfig
-from learner.lora import LoraLinear, add_adapters, checkpoint_name, named_adapters
+from learner.lora import LoraLinear, add_adapters, checkpoint_names, named_adapters
 from learner.objective.logprobs import LogprobHead
 from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
 from rollout.guidance import guided_logits, unconditional_ids
@@ -167,11 +167,11 @@ class JanusPolicy(nn.Module):
         """(name in the Hugging Face checkpoint, parameter) of what training changes, with what is frozen beside it:
         engines take a part of the model (`ENGINE_PARTS`) as a whole. Adapters are left out; see `adapters`."""
         parts = {part_of(name) for name, _ in self.named_trainable_parameters()}
-        own = {id(factor) for layer in self.adapters().values() for factor in (layer.lora_a, layer.lora_b)}
+        name_of = checkpoint_names(self.model)
         return [
-            (checkpoint_name(name), parameter)
+            (name_of[name], parameter)
             for name, parameter in self.model.named_parameters()
-            if part_of(name) in parts and id(parameter) not in own
+            if name in name_of and part_of(name) in parts
         ]
 
     def adapters(self) -> dict[str, LoraLinear]:

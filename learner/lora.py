@@ -80,9 +80,22 @@ def adapters_off(module: nn.Module) -> Iterator[None]:
 
 def named_adapters(module: nn.Module) -> dict[str, LoraLinear]:
     """Name of the weight in the Hugging Face checkpoint -> the layer that holds it and its adapter."""
-    return {f"{name}.weight": layer for name, layer in module.named_modules() if isinstance(layer, LoraLinear)}
+    return {f"{name}.weight": layer for name, layer in _adapted(module)}
 
 
-def checkpoint_name(name: str) -> str:
-    """A parameter's name in the Hugging Face checkpoint, from that in a module with adapters."""
-    return name.replace(".base.", ".")
+def checkpoint_names(module: nn.Module) -> dict[str, str]:
+    """Name of each parameter of a module with adapters, but for the adapters themselves -> its name without them.
+
+    The latter is the name in the Hugging Face checkpoint: a layer with an adapter holds the original one as `base`.
+    """
+    moved = {
+        f"{name}.base.{parameter}": f"{name}.{parameter}"
+        for name, layer in _adapted(module)
+        for parameter, _ in layer.base.named_parameters()
+    }
+    adapters = {f"{name}.{factor}" for name, layer in _adapted(module) for factor in ("lora_a", "lora_b")}
+    return {name: moved.get(name, name) for name, _ in module.named_parameters() if name not in adapters}
+
+
+def _adapted(module: nn.Module) -> list[tuple[str, LoraLinear]]:
+    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, LoraLinear)]
