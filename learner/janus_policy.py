@@ -5,9 +5,9 @@
     CoT ids ──embed_tokens──────┤                             └─► generation_head ─► image log-probabilities
     VQ codes ─embeddings+aligner┘
 
-Each phase is one pass of the language model. Sequences have no gap: the continuation follows its context,
-and padding comes last, where causal attention never looks. So the plain causal pass (no attention
-mask, positions 0, 1, 2, ...) gives every real token what it would get alone.
+Each phase is one forward pass of the language model (teacher forcing). The continuation follows its context without a
+gap, and padding is on the right, where causal attention does not look. So a causal forward pass without an attention
+mask, at positions 0, 1, 2, ..., gives every real token the same result as a pass over its sequence alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rollout.janus_checkpoint import JanusCheckpoint, SpecialIds, resolve_folder
 from rollout.weights.manifest import ENGINE_PARTS, part_of
 
 EVERYTHING = tuple(f"{part}*" for part in ENGINE_PARTS)
-"""Patterns of all that a policy keeps of a model."""
+"""Patterns that match every parameter of a policy."""
 
 
 def load_janus(path: str, dtype: torch.dtype, revision: str | None = None) -> JanusForConditionalGeneration:
@@ -181,8 +181,8 @@ class JanusPolicy(nn.Module):
     def forward(self, request: LogprobRequest) -> tuple[Tensor, Tensor]:
         """Teacher-forced log-probability of each target, and the entropy there, each [B, N], nats.
 
-        Values where the mask is False mean nothing. Phases go one by one, each with its own backward
-        pass: that halves the activations, and ZeRO-3 with gradient checkpointing takes a layer once a pass.
+        Values where the mask is False mean nothing. Each phase has a forward and a backward pass of its own: that
+        halves the memory of activations, and ZeRO-3 with gradient checkpointing allows a layer once in a forward pass.
         """
         targets = request.tokens.target_ids
         last_layer: LogprobHead
@@ -196,13 +196,13 @@ class JanusPolicy(nn.Module):
         return logprobs.view_as(targets), entropy.view_as(targets)
 
     def _text_features(self, tokens: PhaseTokens) -> Tensor:
-        """What the text head makes logits of, [B N, d]."""
+        """Input of the text head's last layer, [B N, d]."""
         embed = self.model.model.language_model.embed_tokens
         (features,) = self._hidden(embed(tokens.context_ids), embed(tokens.target_ids), tokens)
         return features
 
     def _image_features(self, request: LogprobRequest) -> Tensor:
-        """What the last layer of the image head makes logits of, [B N, d]; mixed, where there is guidance."""
+        """Input of the image head's last layer, [B N, d]; with guidance, the mix of both streams."""
         janus, tokens = self.model.model, request.tokens
         context_ids = tokens.context_ids
         if request.unconditional_rows is not None:
@@ -238,7 +238,8 @@ class JanusPolicy(nn.Module):
 
 
 def _guided(features: Tensor, guidance_scales: Tensor) -> Tensor:
-    """What the last layer makes the guided logits of (see `guided_logits`), [B N, d], mixed in float32 or better.
+    """Input of the last layer for which it gives the guided logits (see `guided_logits`), [B N, d]. Mixed in float32
+    or better.
 
     features: [2, B N, d], the conditional stream first.
     """

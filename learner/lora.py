@@ -1,10 +1,10 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685): the base stays as it is, and so serves as its own reference.
+"""Low-rank adapters (LoRA, arXiv:2106.09685). The base model stays frozen, and so is the reference policy, too.
 
     x ─┬─► base (frozen) ──────────────────────┬─► y = W x + alpha/rank B (A x)
        └─► A [rank, in] ─► B [out, rank] ──────┘       with adapters off: y = W x, the reference
 
-B starts at 0, so the policy starts as the base. Engines and checkpoints get W + alpha/rank B A, and know
-nothing of adapters.
+B is initialised to 0, so the policy starts as the base model. Engines and saved models get the merged weights
+W + alpha/rank B A, without adapters.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def add_adapters(module: nn.Module, config: LoraConfig, seed: int = 0) -> None:
 
 @contextmanager
 def adapters_off(module: nn.Module) -> Iterator[None]:
-    """Run `module` as its base, for as long as the context lasts."""
+    """Within the context, forward passes of `module` leave its adapters out."""
     layers = [layer for layer in module.modules() if isinstance(layer, LoraLinear)]
     for layer in layers:
         layer.is_on = False

@@ -1,10 +1,10 @@
-"""Weights to engines over NCCL: the sending end of vLLM's weight transfer.
+"""Weight sync over NCCL: the sending end of vLLM's weight transfer.
 
     learner rank 0 ── broadcasts, packed ──► every worker of every engine (`rollout.vllm.weights`)
 
-The group has the learner's rank 0 as rank 0 and the engines' workers after it. Names, dtypes and
-shapes go to the engines by another way, before, in the order in which the tensors are sent. Needs
-CUDA GPUs and vLLM; there is no test of it on a CPU.
+The learner's rank 0 is rank 0 of the NCCL group; the engines' workers have the ranks after it. Names, dtypes and
+shapes are sent to the engines beforehand by a Ray call, in the order in which the tensors are broadcast. Needs CUDA
+GPUs and vLLM; there is no test of it on a CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from configs.library_layout import library_error
 
 
 class NcclSender:
-    """Rank 0 of one weight-transfer group. When a member dies the group is of no use: close it, form another."""
+    """Rank 0 of one weight-transfer group. When a member dies, the group is unusable: close it and form a new one."""
 
     def __init__(self, master_address: str, master_port: int, world_size: int) -> None:
         """Returns when all `world_size` members have joined.

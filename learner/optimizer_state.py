@@ -1,11 +1,11 @@
-"""Where ZeRO keeps a parameter's float32 weight and AdamW state, and how to write it down and put it back.
+"""Where ZeRO keeps a parameter's float32 weight and AdamW state, and how to save and restore them.
 
     stage 0    every rank holds all                      rank 0 writes
-    stage 1, 2 a rank holds a stretch of one flat buffer  ┐ each rank writes its own fragments,
-    stage 3    a rank holds its slice of each parameter   ┘ named by parameter and place in it
+    stage 1, 2 a rank holds a part of one flat buffer     ┐ each rank writes its own fragments, named
+    stage 3    a rank holds its slice of each parameter   ┘ by parameter and offset in it
 
-A fragment names its place in the parameter, not its rank. So what n ranks wrote at one stage, m ranks read
-at another: each reads its new fragments out of the old ones. Files are safetensors, which hold no code.
+A fragment is named by its offset in the parameter, not by its rank. So m ranks at one ZeRO stage can read what n ranks
+wrote at another: each reads its new fragments out of the old ones. Files are safetensors, which hold no code.
 """
 
 from __future__ import annotations

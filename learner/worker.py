@@ -1,9 +1,9 @@
-"""One learner rank: trajectories in, weight versions out.
+"""One learner rank: from a batch of trajectories to an optimizer step and a new weight version.
 
     TrajectoryBatch ─► plan_step ─► BatchUpdater ─► StepReport, weight version + 1 ─► export_weights
 
-Every rank runs the same calls with the same batch; each takes its share of it. A plain class:
-`cluster` makes it a Ray actor.
+Data parallelism: every rank makes the same calls with the same whole batch, and computes on its own share of it.
+This is a plain class; `cluster.actors.learner` wraps it in a Ray actor.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one step did, over all ranks."""
+    """The result of one step, over all ranks."""
 
     weight_version: int
-    """The version that the step made; rollout workers are to have it next."""
+    """The version of the weights after the step; rollout workers receive it next."""
     metrics: Mapping[str, float]
     skipped: str | None
     """Why the weights were left as they were: "non-finite loss" or "non-finite gradient"; else None."""
     note: str | None = None
-    """What a person should know of this step."""
+    """A message for the user about this step, such as a parity gate that found a difference."""
 
 
 class LearnerWorker:
@@ -104,12 +104,12 @@ class LearnerWorker:
 
     @property
     def weight_version(self) -> int:
-        """Batches consumed: one weight version a batch, however many optimizer updates it was good for. A skipped
-        update counts, too: the bound on staleness keeps counting in steps of the run."""
+        """Number of batches that were trained on. One batch gives one weight version, however many optimizer updates
+        are made with it. A skipped update counts, too, since the bound on staleness is in steps of the run."""
         return self._engine.num_steps
 
     def train_step(self, batch: TrajectoryBatch) -> StepReport:
-        """Learn from a whole batch. Raises LearnerError for one that cannot be learned from, and at the parity gate."""
+        """Train on a whole batch. Raises LearnerError for one that does not fit the config, and at the parity gate."""
         started_s = time.perf_counter()
         plan = plan_step(batch, PlanSettings.of(self._config, self._config.learner.num_ranks), self._rank)
         step_version = self.weight_version
@@ -140,9 +140,10 @@ class LearnerWorker:
         return reason
 
     def export_weights(self, version: int) -> Iterator[WeightBucket]:
-        """All that training changes, a bucket at a time; every rank must run to the end, only rank 0 yields.
+        """The parameters that training changes, in buckets. Collective: every rank must exhaust the iterator; only
+        rank 0 yields buckets.
 
-        Raises LearnerError when `version` is not the one at hand.
+        Raises LearnerError when `version` is not the present weight version.
         """
         self._check_version(version)
         return export_buckets(self._engine, self._policy, self._config.weight_sync.bucket_mb)
@@ -152,26 +153,29 @@ class LearnerWorker:
             raise LearnerError(f"weight version {version} was asked for; the learner is at {self.weight_version}")
 
     def weight_layout(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """(name, dtype, shape) of all that `send_collective` sends, in its order."""
+        """(name, dtype, shape) of the tensors that `send_collective` broadcasts, in the same order."""
         return weight_layout(self._engine, self._policy)
 
     def join_collective(self, master_address: str, master_port: int, world_size: int) -> None:
-        """On GPUs, form an NCCL group with the engines' workers, in place of an earlier one; only rank 0 joins.
+        """Form an NCCL group with the engines' workers, replacing an earlier one. Needs GPUs; only rank 0 joins.
 
-        Raises WeightSyncError when the group does not come about.
+        Raises WeightSyncError when the group cannot be formed.
         """
         if self._rank == 0:
             self._leave_collective()
             self._sender = NcclSender(master_address, master_port, world_size)
 
     def send_collective(self, version: int) -> None:
-        """Broadcast all that training changes to the group; every rank enters. Raises LearnerError, WeightSyncError."""
+        """Broadcast the parameters that training changes over the NCCL group. Collective: every rank calls it.
+
+        Raises LearnerError, WeightSyncError.
+        """
         self._check_version(version)
         tensors = export_tensors(self._engine, self._policy)
         if self._sender is not None:
             self._sender.send(tensors)
         else:
-            for _ in tensors:  # takes part in gathering
+            for _ in tensors:  # gathering ZeRO-3's partitions is collective
                 pass
 
     def _leave_collective(self) -> None:
@@ -180,12 +184,13 @@ class LearnerWorker:
             self._sender = None
 
     def save_checkpoint(self, directory: Path, step: int) -> None:
-        """Write what going on after `step` steps needs. Raises LearnerError when the learner is at another step."""
+        """Write the state that resuming after `step` steps needs. Raises LearnerError when the learner is at another
+        step."""
         self._check_version(step)
         save_checkpoint(self._engine, directory, {"num_skipped": self._num_skipped})
 
     def load_checkpoint(self, directory: Path) -> int:
-        """Go on where `save_checkpoint` was; returns the number of steps made. Raises LearnerError."""
+        """Resume from a checkpoint of `save_checkpoint`; returns the number of steps made. Raises LearnerError."""
         self._num_skipped = load_checkpoint(self._engine, directory)["num_skipped"]
         return self.weight_version
 
@@ -235,8 +240,8 @@ def _load_reference(config: RunConfig, model_path: str) -> JanusPolicy | None:
 
 
 def _staleness(batch: TrajectoryBatch, version: int) -> dict[str, float]:
-    """Of the batch's trajectories, in steps, at the version that learns from them: mean, largest, and the share at
-    each number of steps."""
+    """Staleness of the batch's trajectories: how many weight versions the policy has moved on since their oldest token
+    was sampled. Mean, maximum, and the share of trajectories at each value."""
     lags = [
         version - trajectory.oldest_weight_version
         for group in batch.groups

@@ -1,4 +1,4 @@
-"""Pictures for prompts, outside training: one engine, one group a prompt, until all are drawn.
+"""Image generation outside training: one engine, one group of pictures for each prompt.
 
 prompts ─► plan_rollout (context, memory) ─► engine + GroupSampler ─► sink(group, pictures), as each finishes
 """
@@ -30,7 +30,7 @@ _CPU_SEQUENCES = 16
 
 @dataclass(frozen=True, slots=True)
 class DrawingOptions:
-    """What to draw with, and how; None lets the checkpoint or the machine decide."""
+    """Options of image generation. None means the checkpoint's own value, or what the machine has."""
 
     model: str
     revision: str | None = None
@@ -82,7 +82,7 @@ async def draw(
 
 
 def plan_rollout(options: DrawingOptions, conversation: Conversation, prompts: Sequence[Prompt]) -> RolloutConfig:
-    """What the engine is told: a context for the longest of these prompts, and memory for some sequences of it.
+    """The rollout config of these prompts: a context length for the longest one, and memory for its KV cache.
 
     Raises PromptTooLong (a DataError) when a prompt leaves no room for plan and picture.
     """

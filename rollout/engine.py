@@ -1,4 +1,4 @@
-"""The engine: one token sequence in, its continuation out.
+"""The inference engine: samples the continuation of a token sequence, and takes new weights while it runs.
 
 Two classes implement `Engine`: `rollout.vllm.engine.VllmEngine`, which runs all requests as one continuous batch,
 and `rollout.transformers_engine.TransformersEngine`, which runs one sequence a forward pass and is there for
@@ -79,7 +79,7 @@ class SequenceRequest:
 
 @dataclass(frozen=True, slots=True)
 class SequenceResult:
-    """The sampled continuation."""
+    """The sampled continuation and its log-probabilities."""
 
     token_ids: Int32Array
     """int32 [N]: text ids with the final EOS, or VQ codes from 0."""

@@ -3,11 +3,11 @@
     token ids ──────────────────────────► conditional stream ───► c ─┐
         └─► unconditional_ids ─────────► unconditional stream ─► u ─┴─► u + w (c - u) ─► next image token
 
-The unconditional stream is as long as the conditional one. Each of its tokens follows from the
-token at the same place alone, so whatever an engine does to a sequence (splitting, caching,
-recomputing) it may do to both streams at once.
+The unconditional stream is as long as the conditional one. Each of its tokens depends only on the token at the same
+position, so whatever an engine does to a sequence (prefix caching, preemption and recomputation) it can do to both
+streams at once.
 
-Both engines and the learner call these two functions, so that none of them can mean something else by guidance.
+Both engines and the learner call these two functions: guidance is defined in this file only.
 """
 
 from __future__ import annotations

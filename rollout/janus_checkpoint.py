@@ -30,7 +30,7 @@ WEIGHT_FILES = ("*.safetensors",)
 
 @dataclass(frozen=True, slots=True)
 class SpecialIds:
-    """Token ids with a meaning of their own, in the tokenizer's vocabulary."""
+    """Ids of the special tokens, in the tokenizer's vocabulary."""
 
     bos: int
     eos: int

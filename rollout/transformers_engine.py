@@ -1,10 +1,10 @@
-"""The slow and obvious engine: transformers' own Janus, one sequence a forward pass.
+"""The reference engine: transformers' own Janus, without batching, one sequence a forward pass.
 
-    generate ─► one step at a time on a single thread ─► SequenceResult
-                     ▲ update_weights waits its turn there, so it falls between two tokens
+    generate ─► one decoding step at a time on a single thread ─► SequenceResult
+                     ▲ update_weights runs on the same thread, so it falls between two tokens
 
-It is the measure of the fast engine, and good enough for a handful of pictures. A picture is drawn
-by two streams with a key-value cache each: the conditional one sees the prompt, the unconditional
+Tests compare the vLLM engine with it, and it is fast enough for a handful of pictures. A picture is sampled
+from two streams with a KV cache each: the conditional one sees the prompt, the unconditional
 one sees padding in its place (`rollout.guidance`); both see the same image tokens.
 A token is sampled from `u + w (c - u)`; what is recorded is its log-probability under c alone, unless
 those of the sampled distribution are asked for.

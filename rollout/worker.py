@@ -4,8 +4,8 @@
                                          └─► BatchedDecoder ─► ImageDecoder, in a thread
     update_weights(version, buckets) ─► Engine, between two tokens
 
-All methods run in one event loop; many `roll_group` calls share the engine's batch, and nothing
-here blocks the loop.
+All methods run in one event loop. Concurrent `roll_group` calls share the engine's batch (continuous batching), and
+nothing here blocks the loop.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rollout.vllm import VllmEngine, context_length
 
 
 class RolloutWorker:
-    """Rolls groups with the policy that its engine holds."""
+    """Samples groups (rollouts) with the policy that its engine holds."""
 
     def __init__(self, engine: Engine, sampler: GroupSampler) -> None:
         """Of a running engine and a sampler on it; `start` gives one."""

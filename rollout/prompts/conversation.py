@@ -1,4 +1,4 @@
-"""What the policy is told, as token ids.
+"""Prompts of both phases as token ids, by the checkpoint's chat template and tokenizer.
 
     prompt ─► semantic_prompt ─► (engine writes) CoT ids ─► decode_cot ─► CoT text
     prompt + CoT text ─► image_prompt ─► (engine draws) image tokens
@@ -8,9 +8,9 @@ Both prompts go through the checkpoint's own chat template and tokenizer. Janus-
     <bos>{system prompt}\\n\\n<|User|>: {instruction with prompt}\\n\\n<|Assistant|>:
     <bos><|User|>: {prompt}. {CoT}\\n\\n<|Assistant|>:<begin_of_image>
 
-The system prompt stands before the template's text, as in Janus's own processor: its template
-knows no system role. The words a policy was trained with are kept beside its weights, in
-`bicot_conversation.json`, since a policy asked in other words plans worse.
+The system prompt stands before the template's text, as in Janus's own processor, since its template has no system role.
+The system prompt and instruction that a policy was trained with are kept beside its weights, in
+`bicot_conversation.json`: with other ones its plans are worse.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prompts: from a file or the shapes world to the endless, shuffled, resumable stream a run draws on.
+"""Prompts: from a file or the shapes world to an endless stream of shuffled epochs with random access.
 
     source ─► load_prompts ─► PromptSet ─► PromptSource ─► prompt of group 0, 1, 2, ...
 
@@ -116,7 +116,7 @@ def _load_shapes(source: str) -> Sequence[Prompt]:
 
 
 class PromptSource:
-    """The prompts of a run, epoch after epoch without end, each epoch shuffled anew by the seed.
+    """The prompts of a run: an endless stream of epochs, each shuffled by the seed and its number.
 
     `prompt_at` is a pure function of the index: the prompt of group n is the same in every run with
     this seed, after every resume, and whichever worker asks.

@@ -1,4 +1,4 @@
-"""`Engine` on vLLM: many sequences at once, guided within the engine, weights swapped between tokens.
+"""`Engine` on vLLM: continuous batching, classifier-free guidance inside the model, weights updated between tokens.
 
     generate ──► AsyncLLM (this process) ◄──► engine core ◄──► worker(s): rollout.vllm.guided_janus
                                                                            rollout.vllm.guidance_processor
@@ -113,7 +113,10 @@ class VllmEngine:
         return result_of(request, completion, self._checkpoint)
 
     async def generate_together(self, requests: Sequence[SequenceRequest]) -> list[SequenceResult]:
-        """See Engine: neither prefix cache nor new weights come in between. Raises a group of `generate`'s errors."""
+        """See Engine. The prefix cache is cleared first, and weights are not updated meanwhile.
+
+        Raises an ExceptionGroup of the errors of `generate`.
+        """
         async with self._update_lock, asyncio.TaskGroup() as together:
             llm = self._running
             await llm.pause_generation(mode="keep", clear_cache=True)
@@ -133,8 +136,8 @@ class VllmEngine:
     async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
         """See Engine.
 
-        Running sequences are preempted, and continue with their context recomputed under the new
-        weights: from the next token on, log-probabilities are what the new weights alone would give.
+        Running sequences are preempted, and resume after a prefill of their context under the new weights: from the
+        next token on, log-probabilities are those of the new weights alone.
         Raises WeightSyncError; when a bucket does not fit, the engine goes on with its old weights,
         and when loading fails half-way, it refuses all further work.
         """

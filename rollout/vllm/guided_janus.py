@@ -17,8 +17,8 @@ The first two blocks are what vLLM reports for a sampled token in `logprobs_mode
 conditional log-probability at temperature 1, however the token was sampled. (In "processed_logprobs" vLLM
 reports the one it sampled with: guided, at the request's temperature.)
 
-Text decoding runs the unconditional stream for nothing: its KV is not needed later, since a
-picture is a request of its own. That is the price of one batch for both phases.
+While text is decoded, the unconditional stream is computed without being used: its KV cache is not needed later, since
+a picture is a request of its own. This is the cost of having both phases in one batch.
 
 This file and `rollout.vllm.guidance_processor` are all that depends on vLLM's model internals.
 """

@@ -1,9 +1,9 @@
-"""How vLLM is told to run Janus: engine arguments, context length, environment.
+"""vLLM's settings for Janus: engine arguments, context length, environment variables.
 
-Seeds: a seeded request draws one random number a token from a generator of its own, so its tokens
-depend on no other request (up to the rounding of matrix products, which may follow the batch's size
-on GPUs). That needs whole prompts: vLLM rewinds a generator after part of a prompt by a way that
-only one kind of generator has, and stops the engine with the others, so chunked prefill is off.
+Seeds: a request with a seed samples with a random generator of its own, so its tokens depend on no other request (up
+to the rounding of matrix products, which may depend on the size of the batch on GPUs). That excludes chunked prefill:
+after a part of a prompt vLLM resets the generator by a method that only one kind of generator has, and the engine
+stops with the others.
 """
 
 from __future__ import annotations

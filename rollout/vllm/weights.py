@@ -1,4 +1,4 @@
-"""Takes new weights into a vLLM worker, from a file or from a collective.
+"""Weight updates inside a vLLM worker, from a file in shared memory or from an NCCL broadcast.
 
     WeightBucket ─► file in shared memory ─┐
                                            ├─► BicotWeightEngine (in every worker) ─► model.load_weights
@@ -8,8 +8,8 @@ vLLM drives it: `start_weight_update`, then `update_weights` a bucket, then `fin
 while generation is paused. A file is mapped, not read, so that the tensor-parallel workers of an
 engine share one copy of it.
 
-Parts of the model are rebuilt layer by layer by vLLM's own reload, since some kernels keep weights
-in another layout than the checkpoint's; only the parts an update touches are opened for it.
+vLLM's layerwise reload converts the weights of each layer again, since some kernels keep weights in another layout than
+the checkpoint. Only the parts of the model that an update holds are reloaded.
 """
 
 from __future__ import annotations

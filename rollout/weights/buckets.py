@@ -1,4 +1,4 @@
-"""Tensors as bytes and back: what learner ranks publish and engines load.
+"""Serialization of weights: the buckets of bytes that the learner publishes and engines load.
 
     named tensors ─► pack_bucket ─► WeightBucket ─► unpack_bucket ─► named tensors
 
