@@ -8,6 +8,7 @@
     ├── RewardError         a picture could not be scored: names the reward
     │   └── RewardTimeoutError  the reward did not answer in time: its replica is stuck, and of no more use
     ├── LearnerError        an optimizer step could not be made
+    ├── LibraryError        an installed library lacks what bicot uses of it: names it, its version, what is missing
     ├── WeightSyncError     weights could not be published or loaded
     ├── RegistryError       Redis cannot be reached or refused a command
     ├── LedgerError         a group's account does not add up: the run must not go on
@@ -51,6 +52,10 @@ class RewardTimeoutError(RewardError):
 
 class LearnerError(BicotError):
     """An optimizer step could not be made."""
+
+
+class LibraryError(BicotError):
+    """An installed library is not one that bicot works with. The message names it, its version and what is missing."""
 
 
 class WeightSyncError(BicotError):

@@ -35,7 +35,7 @@ from configs.worker_sections import RolloutConfig as RolloutConfig
 
 
 class RunConfig(Section):
-    """Everything one run is told."""
+    """The whole config of one run."""
 
     run: RunSection = RunSection()
     model: ModelConfig

@@ -156,11 +156,12 @@ def plan_step(batch: TrajectoryBatch, settings: PlanSettings, rank: int) -> Step
         for start in range(0, len(trajectories), size)
     )
     cot_lengths = torch.tensor([len(trajectory.cot_ids) for trajectory in trajectories])
-    counts = {"cot": int(cot_lengths.sum()), "image": sum(len(trajectory.image_ids) for trajectory in trajectories)}
     return StepPlan(
         mini_batches=mini_batches,
         num_trajectories=len(trajectories),
-        num_tokens_by_phase={phase: counts[phase] for phase in settings.phases},
+        num_tokens_by_phase={
+            phase: sum(trajectory.num_tokens((phase,)) for trajectory in trajectories) for phase in settings.phases
+        },
         cot_lengths=cot_lengths,
         advantages=advantages,
         groups_without_spread=share_without_spread(rewards),
@@ -178,7 +179,7 @@ def _mini_batch(
         )
     row_weights, divisor = normalization(
         settings.loss_normalization,
-        torch.tensor([_num_tokens(trajectory, settings.phases) for trajectory in trajectories]),
+        torch.tensor([trajectory.num_tokens(settings.phases) for trajectory in trajectories]),
         _max_tokens(trajectories, settings),
     )
     order = np.argsort([len(trajectory.cot_ids) for trajectory in trajectories], kind="stable")
@@ -195,11 +196,6 @@ def _mini_batch(
             )
         )
     return MiniBatch(tuple(micro_batches), divisor)
-
-
-def _num_tokens(trajectory: Trajectory, phases: Sequence[Phase]) -> int:
-    lengths = {"cot": len(trajectory.cot_ids), "image": len(trajectory.image_ids)}
-    return sum(lengths[phase] for phase in phases)
 
 
 def _max_tokens(trajectories: Sequence[Trajectory], settings: PlanSettings) -> int:

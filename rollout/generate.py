@@ -1,8 +1,8 @@
-"""Draw pictures with a trained policy, from the command line.
+"""Generate images with a trained policy, from the command line.
 
     python -m rollout.generate --model DIR_OR_HUB_ID --prompt "a red star" --num-images 4 --output-dir DIR
 
-The policy is asked in the words it was trained with, and drawn from by the same engine as in training.
+The policy is prompted in the format that it was trained with, and sampled by the same engine as in training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where a warm-started model is kept: a folder named after everything that decides its weights.
+"""The cache of warm-started models: a folder is named by a hash of everything that its weights depend on.
 
-A changed config field, example file, picture or base model gives another folder; an unchanged one is
-found again. What only decides speed (ranks, micro-batches, threads) does not count.
+A changed config field, example file, picture or base model gives another folder; with the same inputs the model is
+reused. Settings that only affect speed (ranks, micro-batches, threads) are not part of the hash.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the policy is told, as token ids.
+"""Prompts of both phases as token ids, by the checkpoint's chat template and tokenizer.
 
     prompt ─► semantic_prompt ─► (engine writes) CoT ids ─► decode_cot ─► CoT text
     prompt + CoT text ─► image_prompt ─► (engine draws) image tokens
@@ -8,9 +8,9 @@ Both prompts go through the checkpoint's own chat template and tokenizer. Janus-
     <bos>{system prompt}\\n\\n<|User|>: {instruction with prompt}\\n\\n<|Assistant|>:
     <bos><|User|>: {prompt}. {CoT}\\n\\n<|Assistant|>:<begin_of_image>
 
-The system prompt stands before the template's text, as in Janus's own processor: its template
-knows no system role. The words a policy was trained with are kept beside its weights, in
-`bicot_conversation.json`, since a policy asked in other words plans worse.
+The system prompt stands before the template's text, as in Janus's own processor, since its template has no system role.
+The system prompt and instruction that a policy was trained with are kept beside its weights, in
+`bicot_conversation.json`: with other ones its plans are worse.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ class Conversation:
         """int32 [N_image_prompt]: context of a picture, from BOS to begin-of-image.
 
         An empty CoT leaves the prompt alone. A CoT that does not fit max_tokens loses its end (its
-        text may need more tokens than were sampled); PromptTooLong when the prompt alone does not.
+        text may need more tokens than were sampled). Raises PromptTooLong when the prompt alone does not, and DataError
+        when the tokenizer reads words of it as begin-of-image.
         """
         ids = self._image_prompt(prompt, cot)
         if max_tokens is None:
@@ -156,14 +157,6 @@ class Conversation:
             ids = self._image_prompt(prompt, self.decode_cot(np.array(words, dtype=np.int32)))
         self.check_length(ids, max_tokens, prompt)
         return ids
-
-    def unconditional_prompt(self, image_prompt_ids: Int32Array) -> Int32Array:
-        """int32 [N_image_prompt]: the context of the unconditional stream.
-
-        BOS and begin-of-image stay, every other token becomes padding, as transformers' Janus has it.
-        """
-        kept = (image_prompt_ids == self.bos_id) | (image_prompt_ids == self.boi_id)
-        return np.where(kept, image_prompt_ids, self.pad_id).astype(np.int32)
 
     def encode_cot(self, cot: str) -> Int32Array:
         """int32 [N_cot]: a written CoT as the policy would sample it, with its final EOS."""
@@ -182,9 +175,8 @@ class Conversation:
     ) -> None:
         """Raises PromptTooLong, naming the tokens and the limit, when `ids` (made from `prompt`) are too many."""
         if len(ids) > max_tokens:
-            shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
             raise PromptTooLong(
-                f"prompt '{shown}' takes {len(ids)} tokens with the words around it, "
+                f"prompt '{_shortened(prompt)}' takes {len(ids)} tokens with the words around it, "
                 f"at most {max_tokens} are allowed; {remedy}"
             )
 
@@ -197,7 +189,7 @@ class Conversation:
             try:
                 self.check_length(self.semantic_prompt(prompt.text), max_prompt_tokens, prompt.text)
                 self.image_prompt(prompt.text, "", max_prompt_tokens)
-            except PromptTooLong as error:
+            except DataError as error:
                 return str(error)
             return None
 
@@ -207,7 +199,11 @@ class Conversation:
         prompt, cot = self.plain(prompt), self.plain(cot)
         text = self._render(f"{prompt.rstrip('. ')}. {cot}" if cot else prompt)
         ids = np.append(self._encode_from_bos(text), np.int32(self.boi_id))
-        assert np.count_nonzero(ids == self.boi_id) == 1, "begin-of-image leaked into an image prompt"
+        if np.count_nonzero(ids == self.boi_id) != 1:
+            raise DataError(
+                f"prompt '{_shortened(prompt)}': the tokenizer of {self.checkpoint.folder} reads a part of it, "
+                "or of its plan, as begin-of-image; leave that part out"
+            )
         return ids
 
     def plain(self, text: str) -> str:
@@ -244,6 +240,10 @@ class Conversation:
 
     def _encode_from_bos(self, text: str) -> Int32Array:
         return np.array([self.bos_id, *self._encode(text)], dtype=np.int32)
+
+
+def _shortened(prompt: str) -> str:
+    return prompt if len(prompt) <= 60 else prompt[:57] + "..."
 
 
 def _special_text_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:

@@ -1,4 +1,4 @@
-"""Prompts: from a file or the shapes world to the endless, shuffled, resumable stream a run draws on.
+"""Prompts: from a file or the shapes world to an endless stream of shuffled epochs with random access.
 
     source ─► load_prompts ─► PromptSet ─► PromptSource ─► prompt of group 0, 1, 2, ...
 
@@ -116,16 +116,8 @@ def _load_shapes(source: str) -> Sequence[Prompt]:
     return load_split(split, int(num)) if num else load_split(split)
 
 
-@dataclass(frozen=True, slots=True)
-class PromptCursor:
-    """Where a PromptSource stands: the next prompt is number `position` of epoch `epoch`, both from 0."""
-
-    epoch: int = 0
-    position: int = 0
-
-
 class PromptSource:
-    """The prompts of a run, epoch after epoch without end, each epoch shuffled anew by the seed.
+    """The prompts of a run: an endless stream of epochs, each shuffled by the seed and its number.
 
     `prompt_at` is a pure function of the index: the prompt of group n is the same in every run with
     this seed, after every resume, and whichever worker asks.
@@ -137,13 +129,8 @@ class PromptSource:
         self._prompts = tuple(prompts)
         self._seed = seed
         self._shuffle = shuffle
-        self._next_index = 0
         # Indices move forward, with a few groups of the last epoch still to be rolled again.
         self._order = lru_cache(maxsize=4)(self._make_order)
-
-    def __len__(self) -> int:
-        """Prompts an epoch."""
-        return len(self._prompts)
 
     def prompt_at(self, index: int) -> Prompt:
         """Prompt number `index` of the stream, from 0, counted over epochs."""
@@ -151,24 +138,6 @@ class PromptSource:
             raise ValueError(f"index {index} is negative")
         epoch, position = divmod(index, len(self._prompts))
         return self._prompts[int(self._order(epoch)[position])]
-
-    def next(self) -> Prompt:
-        """The prompt under the cursor, which moves on."""
-        prompt = self.prompt_at(self._next_index)
-        self._next_index += 1
-        return prompt
-
-    @property
-    def cursor(self) -> PromptCursor:
-        return PromptCursor(*divmod(self._next_index, len(self._prompts)))
-
-    def seek(self, cursor: PromptCursor) -> None:
-        """Go on from a cursor taken earlier. Raises DataError when it does not fit these prompts."""
-        if cursor.epoch < 0 or not 0 <= cursor.position < len(self._prompts):
-            raise DataError(
-                f"{cursor} is not a place among {len(self._prompts)} prompts; was the data changed since it was saved?"
-            )
-        self._next_index = cursor.epoch * len(self._prompts) + cursor.position
 
     def _make_order(self, epoch: int) -> NDArray[np.int64]:
         if not self._shuffle:

@@ -53,7 +53,8 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "rollout": [
         {"records"},
-        {"shapes", "weights", "engine", "guidance", "janus_checkpoint"},
+        {"shapes", "weights", "engine", "janus_checkpoint"},
+        {"guidance"},
         {"prompts", "pictures", "vllm", "conversion"},
         {""},
     ],

@@ -12,7 +12,6 @@ import pytest
 
 from configs.errors import DataError
 from rollout.prompts import PromptSet, PromptSource, load_prompts
-from rollout.prompts.source import PromptCursor
 from rollout.records import CountInfo, Prompt, SpatialInfo
 
 FULL = {
@@ -228,7 +227,7 @@ def test_a_set_of_which_no_prompt_is_left_is_an_error():
 def test_each_epoch_holds_every_prompt_once_in_its_own_order():
     prompts = numbered(20)
     source = PromptSource(prompts, seed=3)
-    epochs = [[source.next() for _ in prompts] for _ in range(3)]
+    epochs = [[source.prompt_at(20 * epoch + place) for place in range(20)] for epoch in range(3)]
     for epoch in epochs:
         assert sorted(epoch, key=prompts.index) == prompts
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
@@ -237,37 +236,16 @@ def test_each_epoch_holds_every_prompt_once_in_its_own_order():
 
 def test_the_order_depends_on_the_seed_alone():
     first, again, other = (PromptSource(numbered(20), seed=seed) for seed in (3, 3, 4))
-    order = [first.next() for _ in range(50)]
-    assert [again.prompt_at(index) for index in range(50)] == order
+    order = [first.prompt_at(index) for index in range(50)]
+    # In any order of asking: resuming asks for a place in the middle of an epoch first.
+    assert [again.prompt_at(index) for index in reversed(range(50))] == order[::-1]
     assert [other.prompt_at(index) for index in range(50)] != order
-
-
-def test_random_access_gives_what_the_stream_gives_in_any_order_of_asking():
-    source = PromptSource(numbered(7), seed=0)
-    stream = [source.next() for _ in range(60)]
-    assert [source.prompt_at(index) for index in reversed(range(60))] == stream[::-1]
 
 
 def test_without_shuffling_prompts_come_in_the_order_of_the_file():
     prompts = numbered(3)
     source = PromptSource(prompts, seed=0, shuffle=False)
-    assert [source.next() for _ in range(7)] == [*prompts, *prompts, prompts[0]]
-
-
-def test_a_cursor_resumes_a_fresh_source_where_the_old_one_stood():
-    old, fresh = PromptSource(numbered(5), seed=1), PromptSource(numbered(5), seed=1)
-    for _ in range(13):
-        old.next()
-    saved = json.dumps(dataclasses.asdict(old.cursor))
-    fresh.seek(PromptCursor(**json.loads(saved)))
-    assert fresh.cursor == PromptCursor(epoch=2, position=3)
-    assert [fresh.next() for _ in range(9)] == [old.next() for _ in range(9)]
-
-
-@pytest.mark.parametrize("cursor", [PromptCursor(0, 5), PromptCursor(-1, 0), PromptCursor(0, -1)])
-def test_a_cursor_from_other_data_is_refused(cursor: PromptCursor):
-    with pytest.raises(DataError, match="is not a place among 5 prompts"):
-        PromptSource(numbered(5), seed=0).seek(cursor)
+    assert [source.prompt_at(index) for index in range(7)] == [*prompts, *prompts, prompts[0]]
 
 
 def test_a_source_of_nothing_and_a_negative_index_are_the_callers_errors():
