@@ -57,6 +57,10 @@ class RolloutConfig(Section):
     gpus_per_worker: float = Field(0.0, ge=0, description="0: on CPU; must equal tensor_parallel_size when above 1")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs over which one engine splits the model")
     threads_per_worker: int | None = Field(None, ge=1, description="OpenMP threads of the engine; null: 1 on CPU")
+    env_vars: dict[str, str] = Field(
+        default_factory=dict,
+        description="of its processes, such as NCCL_SOCKET_IFNAME or HF_HOME; before bicot's own",
+    )
     max_prompt_tokens: int = Field(256, ge=4, description="longer prompts are skipped, by name")
     max_cot_tokens: int = Field(128, ge=1, description="a semantic CoT is cut after so many tokens")
     guidance_scale: float = Field(5.0, ge=1.0, description="w in u + w(c - u); 1 is no guidance")
