@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Final
+
 from pydantic import Field, model_validator
 
 from configs.model_sections import Section
+
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class RunSection(Section):
     """Name, place, length and seed of the run."""
 
-    name: str = Field(
-        "shapes_cpu", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run, and of its folder"
-    )
+    name: str = Field("shapes_cpu", min_length=1, pattern=NAME_PATTERN, description="of the run, and of its folder")
     dir: str = Field("runs", description="the run directory is DIR/NAME")
     cache_dir: str = Field("~/.cache/bicot", description="warm-started models are kept here, by content")
     seed: int = Field(0, ge=0, description="decides prompts' order and every trajectory's tokens")
@@ -30,11 +32,15 @@ class RunSection(Section):
     step_timeout_s: float = Field(1800.0, gt=0, description="how long one step may wait for its groups")
 
 
+EvaluationName = Annotated[str, Field(pattern=NAME_PATTERN)]
+"""Becomes a part of file names, as run.name does."""
+
+
 class DataConfig(Section):
     """Where prompts come from: a .jsonl/.json/.csv/.parquet/.txt file, or `shapes:SPLIT`."""
 
     train: str = Field(..., min_length=1, description="prompts to train on")
-    evaluation: dict[str, str] = Field(
+    evaluation: dict[EvaluationName, str] = Field(
         default_factory=dict, description="name -> source; each is scored before and after training"
     )
     num_evaluation_prompts: int = Field(192, ge=1, description="at most so many prompts of each evaluation source")
@@ -65,6 +71,7 @@ class RegistryConfig(Section):
 
     redis_url: str | None = Field(None, description="redis://, rediss:// or unix://; null starts a private server")
     redis_port: int = Field(0, ge=0, le=65535, description="of the private server; 0 takes a free one")
+    patience_s: float = Field(600.0, ge=0, description="a server that does not answer is waited for, while training")
 
 
 class CheckpointConfig(Section):
@@ -73,6 +80,9 @@ class CheckpointConfig(Section):
     every_steps: int = Field(50, ge=1, description="steps between two checkpoints; the last step always has one")
     keep_last: int = Field(2, ge=1, description="newest checkpoints that are kept")
     keep_every: int | None = Field(None, ge=1, description="those of steps that this divides are kept for good, too")
+    max_failures: int = Field(
+        10, ge=1, description="so many in a row that could not be written, each tried after another step, end the run"
+    )
     url: str | None = Field(None, description="copies go to URL/RUN: s3://, gs://, file://, … (fsspec); null: none")
 
 

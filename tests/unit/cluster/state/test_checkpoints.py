@@ -167,9 +167,7 @@ async def test_a_checkpoint_on_a_disk_that_is_not_shared_is_refused_with_its_nod
 ):
     shelf = Shelf(directory)
     shelf.writer.elsewhere = tmp_path / "disk of another node"
-    with pytest.raises(
-        CheckpointError, match=r"json .* on node 10\.77\.0\.12.*set run\.dir to a folder"
-    ):
+    with pytest.raises(CheckpointError, match=r"json .* on node 10\.77\.0\.12.*set run\.dir to a folder"):
         await shelf.save(4)
     assert list(directory.iterdir()) == []
     assert await shelf.checkpoints.newest() is None
