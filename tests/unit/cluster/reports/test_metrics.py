@@ -14,12 +14,12 @@ from cluster.reports import read_metrics
 from cluster.reports.curves import EvaluationPoint, draw_curves, evaluations_during, moving_mean
 from cluster.reports.metrics import (
     METRICS,
-    MetricsWriter,
     RewardChange,
     RunSummary,
     first_and_last_reward,
     write_summary,
 )
+from cluster.reports.metrics_file import MetricsWriter
 from cluster.run_evaluation import drift_metrics
 from configs.errors import DataError
 
@@ -173,8 +173,10 @@ def test_a_moving_mean_equals_the_mean_of_each_window() -> None:
 def test_curves_show_the_steps_and_the_evaluations(tmp_path: Path) -> None:
     metrics, without, with_marks = tmp_path / "metrics.jsonl", tmp_path / "without.png", tmp_path / "with.png"
     write_rows(metrics, 30)
-    draw_curves(metrics, without)
-    draw_curves(metrics, with_marks, [EvaluationPoint("heldout", 0, 0.5), EvaluationPoint("heldout", 30, 0.7)])
+    draw_curves(read_metrics(metrics), without)
+    draw_curves(
+        read_metrics(metrics), with_marks, [EvaluationPoint("heldout", 0, 0.5), EvaluationPoint("heldout", 30, 0.7)]
+    )
     first, second = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (without, with_marks))
     assert first.shape == second.shape
     different = np.abs(first - second).sum(axis=2) > 0
@@ -187,7 +189,7 @@ def test_curves_show_the_steps_and_the_evaluations(tmp_path: Path) -> None:
 def test_curves_of_a_run_that_hardly_began_are_drawn_too(tmp_path: Path, content: str) -> None:
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text(content)
-    draw_curves(metrics, tmp_path / "curves.png")
+    draw_curves(read_metrics(metrics), tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size == (1560, 832)
 
 
