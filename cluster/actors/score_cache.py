@@ -74,7 +74,8 @@ class ScoreCache:
         if missing:
             computed = await compute(pictures[missing], [prompts[index] for index in missing])
             fresh = {keys[index]: score for index, score in zip(missing, computed, strict=True)}
-            warning = warning or await self._write(fresh)
+            not_written = await self._write(fresh)
+            warning = warning or not_written
             known = {**known, **fresh}
         return RewardAnswer([known[key] for key in keys], len(keys) - len(missing), warning)
 

@@ -202,7 +202,10 @@ class LearnerGroup:
     ) -> list[Any]:
         with _as_learner_errors(method, timeout_s):
             work = asyncio.gather(*map(resolve, references))
-            return list(await self._unless_silent(work, timeout_s, watch or self._pulses.watch()))
+            answers = list(await self._unless_silent(work, timeout_s, watch or self._pulses.watch()))
+        if len(answers) == len(self._ranks):
+            self._pulses.all_answered()
+        return answers
 
     async def _unless_silent(self, work: Awaitable[Result], timeout_s: float | None, watch: Awaitable[None]) -> Result:
         working, watching = asyncio.ensure_future(work), asyncio.ensure_future(watch)
@@ -239,11 +242,7 @@ def _as_learner_errors(method: str, timeout_s: float | None) -> Iterator[None]:
         raise LearnerLostError(f"the learner did not finish {method} within {timeout_s:g} s") from error
     except SilentRankError as error:
         raise LearnerLostError(f"the learner is lost during {method}: {error}") from error
-    except BicotError as error:
-        if not isinstance(error, WorkerLostError):
-            raise
-        raise LearnerLostError(f"a learner rank died during {method}: {told(error)}") from error
-    except RayError as error:
+    except RayError as error:  # first: what a method raised is an instance of its own class, too
         own = raised_by(error)
         if isinstance(own, BicotError):
             raise type(own)(told(error)) from error
@@ -251,6 +250,10 @@ def _as_learner_errors(method: str, timeout_s: float | None) -> Iterator[None]:
             raise LearnerLostError(f"a learner rank died during {method}: {told(error)}") from error
         # When a rank dies, another one may be the first to say so: its connection broke.
         raise LearnerLostError(f"a learner rank failed during {method}: {told(error)}") from error
+    except BicotError as error:
+        if not isinstance(error, WorkerLostError):
+            raise
+        raise LearnerLostError(f"a learner rank died during {method}: {told(error)}") from error
 
 
 def _answer_is_here(path: Path, token: str) -> bool:

@@ -44,6 +44,10 @@ class Pulses:
     _answered: set[int] = field(default_factory=set, init=False)
     """Ranks that have answered once."""
 
+    def all_answered(self) -> None:
+        """Every rank has answered something."""
+        self._answered.update(range(len(self.ranks)))
+
     async def watch(self, on_stage: Callable[[Stage], None] | None = None, stall_s: float | None = None) -> None:
         """Return never. Raises SilentRankError, and what waiting for a dead actor raises.
 

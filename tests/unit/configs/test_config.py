@@ -266,3 +266,15 @@ def test_sizes_heartbeats_and_environments_that_cannot_be_are_refused_with_a_rem
     assert "cluster.scaling: every_s 40, grow_after_s 30 and shrink_after_s 300" in refusal
     assert "'pips' is no part of a runtime_env; use pip, uv, conda" in refusal
     assert "quote numbers" in refusal_of(config_file, "rewards.shapes.runtime_env={env_vars: {N: 1}}")
+
+
+@pytest.mark.parametrize("name", ["geneval/color", "../../x", "", "a b", ".hidden", "new\nline"])
+def test_a_name_of_an_evaluation_set_that_cannot_be_a_file_name_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=r"data\.evaluation"):
+        RunConfig.model_validate(
+            {
+                "model": {"path": "org/model"},
+                "data": {"train": "shapes:train", "evaluation": {name: "shapes:heldout"}},
+                "rewards": [{"name": "shapes"}],
+            }
+        )

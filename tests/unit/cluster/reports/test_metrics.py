@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,3 +212,68 @@ def test_drift_is_told_of_each_reward_that_applies():
         "evaluation/heldout/shapes": 0.5,
         "evaluation/heldout/shapes/change": 0.25,
     }
+
+
+class FullDisk:
+    """An open file to which only so many bytes more may be written."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self._file = file
+        self.room = room
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        written: int = self._file.write(data[: self.room])
+        self.room -= written
+        return written
+
+    def fileno(self) -> int:
+        number: int = self._file.fileno()
+        return number
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def test_what_a_full_disk_does_not_take_is_written_with_the_next_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsWriter(path) as writer:
+        writer.write(row(1))
+        disk = FullDisk(writer._file, room=30)
+        writer._file = disk  # type: ignore[assignment]
+        for step in (2, 3):
+            with pytest.raises(OSError, match="No space left"):
+                writer.write(row(step))
+            assert path.read_text().count("\n") == 1, "not half a line of it"
+            disk.room = 30
+        disk.room = 10_000
+        writer.write(row(4))
+        assert read_metrics(path) == list(writer.rows) == [row(1), row(2), row(3), row(4)]
+
+
+def test_a_folder_that_is_removed_while_a_run_writes_is_made_again_with_all_its_steps(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    with MetricsWriter(path) as writer:
+        assert writer.write(row(1))
+        shutil.rmtree(path.parent)
+        assert not writer.write(row(2))
+        assert writer.write(row(3))
+        path.unlink()
+        path.write_text("somebody else's\n")
+        assert not writer.write(row(4))
+    assert read_metrics(path) == [row(step) for step in (1, 2, 3, 4)]
+
+
+def test_rewinding_reads_no_file_and_writes_one_only_for_steps_to_drop(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_rows(path, 4)
+    with MetricsWriter(path) as writer:
+        before = path.stat().st_ino
+        writer.rewind(4)
+        assert path.stat().st_ino == before
+        writer.rewind(2)
+        assert [entry["step"] for entry in writer.rows] == [1, 2]
+        writer.write(row(3))
+    assert [entry["step"] for entry in read_metrics(path)] == [1, 2, 3]
