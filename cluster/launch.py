@@ -105,7 +105,7 @@ def _run(
     is_new: bool,
 ) -> int:
     from cluster.reports import Progress, RunLog
-    from cluster.reports.metrics import MetricsWriter
+    from cluster.reports.metrics_file import MetricsWriter
     from cluster.run import Run
     from cluster.session import PrivateRedis, plan_placement, ray_session
     from cluster.state import Checkpoints, Registry, RunState

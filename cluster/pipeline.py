@@ -72,6 +72,8 @@ class Pipeline:
     _between_steps: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     """Cleared from when the learner begins a step until all that is told of the step is written down."""
     _step: int = field(init=False)
+    _is_checkpoint_due: bool = field(default=False, init=False)
+    """Since the last one was to be written: because of the step, or because it failed."""
     _is_waiting: bool = field(default=False, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
 
@@ -223,13 +225,18 @@ class Pipeline:
             times.learned = time.monotonic()
             if delivery is not None:
                 await delivery  # one version at a time: the store keeps the newest only
-            await self.machinery.weights.publish(self.machinery.learner.ranks, step + 1, self.machinery.rollouts)
+            await self._publish(step + 1)
             delivery = deliveries.create_task(self._deliver(), name=f"deliver {step + 1}")
             if self.config.algorithm.max_staleness == 0:
                 await delivery
             times.published = time.monotonic()
             evaluated = await self._evaluate(step + 1, delivery)
             await self._finish_step(step, {**report.metrics, **evaluated}, report.note, times)
+
+    async def _publish(self, version: int) -> None:
+        learner = self.machinery.learner
+        publishing = self.machinery.weights.publish(learner.ranks, version, self.machinery.rollouts)
+        await learner.watched(publishing, f"publishing weight version {version}")
 
     async def _next_batch(self, step: int) -> Any:
         """Reference to the batch of `step`; None when the run is told to stop. The batch itself goes from
@@ -240,7 +247,7 @@ class Pipeline:
         except TimeoutError:
             raise RunError(
                 f"step {step} waited {timeout_s:g} s (run.step_timeout_s) for its groups; "
-                f"{self.machinery.rollouts.num_ready} rollout workers are ready"
+                f"{self.machinery.rollouts.describe()}; {self.machinery.roller.rewards.describe()}"
             ) from None
 
     async def _unless_stopped(self, work: Awaitable[Result], timeout_s: float | None = None) -> Result | None:
@@ -292,5 +299,6 @@ class Pipeline:
         if note is not None:
             self.log.note(note)
         await self.log.step(metrics, rolled)
-        if self._step % self.config.checkpoint.every_steps == 0 and self._step < self.config.run.steps:
-            await self.log.checkpoint(self.machinery.learner, self.state)
+        self._is_checkpoint_due |= self._step % self.config.checkpoint.every_steps == 0
+        if self._is_checkpoint_due and self._step < self.config.run.steps:
+            self._is_checkpoint_due = await self.log.checkpoint(self.machinery.learner, self.state) is None

@@ -8,6 +8,7 @@
     ├── RewardError         a picture could not be scored: names the reward
     │   └── RewardTimeoutError  the reward did not answer in time: its replica is stuck, and of no more use
     ├── LearnerError        an optimizer step could not be made
+    │   └── CheckpointError     a checkpoint could not be written, say to a full disk: the learner itself is well
     ├── LibraryError        an installed library lacks what bicot uses of it: names it, its version, what is missing
     ├── WeightSyncError     weights could not be published or loaded
     ├── RegistryError       Redis cannot be reached or refused a command
@@ -52,6 +53,10 @@ class RewardTimeoutError(RewardError):
 
 class LearnerError(BicotError):
     """An optimizer step could not be made."""
+
+
+class CheckpointError(LearnerError):
+    """A checkpoint could not be written. The learner is as it was, and the next try may succeed."""
 
 
 class LibraryError(BicotError):

@@ -74,7 +74,8 @@ class ScoreCache:
         if missing:
             computed = await compute(pictures[missing], [prompts[index] for index in missing])
             fresh = {keys[index]: score for index, score in zip(missing, computed, strict=True)}
-            warning = warning or await self._write(fresh)
+            not_written = await self._write(fresh)
+            warning = warning or not_written
             known = {**known, **fresh}
         return RewardAnswer([known[key] for key in keys], len(keys) - len(missing), warning)
 
@@ -91,7 +92,15 @@ class ScoreCache:
             texts = await self._client.mget(keys)
         except (RedisError, OSError) as error:
             return {}, self._leave_alone(error)
-        return {key: Score(**json.loads(text)) for key, text in zip(keys, texts, strict=True) if text is not None}, None
+        known: dict[str, Score] = {}
+        warning: str | None = None
+        for key, text in zip(keys, texts, strict=True):
+            try:
+                if text is not None:
+                    known[key] = _from_json(text)
+            except (ValueError, TypeError, KeyError) as error:  # of another version, or not of bicot
+                warning = warning or self._warn(f"holds a score that cannot be read ({type(error).__name__}: {error})")
+        return known, warning
 
     async def _write(self, scores: dict[str, Score]) -> str | None:
         if time.monotonic() < self._left_alone_until_s:
@@ -107,13 +116,14 @@ class ScoreCache:
 
     def _leave_alone(self, error: Exception) -> str | None:
         self._left_alone_until_s = time.monotonic() + LEFT_ALONE_S
+        return self._warn(f"does not answer ({error or type(error).__name__})")
+
+    def _warn(self, what: str) -> str | None:
+        """None after the first time."""
         if self._has_warned:
             return None
         self._has_warned = True
-        return (
-            f"the score cache at {self._shown_url} does not answer ({error or type(error).__name__}); "
-            "every picture is scored meanwhile"
-        )
+        return f"the score cache at {self._shown_url} {what}; such pictures are scored"
 
 
 def reward_digest(reward: RewardConfig) -> str:
@@ -135,3 +145,14 @@ def _to_json(score: Score) -> str:
     return json.dumps(
         {"value": float(score.value), "parts": dict(score.parts), "applicable": score.applicable}, default=str
     )
+
+
+def _from_json(text: str | bytes) -> Score:
+    """Raises ValueError, TypeError or KeyError for anything but what `_to_json` writes."""
+    tree = json.loads(text)
+    value = float(tree["value"])
+    if set(tree) != {"value", "parts", "applicable"} or not isinstance(tree["parts"], dict):
+        raise ValueError(f"fields {sorted(tree)}")
+    if not isinstance(tree["applicable"], bool) or not math.isfinite(value):
+        raise ValueError(f"value {tree['value']}, applicable {tree['applicable']}")
+    return Score(value, tree["parts"], tree["applicable"])

@@ -2,7 +2,8 @@
 
     prompt ─► rollout pool ─► pictures ─► reward pools ─► ScoredGroup
                   ▲                                │
-                  └─── rolled again, attempt + 1 ◄─┘  a worker died, a trajectory or a score failed
+                  └─── rolled again, attempt + 1 ◄─┘  a worker died, a trajectory or a score failed, the node
+                                                      went that held the pictures
 
 Seeds do not depend on the attempt, so under the same weights a group rolled again is the same group.
 """
@@ -19,7 +20,7 @@ import ray
 
 from cluster.groups.scoring import RewardPools
 from cluster.pools import ActorPool
-from cluster.pools.remote_errors import WorkerLostError
+from cluster.pools.remote_errors import CallFailedError, WorkerLostError
 from configs.errors import DataError, RewardError, RolloutError
 from rollout.records import GroupRequest, GroupRollout, ScoredGroup
 
@@ -63,7 +64,7 @@ class GroupRoller:
                 return await self._roll_once(replace(request, attempt=attempt))
             except DataError as error:
                 raise GroupGivenUpError(f"prompt {request.prompt.prompt_id} cannot be rolled: {error}") from error
-            except (RolloutError, RewardError, WorkerLostError) as error:
+            except (RolloutError, RewardError, WorkerLostError, CallFailedError) as error:
                 reason = str(error).splitlines()[0]
                 await self.on_failure(replace(request, attempt=attempt), reason)
         raise GroupGivenUpError(

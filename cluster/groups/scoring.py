@@ -20,7 +20,7 @@ from cluster.actors import RewardActor, spawn
 from cluster.actors.score_cache import RewardAnswer
 from cluster.pools import ActorPool, Patience, PoolHooks
 from cluster.pools.elasticity import ElasticPool
-from cluster.pools.remote_errors import WorkerLostError
+from cluster.pools.remote_errors import CallFailedError, ObjectsLostError, WorkerLostError
 from configs.errors import RewardError, RewardTimeoutError
 from configs.schema import RewardConfig
 from rewards.combine import Combined, combine
@@ -89,7 +89,8 @@ class RewardPools:
     async def score(self, pictures: Any, prompt: Prompt, num_pictures: int) -> Combined:
         """Scores of a group's pictures (a reference to uint8 [G, H, W, 3]), which all show `prompt`.
 
-        Raises RewardError, naming the reward, when one cannot be had.
+        Raises RewardError, naming the reward, when one cannot be had; ObjectsLostError when the pictures went with
+        their node: no replica can score them any more.
         """
         prompts = [prompt] * num_pictures
         columns = await asyncio.gather(*(self._score_one(reward, pictures, prompts) for reward in self._rewards))
@@ -110,6 +111,10 @@ class RewardPools:
                 return self._scores_of(answer)
             except WorkerLostError as error:
                 lost = error
+            except ObjectsLostError:
+                raise
+            except CallFailedError as error:
+                raise RewardError(f"reward '{reward.name}': {error}") from error
         raise RewardError(f"reward '{reward.name}' lost {reward.retries + 1} replicas on one group: {lost}") from lost
 
     def _scores_of(self, answer: RewardAnswer) -> list[Score]:
