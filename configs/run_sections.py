@@ -77,9 +77,7 @@ class CheckpointConfig(Section):
     every_steps: int = Field(50, ge=1, description="steps between two checkpoints; the last step always has one")
     keep_last: int = Field(2, ge=1, description="newest checkpoints that are kept")
     keep_every: int | None = Field(None, ge=1, description="those of steps that this divides are kept for good, too")
-    url: PathText | None = Field(
-        None, description="copies go to URL/RUN: s3://, gs://, file://, … (fsspec); null: none"
-    )
+    url: str | None = Field(None, description="copies go to URL/RUN: s3://, gs://, file://, … (fsspec); null: none")
 
 
 class SamplesConfig(Section):
