@@ -183,8 +183,8 @@ async def test_a_run_of_which_no_update_can_be_applied_ends_with_the_reason(tmp_
     outcome = await train_in_time(tree)
     assert isinstance(outcome.error, RunError)
     assert "the policy learns no more: 3 steps in a row made no update" in str(outcome.error)
-    assert outcome.summary is not None
-    assert (outcome.summary.status, outcome.summary.steps) == ("failed", 3)
+    summary = json.loads(outcome.directory.summary_path.read_text())
+    assert (summary["status"], summary["steps"]) == ("failed", 3)
     told = [note for note in outcome.log.notes if "the weights stay as they were" in note]
     assert [note.split(":")[0] for note in told] == ["step 1", "step 2", "step 3"]
 
