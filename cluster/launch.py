@@ -164,7 +164,10 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Everything the run writes is in DIR/NAME (run.dir, run.name of the config).",
     )
     parser.add_argument(
-        "--config", default=DEFAULT_CONFIG, metavar="FILE", help=f"YAML file (default {DEFAULT_CONFIG})"
+        "--config",
+        default=DEFAULT_CONFIG,
+        metavar="FILE",
+        help="YAML file; default: the shapes world on CPU",
     )
     parser.add_argument(
         "--resume",

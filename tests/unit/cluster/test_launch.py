@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -265,6 +267,35 @@ class TestWhatIsRefusedByTheDryRunAndByTheRunBeforeAnythingStarts:
         refusal = self.refusal_of(config_file, dry_run, capsys, *overrides)
         assert f"{field} '/proc/no/such/folder" in refusal
         assert "cannot be made, since /proc cannot be written to" in refusal
+
+
+@pytest.mark.parametrize("name", ["rewards.py", "learner.py", "configs/__init__.py", "rollout/__init__.py"])
+def test_a_file_that_hides_a_package_of_bicot_is_named(tmp_path: Path, name: str):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    ended = run_elsewhere(tmp_path, "--help")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        f"error: {path} hides bicot's own package '{name.split('/')[0].removesuffix('.py')}'"
+    )
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_default_config_is_found_wherever_the_command_is_started(tmp_path: Path):
+    (tmp_path / "configs").mkdir()  # a folder of the user's, which hides nothing
+    ended = run_elsewhere(tmp_path, "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    assert "train (shapes:train)" in ended.stdout
+
+
+def run_elsewhere(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m cluster.launch` in another folder than the checkout."""
+    command = (sys.executable, "-m", "cluster.launch", *arguments)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_a_reward_with_packages_of_its_own_is_not_imported_by_the_launcher(
