@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.groups import Admission, GroupRoller, QueueClient
 from cluster.groups.roller import GroupGivenUpError, RolledGroup
 from cluster.learning import LearnerGroup, WeightSync
+from cluster.learning.skipped_steps import SkippedSteps
 from cluster.pools import ActorPool
 from cluster.pools.cancellation import end_tasks
 from cluster.reports.step_metrics import StepTimes, step_metrics
@@ -211,6 +212,7 @@ class Pipeline:
 
     async def _make_steps(self, deliveries: asyncio.TaskGroup) -> None:
         delivery: asyncio.Task[None] | None = None
+        skipped = SkippedSteps(self.config.run.steps)
         for step in range(self.start.step, self.config.run.steps):
             self.log.check()
             times = StepTimes(started=time.monotonic())
@@ -231,7 +233,9 @@ class Pipeline:
                 await delivery
             times.published = time.monotonic()
             evaluated = await self._evaluate(step + 1, delivery)
-            await self._finish_step(step, {**report.metrics, **evaluated}, report.note, times)
+            notes = (report.note, skipped.count(step + 1, report))
+            await self._finish_step(step, {**report.metrics, **evaluated}, notes, times)
+            skipped.check(step + 1)
 
     async def _publish(self, version: int) -> None:
         learner = self.machinery.learner
@@ -283,7 +287,9 @@ class Pipeline:
         finally:
             self._started += time.monotonic() - started  # evaluations are no training time
 
-    async def _finish_step(self, step: int, reported: Mapping[str, float], note: str | None, times: StepTimes) -> None:
+    async def _finish_step(
+        self, step: int, reported: Mapping[str, float], notes: Sequence[str | None], times: StepTimes
+    ) -> None:
         groups_per_step = self.config.algorithm.groups_per_step
         sequences = range(step * groups_per_step, (step + 1) * groups_per_step)
         rolled = [self._rolled.pop(sequence) for sequence in sequences]
@@ -296,7 +302,7 @@ class Pipeline:
             self._replaced.pop(sequence, None)
         self._step = step + 1
         self._between_steps.set()
-        if note is not None:
+        for note in filter(None, notes):
             self.log.note(note)
         await self.log.step(metrics, rolled)
         self._is_checkpoint_due |= self._step % self.config.checkpoint.every_steps == 0

@@ -85,9 +85,7 @@ class CheckpointConfig(Section):
     max_failures: int = Field(
         10, ge=1, description="so many in a row that could not be written, each tried after another step, end the run"
     )
-    url: PathText | None = Field(
-        None, description="copies go to URL/RUN: s3://, gs://, file://, … (fsspec); null: none"
-    )
+    url: str | None = Field(None, description="copies go to URL/RUN: s3://, gs://, file://, … (fsspec); null: none")
 
 
 class SamplesConfig(Section):

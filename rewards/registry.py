@@ -68,17 +68,34 @@ def reward_path(name: str) -> str:
     )
 
 
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError unless the reward can be imported and takes these options. Makes nothing, loads no model."""
+    maker = _import(name)
+    given = (None, None) if inspect.isfunction(maker) else ()
+    device = {} if inspect.isfunction(maker) else {"device": "cpu"}
+    try:
+        inspect.signature(maker).bind(*given, **device, **options)
+    except TypeError as error:
+        raise ConfigError(f"rewards: '{name}' does not take options {dict(options)}: {error}") from error
+    except ValueError:
+        return  # it has no signature to hold them against
+
+
+def _import(name: str) -> Any:
+    path = reward_path(name)
+    module_name, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"rewards: cannot import {path} for reward '{name}': {error}") from error
+
+
 def create_reward(name: str, options: Mapping[str, Any], device: str) -> Reward:
     """Import and make a reward; of a function, `options` are further keyword arguments, and `device` is not passed on.
 
     Raises ConfigError when it cannot be imported or refuses its options.
     """
-    path = reward_path(name)
-    module_name, _, attribute = path.partition(":")
-    try:
-        maker = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"rewards: cannot import {path} for reward '{name}': {error}") from error
+    maker = _import(name)
     try:
         if inspect.isfunction(maker):
             inspect.signature(maker).bind(None, None, **options)
