@@ -60,7 +60,7 @@ def combine(scores: Mapping[str, Sequence[Score] | None], weights: Mapping[str, 
     if not np.isfinite(rewards).all():
         raise RewardError(f"the weighted sum of {', '.join(weights)} is not finite in float32; lower the weights")
     explanations = tuple(
-        " | ".join(explain(name, given[name][i]) for name in weights if given[name][i].applicable)
+        " | ".join(explain(name, given[name][i]) for name in weights if given[name][i].value is not None)
         for i in range(len(rewards))
     )
     return Combined(rewards=rewards, columns=columns, explanations=explanations)
@@ -75,7 +75,8 @@ def explain(name: str, score: Score) -> str:
     tail = "; ".join(f"{key} {text}" for key, text in texts.items() if text)
     if len(tail) > MAX_EXPLANATION_CHARACTERS:
         tail = f"{tail[: MAX_EXPLANATION_CHARACTERS - 3]}..."
-    return f"{name} {score.value:.2f}" + (f": {tail}" if tail else "")
+    value = "does not apply" if score.value is None else f"{score.value:.2f}"
+    return f"{name} {value}" + (f": {tail}" if tail else "")
 
 
 def _check_complete(
@@ -95,9 +96,9 @@ def _check_complete(
 
 def _column(name: str, scores: Sequence[Score]) -> Float32Array:
     for i, score in enumerate(scores):
-        if score.applicable and not math.isfinite(score.value):
+        if score.value is not None and not math.isfinite(score.value):
             raise RewardError(f"reward '{name}' gave picture {i} the value {score.value}, which is not finite")
-    return np.array([score.value if score.applicable else np.nan for score in scores], dtype=np.float32)
+    return np.array([np.nan if score.value is None else score.value for score in scores], dtype=np.float32)
 
 
 def _part_as_text(value: Any) -> str:

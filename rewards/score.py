@@ -196,7 +196,7 @@ def as_line(pair: Pair, scores: Mapping[str, Score | RewardError]) -> dict[str, 
         if isinstance(score, RewardError):
             said[name] = {"error": str(score)}
         else:
-            said[name] = {"value": score.value, "parts": dict(score.parts)} if score.applicable else None
+            said[name] = None if score.value is None else {"value": score.value, "parts": dict(score.parts)}
     return {"image": pair.name, "prompt": pair.prompt.text, "prompt_id": pair.prompt.prompt_id, "scores": said}
 
 
@@ -214,7 +214,7 @@ def show_summary(
     table = Table("reward", *(("mean", "std", "min", "max", "pictures", "not applicable", "failed")))
     failures = []
     for name, column in columns.items():
-        values = [score.value for score in column if isinstance(score, Score) and score.applicable]
+        values = [score.value for score in column if isinstance(score, Score) and score.value is not None]
         failed = [score for score in column if isinstance(score, RewardError)]
         failures += failed
         numbers = [np.mean(values), np.std(values), min(values), max(values)] if values else []

@@ -121,12 +121,16 @@ class GroupRollout:
 class Score:
     """What one reward says of one picture. Produced by a Reward."""
 
-    value: float
-    """Finite; its range is the reward's own."""
+    value: float | None
+    """Finite; its range is the reward's own. None: the reward does not apply to this prompt; it is left out of the
+    combination, not scored 0."""
     parts: Mapping[str, Any] = field(default_factory=dict)
     """Why: objects found, boxes, answers. Plain values, shown to people."""
-    applicable: bool = True
-    """False: the reward does not apply to this prompt; it is left out of the combination, not scored 0."""
+
+    @property
+    def applicable(self) -> bool:
+        """Whether the reward applies to the prompt."""
+        return self.value is not None
 
 
 @dataclass(frozen=True, slots=True)

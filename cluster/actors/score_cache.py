@@ -3,7 +3,7 @@
     pictures, prompts ─► keys ─► MGET ─┬─ known ────────────────────────────► scores, in order
                                        └─ unknown ─► the reward ─► SET ─────►
 
-    bicot:score:DIGEST   string   JSON {"value", "parts", "applicable"}, for KEEP_S after it was written
+    bicot:score:DIGEST   string   JSON {"value", "parts"}; value null: does not apply, for KEEP_S after it was written
 
 A key is a digest of all that a score may depend on: the picture's bytes and size, the prompt with its
 metadata, the reward's name and options, and the source of its module and of those beside it. (Model
@@ -91,7 +91,8 @@ class ScoreCache:
             texts = await self._client.mget(keys)
         except (RedisError, OSError) as error:
             return {}, self._leave_alone(error)
-        return {key: Score(**json.loads(text)) for key, text in zip(keys, texts, strict=True) if text is not None}, None
+        known = {key: _from_json(text) for key, text in zip(keys, texts, strict=True) if text is not None}
+        return {key: score for key, score in known.items() if score is not None}, None
 
     async def _write(self, scores: dict[str, Score]) -> str | None:
         if time.monotonic() < self._left_alone_until_s:
@@ -130,8 +131,19 @@ def reward_digest(reward: RewardConfig) -> str:
     return digest.hexdigest()
 
 
+def _from_json(text: str | bytes) -> Score | None:
+    """None for what another version of bicot, or another program, has written."""
+    try:
+        tree = json.loads(text)
+        value, parts = tree["value"], tree["parts"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    is_known = (value is None or is_number) and isinstance(parts, dict) and tree.keys() == {"value", "parts"}
+    return Score(value, parts) if is_known else None
+
+
 def _to_json(score: Score) -> str:
     """Parts that JSON does not know become text: they are for people."""
-    return json.dumps(
-        {"value": float(score.value), "parts": dict(score.parts), "applicable": score.applicable}, default=str
-    )
+    value = None if score.value is None else float(score.value)
+    return json.dumps({"value": value, "parts": dict(score.parts)}, default=str)

@@ -7,6 +7,7 @@ pool         groups through RewardPools: replicas are Ray actors that batch acro
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ async def _measure_speeds(reward: RewardConfig, num_groups: int, num_rounds: int
             references = [(ray.put(pictures), prompt) for pictures, prompt in groups]
             moments = [time.perf_counter()]
             expected = [
-                [plain.score(pictures[i : i + 1], [prompt])[0].value for i in range(GROUP_SIZE)]
+                [_value(plain.score(pictures[i : i + 1], [prompt])[0]) for i in range(GROUP_SIZE)]
                 for pictures, prompt in groups
             ]
             moments.append(time.perf_counter())
@@ -128,6 +129,10 @@ def _pools(reward: RewardConfig, replicas: int) -> RewardPools:
 
     sized = RewardConfig.model_validate({**reward.model_dump(), "replicas": replicas})
     return RewardPools((sized,), GROUP_SIZE, f"bench-{replicas}-{reward.batch_size}", hooks, Patience())
+
+
+def _value(score: Score) -> float:
+    return math.nan if score.value is None else score.value
 
 
 def _group(seed: int) -> tuple[UInt8Array, Prompt]:

@@ -56,7 +56,7 @@ class GitVqaReward:
         check_pictures(pictures, prompts)
         # Pictures with equally many questions go together: GIT tiles a picture's features over its questions.
         by_num_questions: dict[int, list[int]] = defaultdict(list)
-        scores = [Score(0.0, applicable=False)] * len(prompts)
+        scores = [Score(None)] * len(prompts)
         for i, prompt in enumerate(prompts):
             if self._t2i_r1_compat and t2i_r1.git_adds_nothing(prompt):
                 scores[i] = Score(0.0)

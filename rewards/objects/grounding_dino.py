@@ -87,7 +87,7 @@ class GroundingDinoReward:
         if self._t2i_r1_compat:
             return t2i_r1.score_candidates(prompt, found, self._max_iou)
         if not found:
-            return Score(0.0, applicable=False)
+            return Score(None)
         objects = {noun: drop_duplicates(boxes, width, height, self._max_iou) for noun, boxes in found.items()}
         return score_detections(prompt, objects)
 

@@ -59,7 +59,7 @@ class ShapesReward:
     def _score_drawing(self, drawing: Drawing, prompt: Prompt) -> Score:
         expected = expected_objects(prompt)
         if not expected:
-            return Score(0.0, {"why": "the prompt has no nouns, attr_nouns, spatial_info or numeracy_info"}, False)
+            return Score(None, {"why": "the prompt has no nouns, attr_nouns, spatial_info or numeracy_info"})
         matches = _match(expected, drawing.objects)
         values = [_match_value(item, match) if match else 0.0 for item, match in zip(expected, matches, strict=True)]
         objects = sum(values) / len(expected)

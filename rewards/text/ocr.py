@@ -49,7 +49,7 @@ class OcrReward:
     def _score_one(self, picture: UInt8Array, prompt: Prompt) -> Score:
         targets = quoted_texts(prompt.text)
         if not targets:
-            return Score(0.0, applicable=False)
+            return Score(None)
         # The models were trained on OpenCV's order of channels.
         lines = list(self._read(np.ascontiguousarray(picture[:, :, ::-1])).txts or ())
         text = "".join(lines)

@@ -207,7 +207,7 @@ def _score_and_check(
     wrong = [
         (prompt, score.value)
         for prompt, score in zip(prompts, scores, strict=True)
-        if score.applicable and not (isinstance(score.value, numbers.Real) and math.isfinite(score.value))
+        if score.value is not None and not (isinstance(score.value, numbers.Real) and math.isfinite(score.value))
     ]
     if wrong:
         prompts_of_wrong, values = zip(*wrong, strict=True)

@@ -22,7 +22,7 @@ def test_the_combined_reward_is_the_weighted_sum() -> None:
 
 
 def test_a_reward_that_does_not_apply_is_left_out_and_not_scored_zero() -> None:
-    inapplicable = [Score(math.nan, applicable=False)] * 2
+    inapplicable = [Score(None)] * 2
     combined = combine({"hps": [Score(0.25), Score(0.5)], "git_vqa": inapplicable}, {"hps": 1.0, "git_vqa": -3.0})
     np.testing.assert_allclose(combined.rewards, [0.25, 0.5])
     assert np.isnan(combined.columns["git_vqa"]).all()
@@ -43,7 +43,7 @@ def test_a_value_that_is_not_finite_is_an_error_that_names_its_reward(value: flo
 
 def test_a_picture_to_which_no_reward_applies_is_an_error() -> None:
     with pytest.raises(RewardError, match="none of the rewards git_vqa applies to the prompt of picture 1"):
-        combine({"git_vqa": [Score(0.5), Score(0.0, applicable=False)]}, {"git_vqa": 1.0})
+        combine({"git_vqa": [Score(0.5), Score(None)]}, {"git_vqa": 1.0})
 
 
 def test_columns_of_different_length_are_an_error() -> None:

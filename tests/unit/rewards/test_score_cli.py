@@ -34,7 +34,7 @@ class Fussy:
             raise RuntimeError("a curse")
         parts = [{"side": np.float32(picture.shape[0]), "corner": picture[0, 0]} for picture in pictures]
         return [
-            Score(0.5, parts=part, applicable="joy" not in prompt.text)
+            Score(None if "joy" in prompt.text else 0.5, parts=part)
             for part, prompt in zip(parts, prompts, strict=True)
         ]
 

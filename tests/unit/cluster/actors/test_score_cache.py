@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.actors.score_cache import ScoreCache, reward_digest
+from cluster.actors.score_cache import ScoreCache, _from_json, _to_json, reward_digest
 from configs.schema import RewardConfig
-from rollout.records import CountInfo, Prompt
+from rollout.records import CountInfo, Prompt, Score
 
 PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 PROMPT = Prompt(prompt_id="a:1", text="a red star", nouns=("star",))
@@ -48,3 +48,25 @@ def test_a_change_of_the_rewards_own_code_changes_its_digest(tmp_path: Any, monk
     before = reward_digest(RewardConfig(name="taste_of_mine:Taste"))
     (tmp_path / "taste_of_mine.py").write_text("class Taste: bias = 1\n")
     assert reward_digest(RewardConfig(name="taste_of_mine:Taste")) != before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[0.5]",
+        '{"value": 0.5}',
+        '{"value": "0.5", "parts": {}}',
+        '{"value": 0.0, "parts": {}, "applicable": false}',
+        '{"value": NaN, "parts": {}}',
+        '{"value": 0.5, "parts": {}, "confidence": 1}',
+    ],
+)
+def test_what_another_version_wrote_counts_as_unknown(text: str) -> None:
+    assert _from_json(text) is None
+
+
+@pytest.mark.parametrize("score", [Score(0.5, {"found": ["star"]}), Score(None)])
+def test_a_score_comes_back_as_it_was_kept(score: Score) -> None:
+    assert _from_json(_to_json(score)) == score
