@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
@@ -102,7 +103,16 @@ class RewardConfig(Section):
     name: str = Field(
         ..., min_length=1, description="a registered reward, or your own: module:Class or module:function"
     )
-    weight: float = Field(1.0, description="factor in the weighted sum")
+    kind: str | None = Field(
+        None,
+        min_length=1,
+        description="the same, where the name is one of your choice: two judges may ask two questions. null: the name",
+    )
+    weight: float = Field(1.0, description="factor in the weighted sum; 0 scores to watch, and trains nothing")
+    phase: Literal["both", "cot", "image"] = Field(
+        "both", description="whose tokens it trains: the plan's (cot), the picture's, or both"
+    )
+    evaluation_only: bool = Field(False, description="scores evaluations and no training group; trains nothing")
     normalization: RewardNormalization | None = Field(
         None,
         description="before it is weighted: none takes it as it is, group its distance from its mean within the group, "
@@ -123,6 +133,25 @@ class RewardConfig(Section):
         default_factory=dict,
         description="of its replicas, as Ray has it: pip, uv or conda for packages that clash with the run's, env_vars",
     )
+
+    @property
+    def implementation(self) -> str:
+        """What computes it: the name of a registered reward, module:Class or module:function."""
+        return self.kind or self.name
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has a say in the combined reward."""
+        return self.weight != 0 and not self.evaluation_only
+
+    @model_validator(mode="after")
+    def _name_is_plain(self) -> RewardConfig:
+        if self.kind is not None and not re.fullmatch(r"[\w.:-]+", self.name):
+            raise ValueError(
+                f"name '{self.name}' of a reward of kind '{self.kind}': use letters, digits and _ . : - only, since "
+                "metrics and actors are named by it"
+            )
+        return self
 
     @field_validator("runtime_env")
     @classmethod

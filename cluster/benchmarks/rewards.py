@@ -24,7 +24,9 @@ from cluster.groups import RewardPools
 from cluster.pools import Patience, PoolHooks
 from cluster.session import ray_session
 from cluster.session.placement import PlacementPlan
+from configs.errors import RewardError
 from configs.schema import ClusterConfig, RewardConfig
+from rewards.calling import Answer
 from rewards.registry import create_reward
 from rollout.records import Prompt, Score, UInt8Array
 
@@ -131,8 +133,10 @@ def _pools(reward: RewardConfig, replicas: int) -> RewardPools:
     return RewardPools((sized,), GROUP_SIZE, f"bench-{replicas}-{reward.batch_size}", hooks, Patience())
 
 
-def _value(score: Score) -> float:
-    return math.nan if score.value is None else score.value
+def _value(answer: Answer) -> float:
+    if isinstance(answer, RewardError):
+        raise answer
+    return math.nan if answer.value is None else answer.value
 
 
 def _group(seed: int) -> tuple[UInt8Array, Prompt]:

@@ -18,7 +18,7 @@ error that ended the pool.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,13 +123,17 @@ class ActorPool:
             await self._end_if_drained(member)
         self._adjust()
 
-    async def call(self, invoke: Callable[[ActorHandle], Any], timeout_s: float) -> Any:
+    async def call(self, invoke: Callable[[ActorHandle], Any], timeout_s: float, asked: list[str] | None = None) -> Any:
         """Await `invoke(handle)`, an object reference, on the least busy member.
 
+        asked: ids of the members that were asked before, which are left alone if there is another one; the id of the
+        one that is asked now joins them.
         Raises WorkerLostError when the member dies, needs more than `timeout_s` or proves unusable, and
         whatever else the worker's method raises.
         """
-        member = await self._acquire()
+        member = (self._take_other(asked) if asked else None) or await self._acquire()
+        if asked is not None:
+            asked.append(member.worker_id)
         try:
             return await self.call_member(member, invoke, timeout_s)
         finally:
@@ -155,6 +159,13 @@ class ActorPool:
             raise own from error
         member.hear()
         return answer
+
+    async def take_out(self, worker_id: str, reason: str) -> None:
+        """End a member that is of no use, and put another in its place; nothing when it has gone already."""
+        for member in self._members:
+            if member.worker_id == worker_id:
+                await self._lose(member, reason)
+                return
 
     async def close(self) -> None:
         """End every member, whatever it is at."""
@@ -251,6 +262,14 @@ class ActorPool:
             return None
         member = min(free, key=lambda candidate: candidate.num_calls)
         member.num_calls += 1
+        return member
+
+    def _take_other(self, asked: Collection[str]) -> Member | None:
+        """The least busy READY member but for these, beyond `max_calls` if need be: it stands in for one that fails."""
+        others = [member for member in self.members if member.worker_id not in asked]
+        member = min(others, key=lambda candidate: candidate.num_calls, default=None)
+        if member is not None:
+            member.num_calls += 1
         return member
 
     def _num_others(self) -> int:

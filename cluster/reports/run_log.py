@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cluster.groups.roller import RolledGroup
 from cluster.learning import LearnerGroup
 from cluster.reports.curves import EvaluationPoint, draw_curves
@@ -140,7 +142,8 @@ async def samples_of(rolled: Sequence[RolledGroup], num_pictures: int) -> list[S
     samples: list[SampleEntry] = []
     for group in rolled[:num_pictures]:
         pictures = await group.pictures
-        samples.extend(_sample(group.scored, index, pictures[index]) for index in range(min(per_group, len(pictures))))
+        scored_first = np.argsort(np.isnan(group.scored.rewards), kind="stable")
+        samples.extend(_sample(group.scored, index, pictures[index]) for index in scored_first[:per_group].tolist())
     return samples[:num_pictures]
 
 

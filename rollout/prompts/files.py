@@ -3,7 +3,10 @@
 Every format ends in the same mapping, T2I-R1's schema, of which only `prompt` must be there:
 
     {"prompt": str, "task_type": str, "nouns": [str], "attr_nouns": [str],
-     "spatial_info": {"obj1": str, "obj2": str, "locality": str}, "numeracy_info": [{"obj_name": str, "num": int}]}
+     "spatial_info": {"obj1": str, "obj2": str, "locality": str}, "numeracy_info": [{"obj_name": str, "num": int}],
+     "metadata": {any JSON}}
+
+Fields of other names join the metadata, for rewards to read.
 
 A record that cannot be read is a `BadRecord` in its place and does not stop the others.
 """
@@ -11,14 +14,20 @@ A record that cannot be read is a `BadRecord` in its place and does not stop the
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from configs.errors import DataError
+from rollout.prompts.metadata import NotJson, as_json
 from rollout.records import CountInfo, Prompt, SpatialInfo
+
+FIELDS = frozenset(field.name for field in fields(Prompt)) - {"text"} | {"prompt"}
+"""Of a record that mean something to bicot itself; `prompt_id` is made anew, from the record's place."""
 
 
 class BadRecord(ValueError):
@@ -46,7 +55,7 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def parse_prompt(record: Any, prompt_id: str) -> Prompt:
-    """A record as a Prompt. A field that is missing or null is empty; unknown fields are let be.
+    """A record as a Prompt. A field that is missing or null is empty; unknown fields join its metadata.
 
     Raises BadRecord.
     """
@@ -62,6 +71,7 @@ def parse_prompt(record: Any, prompt_id: str) -> Prompt:
         attr_nouns=_words(record, "attr_nouns"),
         spatial_info=_spatial_info(record.get("spatial_info")),
         numeracy_info=_numeracy_info(record.get("numeracy_info")),
+        metadata=metadata_of(record),
     )
 
 
@@ -133,7 +143,7 @@ _READERS: Mapping[str, Callable[[Path], Iterator[Record]]] = {
 def _parse_cells(row: Mapping[str, Any]) -> dict[str, Any] | BadRecord:
     """The cells of a CSV row: lists and objects are JSON, or Python as pandas writes it."""
     cells = dict(row)
-    for name in ("nouns", "attr_nouns", "spatial_info", "numeracy_info"):
+    for name in ("nouns", "attr_nouns", "spatial_info", "numeracy_info", "metadata"):
         text = cells.get(name)
         if text is None:
             continue
@@ -152,6 +162,26 @@ def _parse_literal(text: str) -> Any:
             return ast.literal_eval(text)
         except SyntaxError as error:
             raise ValueError(str(error)) from error
+
+
+def metadata_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record's own `metadata`, and before it the fields that bicot does not know, but for nulls and for what JSON
+    cannot hold (pictures in a Parquet file). Raises BadRecord for metadata that are no object."""
+    own = record.get("metadata")
+    if own is None:
+        own = {}
+    if not isinstance(own, Mapping):
+        raise BadRecord(f"metadata: expected an object, found {_show(own)}")
+    known: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(name, str) and name not in FIELDS and value not in (None, ""):
+            with contextlib.suppress(NotJson):
+                known[name] = as_json(value)
+    try:
+        stated: dict[str, Any] = as_json(own)
+    except NotJson as error:
+        raise BadRecord(f"metadata: {error}") from None
+    return known | stated
 
 
 def _text(record: Mapping[str, Any], field: str, *, required: bool = True) -> str:

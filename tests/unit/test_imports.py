@@ -51,7 +51,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {""},
     ],
     "rewards": [
-        {"pictures", "protocol"},
+        {"pictures", "protocol", "calling"},
         {"loading", "registry"},
         {"preference", "alignment", "objects", "text", "safety", "judge", "shapes", "t2i_r1"},
         {"worker"},
