@@ -9,7 +9,7 @@ confident one:
                direction, GenEval's least distance (arXiv 2310.11513), 1 from twice that; or else a small object drawn
                a pixel from the centre of a large one stood "left of" it
     apart      min(1, 0.1 / IoU): two names for one object are not two objects (T2I-CompBench, arXiv 2307.06350)
-    distinct   min(1, 2 (1 - IoU)): the same for objects that may well overlap
+    distinct   1 up to an IoU of 0.5, falling linearly to 0 at 0.8: the same for objects that may well overlap
     near       min(1, size / gap), with gap the distance between the nearest edges, 0 if the boxes touch,
                and size the mean of the two objects' sides, each the square root of its area
 
@@ -57,6 +57,8 @@ RELATIONS: Mapping[str, Relation] = {
 
 OVERLAP_OF_TWO = 0.1
 """IoU up to which two boxes surely hold two objects."""
+MAYBE_TWO, SURELY_ONE = 0.5, 0.8
+"""IoU up to which, and from which, boxes that may overlap hold two objects, or one."""
 LEAST_STEP = 0.1
 """Of the two boxes' sides together: GenEval's least distance between the centres of a relation."""
 _DIRECTIONS: Mapping[str, tuple[float, float]] = {
@@ -97,7 +99,7 @@ def suppress_overlapping(boxes: FloatArray, confidences: FloatArray, max_iou: fl
 
 def relation_score(relation: Relation, first: FloatArray, second: FloatArray) -> float:
     """How well box `first` stands in `relation` to box `second`, 0 to 1; the rules are at the top of this file."""
-    distinct = min(1.0, 2 * (1 - intersection_over_union(first, second)))
+    distinct = float(np.clip((SURELY_ONE - intersection_over_union(first, second)) / (SURELY_ONE - MAYBE_TWO), 0, 1))
     if relation in _DIRECTIONS:
         apart = distinct if relation == "on top" else _apart_score(first, second)
         return apart * _direction_score(first, second, _DIRECTIONS[relation])
