@@ -3,9 +3,11 @@
     python -m cluster.chaos --config configs/shapes_cpu.yaml --kills 20 --seed 0
 
 Kills with SIGKILL: rollout workers and their engines, reward workers, the trajectory queue, learner ranks,
-Redis, the launcher itself. What the run does not survive in place is resumed with
-`cluster.launch --resume`. At the end the run is stopped, the invariants of `cluster.faults.invariants` are
-checked, and that no process outlives it. Exit codes: 0 all held; 1 something did not; 2 wrong config.
+Redis, the launcher itself. Of the kinds reward-fails, reward-slow and reward-shape, a replica of a reward is told
+to misbehave for good (`cluster.faults.sabotage`); they are tried only where --kinds names them. What the run does
+not survive in place is resumed with `cluster.launch --resume`. At the end the run is stopped, the invariants of
+`cluster.faults.invariants` are checked, and that no process outlives it. Exit codes: 0 all held; 1 something did
+not; 2 wrong config.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from statistics import median
 import psutil
 
 from cluster.benchmarks.report import Table, describe_machine
-from cluster.faults.invariants import check_ledger, check_metrics
+from cluster.faults.invariants import check_ledger, check_metrics, check_rewards
 from cluster.faults.recovery import Fault, Recovery, read_registry
+from cluster.faults.sabotage import SABOTAGE_KINDS, give_order, sabotage
 from cluster.faults.supervisor import Supervisor
 from cluster.faults.victims import KINDS, choose_victim, find_victims
 from cluster.reports.progress import format_duration
@@ -60,13 +63,18 @@ def _run(options: argparse.Namespace) -> int:
     overrides = [*OVERRIDES, *options.set, f"run.dir={directory}"]
     config = load_config(options.config, overrides)
     directory.mkdir(parents=True)
+    orders = directory / "orders"
+    orders.mkdir()
+    if set(options.kinds) & set(SABOTAGE_KINDS):
+        overrides += sabotage(config, orders)
+        config = load_config(options.config, overrides)
     print(f"{describe_machine()}\n{options.kills} kills, seed {options.seed}; all of it in {directory}", flush=True)
     if config.warm_start is not None:
         _warm_start(Path(options.config), overrides)
     supervisor = Supervisor(Path(options.config), overrides, directory, RUN_NAME, options.timeout)
     try:
-        faults = _kill_many(supervisor, options)
-        broken = _stop_and_check(supervisor, config)
+        faults = _kill_many(supervisor, options, orders)
+        broken = _stop_and_check(supervisor, config, only_rewards=set(options.kinds) <= {"reward", *SABOTAGE_KINDS})
     finally:
         supervisor.close()
     print(f"\n{_table(faults).markdown()}\n")
@@ -83,7 +91,7 @@ def _warm_start(config_path: Path, overrides: Sequence[str]) -> None:
         raise RunError(f"the warm start ended with exit code {exit_code}; it says above why")
 
 
-def _kill_many(supervisor: Supervisor, options: argparse.Namespace) -> list[Fault]:
+def _kill_many(supervisor: Supervisor, options: argparse.Namespace, orders: Path) -> list[Fault]:
     rng = random.Random(options.seed)
     faults: list[Fault] = []
     supervisor.wait_until(lambda: supervisor.num_steps >= 1, "the first step")
@@ -94,27 +102,33 @@ def _kill_many(supervisor: Supervisor, options: argparse.Namespace) -> list[Faul
         if victim is None:
             continue  # all that may be killed is being replaced
         recovery = Recovery(supervisor, victim.kind)
-        victim.process.kill()
-        fault = recovery.fault(supervisor.wait_until(recovery.is_over, f"recovery from the death of: {victim.kind}"))
+        if victim.kind in SABOTAGE_KINDS:
+            give_order(orders, victim.process.pid, victim.kind)
+        else:
+            victim.process.kill()
+        fault = recovery.fault(supervisor.wait_until(recovery.is_over, f"recovery from: {victim.kind}"))
         faults.append(fault)
         how = f"resumed, {fault.steps_redone} steps redone" if fault.resumed else "in place"
         print(
-            f"[{len(faults)}/{options.kills}] {fault.kind} killed after step {fault.step}: recovered {how} "
+            f"[{len(faults)}/{options.kills}] {fault.kind} struck after step {fault.step}: recovered {how} "
             f"in {fault.recovery_s:.1f} s",
             flush=True,
         )
     return faults
 
 
-def _stop_and_check(supervisor: Supervisor, config: RunConfig) -> list[str]:
-    """End the run in good order after two more steps; returns what is broken."""
+def _stop_and_check(supervisor: Supervisor, config: RunConfig, *, only_rewards: bool) -> list[str]:
+    """End the run in good order after two more steps; returns what is broken. only_rewards: nothing else was struck."""
     last = supervisor.num_steps + 2
     supervisor.wait_until(lambda: supervisor.num_steps >= last, "two more steps after the last kill")
     exit_code = supervisor.stop()
     algorithm = config.algorithm
     max_in_flight = (algorithm.max_staleness + 1) * algorithm.groups_per_step
     broken = check_metrics(supervisor.rows())
-    broken += check_ledger(read_registry(supervisor), algorithm.groups_per_step, max_in_flight)
+    snapshot = read_registry(supervisor)
+    broken += check_ledger(snapshot, algorithm.groups_per_step, max_in_flight)
+    if only_rewards:
+        broken += check_rewards(snapshot, supervisor.rows(), algorithm.groups_per_step)
     if exit_code != 143:
         broken.append(f"the run did not end in good order on SIGTERM: exit code {exit_code}")
     return broken + [f"a process has outlived the run: {process}" for process in supervisor.orphans()]
@@ -122,7 +136,7 @@ def _stop_and_check(supervisor: Supervisor, config: RunConfig) -> list[str]:
 
 def _table(faults: Sequence[Fault]) -> Table:
     rows = []
-    for kind in KINDS:
+    for kind in (*KINDS, *SABOTAGE_KINDS):
         of_kind = [fault for fault in faults if fault.kind == kind]
         if not of_kind:
             continue
@@ -139,9 +153,10 @@ def _table(faults: Sequence[Fault]) -> Table:
         )
     return Table(
         "Faults",
-        "Processes killed with SIGKILL. Recovery: until another worker of the pool was READY; for what there is "
-        "one of, until the next step was made. A resumed run goes on from its last whole checkpoint.",
-        ("killed", "times", "of them resumed", "recovery, median", "groups rolled again", "steps redone"),
+        "Processes killed with SIGKILL, or told to misbehave for good. Recovery: until another worker of the pool was "
+        "READY; for what there is one of, until the next step was made. A resumed run goes on from its last whole "
+        "checkpoint.",
+        ("struck", "times", "of them resumed", "recovery, median", "groups rolled again", "steps redone"),
         tuple(rows),
     )
 
@@ -150,16 +165,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m cluster.chaos",
         description="Train while killing random processes of the run; then check that nothing was lost.",
-        epilog=f"kinds of victims: {', '.join(KINDS)}",
+        epilog=f"kinds: killed are {', '.join(KINDS)}; told to misbehave for good are {', '.join(SABOTAGE_KINDS)}",
     )
     parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help="of the run to train")
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="how many (default 20)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of victims and moments (default 0)")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, metavar="KIND", help="default: all")
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(KINDS), metavar="KIND", help="with spaces or commas; default: all that die"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the run; repeatable")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="of each recovery (default 300)")
     parser.add_argument("--output-dir", metavar="DIR", help="default runs/chaos-DATE-TIME")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.kinds = [kind for given in options.kinds for kind in given.split(",") if kind]
+    if unknown := sorted(set(options.kinds) - {*KINDS, *SABOTAGE_KINDS}):
+        parser.error(f"--kinds: '{unknown[0]}' is no kind; use {', '.join((*KINDS, *SABOTAGE_KINDS))}")
+    return options
 
 
 if __name__ == "__main__":

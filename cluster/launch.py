@@ -77,11 +77,11 @@ def launch(config: RunConfig, signals: StopSignals, resumed: RunDirectory | None
     """
     _quieten()
     from cluster.session.dry_run import check_model_exists
-    from rewards.registry import reward_path
+    from rewards.coverage import check_reward
 
     check_model_exists(config.model)
     for reward in config.rewards:
-        reward_path(reward.name)
+        check_reward(reward)
     train = load_prompts(config.data.train, config.data.max_bad_lines)
     evaluation = {
         name: load_prompts(source, config.data.max_bad_lines) for name, source in config.data.evaluation.items()

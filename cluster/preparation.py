@@ -10,6 +10,7 @@ from cluster.actors.progress import ProgressActor
 from cluster.learning import LearnerGroup
 from cluster.reports import RunLog
 from configs.schema import RunConfig
+from rewards.coverage import reason_against
 from rollout.prompts import Conversation, PromptSet
 
 PROGRESS_POLL_S = 1.0
@@ -34,7 +35,8 @@ async def prepare_model(config: RunConfig, learner: LearnerGroup, log: RunLog) -
 def prompts_that_fit(
     config: RunConfig, model_path: str, train: PromptSet, evaluation: Mapping[str, PromptSet]
 ) -> tuple[PromptSet, dict[str, PromptSet]]:
-    """The prompt sets without what is too long: left out by name now, it cannot fail a group later.
+    """The prompt sets without what is too long, and without what no reward has anything to say of: left out by name
+    now, it cannot fail a group later.
 
     Raises DataError when none is left.
     """
@@ -43,4 +45,7 @@ def prompts_that_fit(
         model_path, rollout.system_prompt, rollout.instruction, revision=config.model.revision
     )
     too_long = conversation.reason_against(rollout.max_prompt_tokens)
-    return train.without(too_long), {name: prompts.without(too_long) for name, prompts in evaluation.items()}
+    unrewarded = reason_against(config.rewards)
+    return train.without(too_long).without(unrewarded), {
+        name: prompts.without(too_long).without(unrewarded) for name, prompts in evaluation.items()
+    }

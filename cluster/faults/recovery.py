@@ -2,6 +2,7 @@
 
 killed                                   recovered when
 rollout worker or engine, reward worker  another worker of its pool, that was not there before, is READY
+reward worker told to fail for ever      the same: it has to be found out first
 anything else                            the optimizer step after the one it died in is made
 """
 
@@ -12,12 +13,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from cluster.faults.sabotage import FAILS, SHAPE
 from cluster.faults.supervisor import Supervisor
 from cluster.state import Registry
 from cluster.state.registry import RunSnapshot
 from configs.errors import RegistryError
 
-_POOL_OF: Final[Mapping[str, str]] = {"rollout": "rollout", "engine": "rollout", "reward": "reward"}
+_POOL_OF: Final[Mapping[str, str]] = {
+    "rollout": "rollout",
+    "engine": "rollout",
+    "reward": "reward",
+    FAILS: "reward",
+    SHAPE: "reward",
+}
 """Kind of victim -> how the registry's ids of its pool's workers begin."""
 
 
@@ -44,7 +52,7 @@ class Recovery:
         self._supervisor = supervisor
         self._kind = kind
         self._step = self._lowest_step = supervisor.num_steps
-        self._num_failed = self._groups_failed()
+        self._num_rolled_again = self._rolled_again()
         self._num_resumes = supervisor.num_resumes
         self._known = self._ready_workers()
 
@@ -64,7 +72,7 @@ class Recovery:
             step=self._step,
             recovery_s=recovery_s,
             steps_redone=self._step - self._lowest_step,
-            groups_rolled_again=max(0, self._groups_failed() - self._num_failed),
+            groups_rolled_again=max(0, self._rolled_again() - self._num_rolled_again),
             resumed=self._was_resumed,
         )
 
@@ -72,9 +80,9 @@ class Recovery:
     def _was_resumed(self) -> bool:
         return self._supervisor.num_resumes > self._num_resumes
 
-    def _groups_failed(self) -> int:
+    def _rolled_again(self) -> int:
         rows = self._supervisor.rows()
-        return int(rows[-1]["groups_failed"] or 0) if rows else 0
+        return int(rows[-1]["groups_rolled_again"] or 0) if rows else 0
 
     def _ready_workers(self) -> set[str]:
         if self._kind not in _POOL_OF:

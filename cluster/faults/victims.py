@@ -9,6 +9,8 @@ from typing import Final
 
 import psutil
 
+from cluster.faults.sabotage import SABOTAGE_KINDS
+
 ACTOR_KINDS: Final[Mapping[str, str]] = {
     "ray::RolloutActor": "rollout",
     "VLLM::EngineCore": "engine",
@@ -19,11 +21,12 @@ ACTOR_KINDS: Final[Mapping[str, str]] = {
 """Beginning of a process's title -> kind of victim."""
 LAUNCHER, REDIS = "launcher", "redis"
 KINDS: Final = (*ACTOR_KINDS.values(), LAUNCHER, REDIS)
+"""That die. What misbehaves and lives: `cluster.faults.sabotage`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """A process that may be killed."""
+    """A process that may be killed, or told to misbehave: its kind says which."""
 
     kind: str
     process: psutil.Process
@@ -36,6 +39,8 @@ def find_victims(launcher: psutil.Process, redis: psutil.Process) -> list[Victim
         kind = kind_of(_title(process))
         if kind is not None:
             victims.append(Victim(kind, process))
+        if kind == "reward":
+            victims += [Victim(order, process) for order in SABOTAGE_KINDS]
     return victims
 
 

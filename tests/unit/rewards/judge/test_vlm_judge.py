@@ -168,9 +168,10 @@ def test_a_picture_without_an_answer_costs_itself_and_each_is_asked_for_once(ser
 
 def test_a_judge_that_is_closed_leaves_no_thread(server: JudgeServer) -> None:
     server.answer = lambda body: reply("Score: 5")
+    before = set(threading.enumerate())
     reward = judge(server, num_parallel=3)
     reward.score(PICTURES, PROMPTS)
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith("judge")]
+    threads = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("judge")]
     assert threads
     reward.close()
     for thread in threads:
