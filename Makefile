@@ -12,7 +12,7 @@ VENV := .venv
 PYTHON_BIN := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-$(EXTRA)
 
-.PHONY: help setup train test test-unit test-integration check format bench clean
+.PHONY: help setup train test test-unit test-integration test-hosts test-all check docs docs-serve format bench clean
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -36,13 +36,26 @@ test-unit: setup  ## run the tests that need no engine, no Ray, no Redis (second
 	$(PYTHON_BIN) -m pytest tests/unit $(ARGS)
 
 test-integration: setup  ## run the tests with the real vLLM, Ray, DeepSpeed and Redis (minutes)
+	$(PYTHON_BIN) -m pytest tests/integration tests/hosts $(wildcard tests/gpu) -m 'not proof' $(ARGS)
+
+test-hosts: setup  ## run all stories of several hosts, in network namespaces (Linux, root; half an hour)
+	$(PYTHON_BIN) -m pytest tests/hosts $(ARGS)
+
+test-all: test-unit test-hosts  ## run everything, the long proofs too
 	$(PYTHON_BIN) -m pytest tests/integration $(wildcard tests/gpu) $(ARGS)
 
-check: setup  ## lint, format, types, import rule, shipped configs
+check: setup  ## lint, format, types, rules of rooms and imports, shipped configs, documentation
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(PYTHON_BIN) -m pytest -q tests/unit/test_imports.py tests/unit/configs/test_shipped_configs.py
+	$(PYTHON_BIN) -m pytest -q tests/unit/test_imports.py tests/unit/configs/test_shipped_configs.py tests/unit/docs
+
+docs: setup  ## build the documentation into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_BIN) -m mkdocs build --strict
+	@echo 'open build/site/index.html'
+
+docs-serve: setup  ## show the documentation on http://127.0.0.1:8000 and follow changes
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_BIN) -m mkdocs serve
 
 format: setup  ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .

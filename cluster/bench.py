@@ -32,7 +32,7 @@ BENCHMARKS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    options = _parse(arguments)
+    options = parse_arguments(arguments)
     scope = Scope(options.quick, options.threads, options.gpu)
     machine = describe_machine(options.gpu)
     command = shlex.join(["python", "-m", "cluster.bench", *(sys.argv[1:] if arguments is None else arguments)])
@@ -62,7 +62,8 @@ def _measure(name: str, scope: Scope) -> list[Table]:
     return tables
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
     parser = argparse.ArgumentParser(prog="python -m cluster.bench", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all when none is named")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller batches; three minutes")
@@ -70,6 +71,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--gpu", action="store_true", help="rollout alone: bfloat16 on this machine's GPU, in the shape of Janus-Pro-1B"
     )
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parsed options; exits with 2 for wrong ones."""
+    parser = build_parser()
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:

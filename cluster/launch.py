@@ -37,7 +37,7 @@ LATEST = "latest"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    options = _parse(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         return _main(options)
     except (ConfigError, DataError, ModelError, PlacementError) as error:
@@ -157,7 +157,8 @@ def _quieten() -> None:
         os.environ.setdefault(name, value)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster.launch",
         description="Train a text-to-image policy by BiCoT-GRPO: rollout workers, rewards and learner on Ray.",
@@ -184,7 +185,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="print the resolved config, the prompts and the placement plan, and start nothing",
     )
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Place:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    options = _parse(arguments)
+    options = build_parser().parse_args(arguments)
     return exit_code_of(partial(_show, options), "the run goes on")
 
 
@@ -187,7 +187,8 @@ def _how_to_go_on(place: Place) -> str:
     return f"ended    no launcher runs here; go on with it: {place.directory.resume_command}"
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster.status",
         description="Print a run's progress, its groups by state, its workers, and what waits for what.",
@@ -196,7 +197,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--redis", metavar="URL", help="registry; default: that of the run directory")
     parser.add_argument("--json", action="store_true", help="print an object instead of text")
     parser.add_argument("--watch", action="store_true", help=f"print again every {WATCH_EVERY_S:g} s, until Ctrl-C")
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":

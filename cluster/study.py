@@ -25,7 +25,7 @@ from configs.load import DEFAULT_CONFIG, load_config
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    options = _parse(arguments)
+    options = build_parser().parse_args(arguments)
     command = shlex.join(["python", "-m", "cluster.study", *(sys.argv[1:] if arguments is None else arguments)])
     return exit_code_of(partial(_study, options, command), "the same command goes on with the runs that are missing")
 
@@ -60,7 +60,8 @@ def _describe(latest: Outcome, outcomes: Sequence[Outcome], num_runs: int) -> st
     return f"[{len(outcomes)}/{num_runs}] {latest.arm}, seed {latest.seed}: {changes}, {took}{left}"
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
     studies = "\n".join(f"  {name:<10} {study.question}" for name, study in STUDIES.items())
     parser = argparse.ArgumentParser(
         prog="python -m cluster.study",
@@ -74,7 +75,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=_positive, default=60, metavar="N", help="optimizer steps a run (default 60)")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="for all arms; repeatable")
     parser.add_argument("--output-dir", metavar="DIR", help="default runs/study_NAME")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def _positive(text: str) -> int:

@@ -48,7 +48,7 @@ class AlgorithmConfig(Section):
         "normalises it within its group before the weighted sum",
     )
     advantage_normalization: AdvantageNormalization = Field("group", description="what advantages are divided by")
-    advantage_epsilon: float = Field(1e-4, gt=0)
+    advantage_epsilon: float = Field(1e-4, gt=0, description="is added to the spread that advantages are divided by")
     loss_normalization: LossNormalization = Field("token", description="what a trajectory's tokens are divided by")
     policy_loss: PolicyLoss = Field(
         "ppo",

@@ -18,7 +18,7 @@ LANGUAGE_MODEL = ("model.language_model.*", "lm_head.*")
 class LoraConfig(Section):
     """Low-rank adapters beside the language model's linear layers, which then are all that trains."""
 
-    rank: int = Field(32, ge=1)
+    rank: int = Field(32, ge=1, description="inner width of an adapter")
     alpha: float = Field(32.0, gt=0, description="the adapter's product is scaled by alpha / rank")
     targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -30,11 +30,13 @@ class LoraConfig(Section):
 class LearnerConfig(Section):
     """DeepSpeed ranks and the optimizer (AdamW)."""
 
-    num_ranks: int = Field(1, ge=1)
-    cpus_per_rank: float = Field(1.0, ge=0)
-    gpus_per_rank: float = Field(0.0, ge=0, le=1)
+    num_ranks: int = Field(1, ge=1, description="learner processes")
+    cpus_per_rank: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves for each")
+    gpus_per_rank: float = Field(0.0, ge=0, le=1, description="share of a GPU that Ray reserves for each; 0: on CPU")
     threads_per_rank: int | None = Field(None, ge=1, description="OpenMP threads; null: 1 on CPU")
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="what DeepSpeed shards over the ranks: nothing, optimizer state, gradients too, parameters too"
+    )
     trainable: tuple[str, ...] = Field(
         LANGUAGE_MODEL,
         min_length=1,
@@ -47,13 +49,15 @@ class LearnerConfig(Section):
     updates_per_batch: int = Field(
         1, ge=1, description="times a step's batch is gone through; its weight version is the one after the last"
     )
-    lr: float = Field(1e-6, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(0, ge=0)
+    lr: float = Field(1e-6, gt=0, description="learning rate after warm-up")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after warm-up, down to 0")
-    max_grad_norm: float = Field(1.0, gt=0)
-    gradient_checkpointing: bool = False
+    max_grad_norm: float = Field(1.0, gt=0, description="L2 norm that gradients are clipped to")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, about a third more computation"
+    )
     logprob_chunk_tokens: int = Field(
         1024,
         ge=1,
@@ -101,6 +105,10 @@ class ParityConfig(Section):
 class WeightSyncConfig(Section):
     """How new weights reach the rollout workers."""
 
-    backend: Literal["object_store", "nccl"] = "object_store"
-    bucket_mb: int = Field(64, ge=1)
-    timeout_s: float = Field(300.0, gt=0)
+    backend: Literal["object_store", "nccl"] = Field(
+        "object_store",
+        description="object_store: workers pull them through Ray, anywhere; nccl: broadcast between GPUs, with the "
+        "store to fall back on",
+    )
+    bucket_mb: int = Field(64, ge=1, description="size of the pieces in which weights travel")
+    timeout_s: float = Field(300.0, gt=0, description="how long one transfer may take")

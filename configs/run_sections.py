@@ -13,7 +13,9 @@ from configs.model_sections import Section
 class RunSection(Section):
     """Name, place, length and seed of the run."""
 
-    name: str = Field("shapes_cpu", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(
+        "shapes_cpu", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run, and of its folder"
+    )
     dir: str = Field("runs", description="the run directory is DIR/NAME")
     cache_dir: str = Field("~/.cache/bicot", description="warm-started models are kept here, by content")
     seed: int = Field(0, ge=0, description="decides prompts' order and every trajectory's tokens")
@@ -31,7 +33,7 @@ class RunSection(Section):
 class DataConfig(Section):
     """Where prompts come from: a .jsonl/.json/.csv/.parquet/.txt file, or `shapes:SPLIT`."""
 
-    train: str = Field(..., min_length=1)
+    train: str = Field(..., min_length=1, description="prompts to train on")
     evaluation: dict[str, str] = Field(
         default_factory=dict, description="name -> source; each is scored before and after training"
     )
@@ -39,7 +41,7 @@ class DataConfig(Section):
     evaluate_every_steps: int | None = Field(
         None, ge=1, description="scores them after every so many steps, too, for metrics.jsonl; the learner waits"
     )
-    shuffle: bool = True
+    shuffle: bool = Field(True, description="a new random order each epoch; false keeps the file's")
     max_bad_lines: int = Field(100, ge=0, description="more bad lines than this end the run before it starts")
 
     @model_validator(mode="after")
@@ -68,8 +70,8 @@ class RegistryConfig(Section):
 class CheckpointConfig(Section):
     """What is kept for resuming and for use."""
 
-    every_steps: int = Field(50, ge=1)
-    keep_last: int = Field(2, ge=1)
+    every_steps: int = Field(50, ge=1, description="steps between two checkpoints; the last step always has one")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints that are kept")
     keep_every: int | None = Field(None, ge=1, description="those of steps that this divides are kept for good, too")
     url: str | None = Field(None, description="copies go to URL/RUN: s3://, gs://, file://, … (fsspec); null: none")
 
@@ -77,8 +79,8 @@ class CheckpointConfig(Section):
 class SamplesConfig(Section):
     """Pictures for people."""
 
-    every_steps: int = Field(10, ge=1)
-    num_pictures: int = Field(16, ge=1)
+    every_steps: int = Field(10, ge=1, description="steps between two pages of pictures")
+    num_pictures: int = Field(16, ge=1, description="pictures on a page")
 
 
 class ScalingConfig(Section):
@@ -107,7 +109,7 @@ class ClusterConfig(Section):
     dashboard: bool = Field(False, description="start the Ray dashboard with a local Ray")
     heartbeat_s: float = Field(5.0, gt=0, description="an answer that is later makes a worker SUSPECT: no new calls")
     heartbeat_timeout_s: float = Field(60.0, gt=0, description="a worker that is silent for so long is replaced")
-    scaling: ScalingConfig = ScalingConfig()
+    scaling: ScalingConfig = Field(ScalingConfig(), description="when elastic pools grow and shrink")
     autoscaling: bool = Field(False, description="the cluster adds nodes on demand: wait for what does not fit yet")
 
     @model_validator(mode="after")

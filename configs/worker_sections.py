@@ -54,14 +54,14 @@ class RolloutConfig(Section):
 
     engine: Literal["vllm", "transformers"] = Field("vllm", description="'transformers' is the slow twin for checks")
     num_workers: Size = Field(PoolSize(min=1, max=1), description="a number, or {min, max} for an elastic pool")
-    cpus_per_worker: float = Field(1.0, ge=0)
+    cpus_per_worker: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves for each")
     gpus_per_worker: float = Field(0.0, ge=0, description="0: on CPU; must equal tensor_parallel_size when above 1")
-    tensor_parallel_size: int = Field(1, ge=1)
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs over which one engine splits the model")
     threads_per_worker: int | None = Field(None, ge=1, description="OpenMP threads of the engine; null: 1 on CPU")
     max_prompt_tokens: int = Field(256, ge=4, description="longer prompts are skipped, by name")
-    max_cot_tokens: int = Field(128, ge=1)
+    max_cot_tokens: int = Field(128, ge=1, description="a semantic CoT is cut after so many tokens")
     guidance_scale: float = Field(5.0, ge=1.0, description="w in u + w(c - u); 1 is no guidance")
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, description="of sampling, for plan and picture")
     max_num_seqs: int = Field(128, ge=1, description="sequences that the engine runs at once")
     max_groups_per_worker: int = Field(16, ge=1, description="groups that one worker is given at once")
     decode_batch_size: int = Field(64, ge=1, description="pictures a call of the VQ decoder")
@@ -70,9 +70,12 @@ class RolloutConfig(Section):
     enforce_eager: bool = Field(False, description="no graph capture, no compilation: slower steps, quicker start")
     max_attempts: int = Field(4, ge=1, description="times a group is rolled before its prompt is given up")
     group_timeout_s: float = Field(600.0, gt=0, description="a group that takes longer counts as failed")
-    system_prompt: str | None = Field(None, description="of the semantic prompt; null: the model's own, see README")
+    system_prompt: str | None = Field(
+        None, description="of the semantic prompt; null: the one stored with the checkpoint, or bicot's"
+    )
     instruction: str | None = Field(
-        None, description="of the semantic prompt, with {prompt} in it; null: the model's own"
+        None,
+        description="of the semantic prompt, with {prompt} in it; null: the one stored with the checkpoint, or bicot's",
     )
 
     @field_validator("instruction")
@@ -120,11 +123,11 @@ class RewardConfig(Section):
     )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the reward's class")
     replicas: Size = Field(PoolSize(min=1, max=1), description="a number, or {min, max} for an elastic pool")
-    cpus_per_replica: float = Field(1.0, ge=0)
-    gpus_per_replica: float = Field(0.0, ge=0)
+    cpus_per_replica: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves for each")
+    gpus_per_replica: float = Field(0.0, ge=0, description="share of a GPU that Ray reserves for each; 0: on CPU")
     batch_size: int = Field(32, ge=1, description="pictures a call, across groups")
     max_wait_ms: float = Field(5.0, ge=0, description="how long a picture waits for others to fill the batch")
-    timeout_s: float = Field(120.0, gt=0)
+    timeout_s: float = Field(120.0, gt=0, description="how long a batch may take; then its replica is replaced")
     retries: int = Field(1, ge=0, description="further tries at a batch before its groups fail")
     cache: bool = Field(
         False, description="keep scores in the registry's Redis, by content; only for a reward without chance in it"

@@ -75,8 +75,8 @@ def _score(arguments: argparse.Namespace) -> int:
     return 1 if skipped or num_failed else 0
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parsed options; exits with 2 for wrong ones."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
     parser = argparse.ArgumentParser(
         prog="python -m rewards.score",
         description="Score a folder of pictures with any of the rewards.",
@@ -95,6 +95,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=Path, default=Path("scores.jsonl"), metavar="FILE", help="default: %(default)s"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="of all; default: each as in --config, or cpu")
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parsed options; exits with 2 for wrong ones."""
+    parser = build_parser()
     arguments = parser.parse_args(argv)
     if not arguments.rewards and not arguments.config:
         parser.error("give --rewards, --config, or both")

@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code_of(partial(_generate, arguments), "the pictures written so far are complete")
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parsed options, named as the fields of `rollout.drawing.DrawingOptions`; exits with 2 for wrong ones."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
     parser = argparse.ArgumentParser(
         prog="python -m rollout.generate",
         description="Draw pictures with a Janus policy: it writes a plan of the picture first, then draws by it.",
@@ -82,6 +82,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on cuda, float32 on cpu")
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parsed options, named as the fields of `rollout.drawing.DrawingOptions`; exits with 2 for wrong ones."""
+    parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.num_images % arguments.images_per_cot:
         parser.error(

@@ -11,6 +11,7 @@ here and raised as ModelError, naming the file. No weights are read.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_GUIDANCE_SCALE = 5.0
 """Of Janus-Pro, and of T2I-R1."""
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
-_WEIGHT_FILES = ("*.safetensors",)
+WEIGHT_FILES = ("*.safetensors",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,11 @@ class SpecialIds:
     """The last token of an image prompt; every token after it is a VQ code."""
 
 
-def resolve_folder(model_path: str, revision: str | None = None, weights: bool = True) -> Path:
+def resolve_folder(model_path: str, revision: str | None = None, weight_files: Sequence[str] = WEIGHT_FILES) -> Path:
     """The local folder of a checkpoint; a hub id is downloaded (once) first.
 
-    weights: False fetches no weight files. Raises ModelError when there is no such folder or id.
+    weight_files: patterns of the weight files to fetch; none are fetched when it is empty.
+    Raises ModelError when there is no such folder or id.
     """
     folder = Path(model_path).expanduser()
     if folder.is_dir():
@@ -50,7 +52,7 @@ def resolve_folder(model_path: str, revision: str | None = None, weights: bool =
         raise ModelError(f"model '{model_path}': no such folder, and not a hub id (OWNER/NAME)")
     from huggingface_hub import snapshot_download
 
-    patterns = [*_SMALL_FILES, *(_WEIGHT_FILES if weights else ())]
+    patterns = [*_SMALL_FILES, *weight_files]
     try:
         return Path(snapshot_download(model_path, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:  # the hub's errors derive from these two
@@ -69,8 +71,8 @@ class JanusCheckpoint:
 
     @classmethod
     def from_pretrained(cls, model_path: str, revision: str | None = None, weights: bool = False) -> JanusCheckpoint:
-        """Of a folder or hub id; `weights` as in `resolve_folder`. Raises ModelError."""
-        return cls(resolve_folder(model_path, revision, weights))
+        """Of a folder or hub id, whose weights are fetched, too, with `weights`. Raises ModelError."""
+        return cls(resolve_folder(model_path, revision, WEIGHT_FILES if weights else ()))
 
     @property
     def num_image_tokens(self) -> int:
@@ -139,6 +141,11 @@ class JanusCheckpoint:
         content = self._read_json("config.json")
         if content is None:
             raise ModelError(f"model {self.folder}: config.json is missing; is this a Hugging Face checkpoint?")
+        if content.get("model_type") == "multi_modality":
+            raise ModelError(
+                f"model {self.folder} is in its authors' own format; convert it once, with "
+                f"`python -m rollout.convert_janus {self.folder} NEW_FOLDER` (--roles User,Assistant for T2I-R1's)"
+            )
         if content.get("model_type") != "janus":
             raise ModelError(
                 f"model {self.folder}: config.json has model_type '{content.get('model_type')}', not 'janus'; "

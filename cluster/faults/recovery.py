@@ -1,8 +1,8 @@
-"""One kill, and when the run has recovered from it.
+"""One injury, and when the run has recovered from it.
 
-killed                                   recovered when
-rollout worker or engine, reward worker  another worker of its pool, that was not there before, is READY
-reward worker told to fail for ever      the same: it has to be found out first
+injured                                  recovered when
+rollout worker or engine, reward worker  another worker of its pool, that was not there before, is READY: also where it
+                                         lives and fails, which has to be found out first
 anything else                            the optimizer step after the one it died in is made
 """
 
@@ -13,25 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from cluster.faults.sabotage import FAILS, SHAPE
 from cluster.faults.supervisor import Supervisor
 from cluster.state import Registry
 from cluster.state.registry import RunSnapshot
 from configs.errors import RegistryError
 
-_POOL_OF: Final[Mapping[str, str]] = {
-    "rollout": "rollout",
-    "engine": "rollout",
-    "reward": "reward",
-    FAILS: "reward",
-    SHAPE: "reward",
-}
+_POOL_OF: Final[Mapping[str, str]] = {"rollout": "rollout", "engine": "rollout", "reward": "reward"}
 """Kind of victim -> how the registry's ids of its pool's workers begin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One kill, and what came of it."""
+    """One injury, and what came of it."""
 
     kind: str
     step: int
@@ -45,25 +38,31 @@ class Fault:
 
 
 class Recovery:
-    """Looks at the run before one kill and after it."""
+    """Looks at the run before one injury and after it."""
 
-    def __init__(self, supervisor: Supervisor, kind: str) -> None:
-        """To be made just before the kill."""
+    def __init__(self, supervisor: Supervisor, kind: str, victim: str) -> None:
+        """To be made just before the injury. victim: the kind of process that is injured, or "run"."""
         self._supervisor = supervisor
         self._kind = kind
+        self._victim = victim
         self._step = self._lowest_step = supervisor.num_steps
+        self._until = self._step + 2
         self._num_rolled_again = self._rolled_again()
         self._num_resumes = supervisor.num_resumes
         self._known = self._ready_workers()
+
+    def from_here(self) -> None:
+        """The injury is taken back: steps that were made while it lasted are no sign of a recovery."""
+        self._until = self._supervisor.num_steps + 2
 
     def is_over(self) -> bool:
         """Whether the run has recovered. A run that was resumed has when it has made a step more than before."""
         step = self._supervisor.num_steps
         self._lowest_step = min(self._lowest_step, step)
-        if self._kind in _POOL_OF and not self._was_resumed:
+        if self._victim in _POOL_OF and not self._was_resumed:
             return bool(self._ready_workers() - self._known)
         # A step may have been as good as made when the process died; the one after it was not.
-        return step >= self._step + 2
+        return step >= self._until
 
     def fault(self, recovery_s: float) -> Fault:
         """The record of it, once `is_over`."""
@@ -85,13 +84,13 @@ class Recovery:
         return int(rows[-1]["groups_rolled_again"] or 0) if rows else 0
 
     def _ready_workers(self) -> set[str]:
-        if self._kind not in _POOL_OF:
+        if self._victim not in _POOL_OF:
             return set()
         try:
             workers = read_registry(self._supervisor).workers
         except RegistryError:
             return set()  # it is being started again
-        beginning = _POOL_OF[self._kind]
+        beginning = _POOL_OF[self._victim]
         return {name for name, worker in workers.items() if worker.state == "READY" and name.startswith(beginning)}
 
 

@@ -22,7 +22,7 @@ from rewards.registry import applicability, create_reward
 from rollout.records import Prompt, UInt8Array
 
 FAILS, SLOW, SHAPE = "reward-fails", "reward-slow", "reward-shape"
-SABOTAGE_KINDS: Final = (FAILS, SLOW, SHAPE)
+ORDERS: Final = (FAILS, SLOW, SHAPE)
 SLOW_S: Final = 2.0
 MIN_REPLICAS: Final = 2
 """So that another replica can score what one fails."""
@@ -52,8 +52,14 @@ class SabotagedReward:
         return answers[:-1] if order == SHAPE else answers
 
 
+def orders_of(directory: Path) -> Path:
+    """Where the orders of a harness lie, in its own directory."""
+    return directory / "orders"
+
+
 def give_order(folder: Path, process_id: int, order: str) -> None:
     """Let a replica misbehave from its next call on. It reads the whole order or none."""
+    folder.mkdir(exist_ok=True)
     temporary = folder / f"{process_id}.new"
     temporary.write_text(order)
     temporary.replace(folder / str(process_id))

@@ -104,10 +104,10 @@ class Supervisor:
             time.sleep(POLL_S)
         return time.monotonic() - started
 
-    def run_for(self, duration_s: float) -> None:
-        """Let the run go on for a while, looking after it."""
+    def run_for(self, duration_s: float) -> float:
+        """Let the run go on for a while, looking after it; returns how long it was."""
         end = time.monotonic() + duration_s
-        self.wait_until(lambda: time.monotonic() >= end, "time to pass")
+        return self.wait_until(lambda: time.monotonic() >= end, "time to pass")
 
     def stop(self) -> int:
         """End the run in good order; returns its exit code."""

@@ -9,25 +9,35 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from transformers.utils.logging import disable_progress_bar
-
 from configs.command_line import exit_code_of
 from configs.load import load_config
-from learner.warm_start.cache import warm_start_folder
-from learner.warm_start.training import warm_start
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m learner.warm_start", description="Supervised warm start.")
-    parser.add_argument("--config", required=True, help="a config file with a warm_start section")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field; repeatable")
-    parser.add_argument("--output-dir", type=Path, help="write the model here, not into run.cache_dir")
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     return exit_code_of(partial(_warm_start_once, options), "nothing was written")
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m learner.warm_start",
+        description="Supervised training on prompt, plan and picture: the warm start of a config, and nothing else.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a config file with a warm_start section")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field; repeatable")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="write the model here, not into run.cache_dir")
+    return parser
+
+
 def _warm_start_once(options: argparse.Namespace) -> int:
+    # Here, so that --help and a mistyped option are answered at once.
+    from transformers.utils.logging import disable_progress_bar
+
+    from learner.warm_start.cache import warm_start_folder
+    from learner.warm_start.training import warm_start
+
     started_s = time.monotonic()
     disable_progress_bar()
     config = load_config(options.config, options.set)

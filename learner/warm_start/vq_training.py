@@ -4,7 +4,7 @@
                  autoencoder_steps                          the remaining steps
 
 transformers' own `JanusVQVAE.forward` decodes from code indices, so it gives the encoder no gradient
-from the picture, and its `decode` normalises codes while its `encode` does not. The step here is
+from the picture, and its `decode` normalises codes while its `encode` does not (see `encode_pixels`). The step here is
 therefore written out: codes and latents live on the unit sphere (ViT-VQGAN, arXiv:2110.04627,
 section 3.2), the gradient passes the quantizer straight through (VQ-VAE, arXiv:1711.00937, section
 3.2), and the stored codes have unit norm, with which the stock `encode` and `decode` both agree.
@@ -127,15 +127,25 @@ def train_vq_model(
 
 
 def encode_pictures(vq_model: JanusVQVAE, pictures: UInt8Array, batch_size: int = 64) -> NDArray[np.int64]:
-    """Image tokens int64 [N, num_patches**2] of pictures uint8 [N, height, width, 3], by the stock `encode`."""
+    """Image tokens int64 [N, num_patches**2] of pictures uint8 [N, height, width, 3]; see `encode_pixels`."""
     parameter = next(vq_model.parameters())
     tokens = np.empty((len(pictures), vq_model.config.num_patches**2), np.int64)
     with torch.no_grad():
         for start in range(0, len(pictures), batch_size):
             batch = to_pixel_values(pictures[start : start + batch_size], parameter.device).to(parameter.dtype)
-            codes = vq_model.encode(batch).image_tokens
-            tokens[start : start + batch_size] = codes.view(len(batch), -1).cpu().numpy()
+            tokens[start : start + batch_size] = encode_pixels(vq_model, batch).cpu().numpy()
     return tokens
+
+
+def encode_pixels(vq_model: JanusVQVAE, pixel_values: Tensor) -> Tensor:
+    """Image tokens int64 [B, P] of pixel_values [B, 3, height, width] in [-1, 1].
+
+    Latents and codes are compared at unit length, as Janus's authors do and as `decode` expects. transformers' own
+    `JanusVQVAE.encode` compares them at the length they are stored with, which gives other tokens for a codebook
+    that is not stored at unit length, as their code allows.
+    """
+    codebook = F.normalize(vq_model.quantize.embedding.weight, dim=-1)
+    return nearest_codes(normalised_latents(vq_model, pixel_values), codebook)
 
 
 def canonical_tokens(tokens: NDArray[np.int64], pictures: UInt8Array) -> NDArray[np.int64]:

@@ -38,6 +38,7 @@ REWARDS_MAY_USE = ("rollout.records", "rollout.shapes", "rollout.prompts.files")
 # others are the top floor, "". A module may import from lower floors and from its own room.
 FLOORS: dict[str, list[set[str]]] = {
     "cluster": [
+        {"planning"},
         {"pools", "actors", "session"},
         {"groups", "learning"},
         {"state"},
@@ -47,7 +48,7 @@ FLOORS: dict[str, list[set[str]]] = {
     "rollout": [
         {"records"},
         {"shapes", "weights", "engine", "guidance", "janus_checkpoint"},
-        {"prompts", "pictures", "vllm"},
+        {"prompts", "pictures", "vllm", "conversion"},
         {""},
     ],
     "rewards": [

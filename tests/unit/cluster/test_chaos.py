@@ -1,10 +1,12 @@
-"""The chaos harness without a run: who is a victim, who is chosen, and what counts as broken."""
+"""The chaos harness without a run: what can be injured, what is chosen, and what counts as broken."""
 
 from __future__ import annotations
 
 import os
 import random
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +15,11 @@ import numpy as np
 import psutil
 import pytest
 
-from cluster.chaos import _parse
+from cluster.chaos import parse
+from cluster.faults.injuries import KINDS, Freeze, FullDisk, choose, small_disk, why_no_small_disk
 from cluster.faults.invariants import check_ledger, check_metrics, check_rewards
 from cluster.faults.sabotage import FAILS, SHAPE, give_order, sabotage
-from cluster.faults.victims import KINDS, Victim, choose_victim, kind_of
+from cluster.faults.victims import Victim, kind_of
 from cluster.reports.metrics import MetricsRow
 from cluster.state.ledger import GroupState
 from cluster.state.registry import RunSnapshot
@@ -25,6 +28,7 @@ from rewards.calling import WrongAnswerError
 from rewards.registry import create_reward
 from rollout.records import Prompt
 from rollout.shapes import load_split
+from tests.waiting import wait_until
 
 
 def row(step: int, loss: float | None = 0.1, version: int | None = None) -> MetricsRow:
@@ -73,19 +77,50 @@ def test_a_process_is_known_by_its_title(title: str, kind: str | None) -> None:
 def test_every_kind_comes_up_however_many_processes_another_has() -> None:
     victims = [victim("reward", pid) for pid in range(50)] + [victim("learner", 100)]
     rng = random.Random(0)
-    chosen = [choose_victim(victims, KINDS, rng) for _ in range(60)]
-    kinds = [each.kind for each in chosen if each is not None]
+    kinds = [chosen.kind for _ in range(60) if (chosen := choose(victims, rng)) is not None]
     assert 15 < kinds.count("learner") < 45
-    assert choose_victim(victims, ["queue"], rng) is None
+    assert choose([], rng) is None
 
 
-def test_the_same_seed_chooses_the_same_victims() -> None:
+def test_the_same_seed_chooses_the_same_injuries() -> None:
     victims = [victim(kind, pid) for pid, kind in enumerate(KINDS)]
     choices: list[list[Any]] = []
     for _ in range(2):
         rng = random.Random(3)
-        choices.append([choose_victim(victims, KINDS, rng) for _ in range(10)])
+        choices.append([choose(victims, rng) for _ in range(10)])
     assert choices[0] == choices[1]
+
+
+def test_a_frozen_process_answers_again_when_the_freeze_ends() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "while True: print(input(), flush=True)"],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        freeze = Freeze("rollout", psutil.Process(child.pid))
+        freeze.inflict()
+        wait_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_STOPPED, 5, "it is not frozen")
+        freeze.end()
+        child.stdin.write("awake\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "awake\n"
+    finally:
+        child.kill()
+        child.wait()
+    freeze.end()  # of a process that is gone
+
+
+@pytest.mark.skipif(why_no_small_disk() is not None, reason="only root may mount a small file system")
+def test_a_full_disk_takes_no_byte_more_and_is_free_again_after(tmp_path: Path) -> None:
+    with small_disk(tmp_path):
+        disk = FullDisk(tmp_path)
+        disk.inflict()
+        with pytest.raises(OSError, match="No space left"), (tmp_path / "more").open("wb", buffering=0) as file:
+            file.write(b"x")
+        disk.end()
+        (tmp_path / "more").write_bytes(b"x")
+        disk.end()
+    assert not (tmp_path / "more").exists()
 
 
 def test_steps_that_are_whole_and_in_order_break_nothing() -> None:
@@ -124,10 +159,10 @@ def test_a_ledger_that_does_not_add_up_is_named(state: RunSnapshot, complaint: s
 
 
 def test_a_reward_replica_may_be_killed_or_told_to_misbehave() -> None:
-    assert _parse(["--kinds", "reward-fails,reward-slow", "reward"]).kinds == ["reward-fails", "reward-slow", "reward"]
-    assert set(_parse([]).kinds) == set(KINDS)
+    assert parse(["--kinds", "reward-fails,reward-slow", "reward"]).kinds == ["reward-fails", "reward-slow", "reward"]
+    assert {*KINDS} - {"disk-full"} <= set(parse([]).kinds)
     with pytest.raises(SystemExit):
-        _parse(["--kinds", "reward-fails,rewards"])
+        parse(["--kinds", "reward-fails,rewards"])
 
 
 PICTURES = np.zeros((4, 32, 32, 3), np.uint8)

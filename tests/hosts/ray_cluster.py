@@ -1,0 +1,142 @@
+"""A Ray cluster over several hosts, one raylet on each, and a launcher on one of them.
+
+Ray's own token authentication is on: every process of the cluster and the launcher hold the same token, as
+docs/untrusted_networks.md tells a user to do it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.hosts.hosts import PROJECT_ROOT, Host
+from tests.waiting import wait_until
+
+GCS_PORT = 6379
+OBJECT_STORE_BYTES = 150_000_000
+CONFIG = PROJECT_ROOT / "configs" / "shapes_cpu.yaml"
+
+
+def ray_environment() -> dict[str, str]:
+    """What every host's Ray processes and the launcher have in common."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        # A lost node is noticed within seconds, so that a story does not take minutes.
+        "RAY_health_check_initial_delay_ms": "2000",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "3000",
+        "RAY_health_check_failure_threshold": "3",
+    }
+
+
+def start_head(host: Host, num_cpus: int = 0) -> None:
+    """The GCS and a raylet; by default without CPUs, so that no worker comes there."""
+    head = ("--head", f"--port={GCS_PORT}", "--include-dashboard=false")
+    _start_ray(host, *head, num_cpus=num_cpus)
+
+
+def join(host: Host, head: Host, num_cpus: int) -> None:
+    """A raylet on `host`, in the cluster of `head`."""
+    _start_ray(host, f"--address={head.address}:{GCS_PORT}", num_cpus=num_cpus)
+
+
+def _start_ray(host: Host, *arguments: str, num_cpus: int) -> None:
+    ray = str(Path(sys.executable).parent / "ray")
+    options = (f"--node-ip-address={host.address}", f"--num-cpus={num_cpus}", "--block", "--disable-usage-stats")
+    command = [ray, "start", *arguments, *options, f"--object-store-memory={OBJECT_STORE_BYTES}"]
+    process, log = host.start(command, "ray.log")
+    wait_until(
+        lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 90, f"no Ray on {host.name}"
+    )
+    assert process.poll() is None, log.read_text()
+
+
+@dataclass
+class Launch:
+    """A launcher that runs, or has run."""
+
+    host: Host
+    process: subprocess.Popen[bytes]
+    log: Path
+    run_dir: Path
+    """As this machine sees it."""
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\x1b\[[0-9;]*m", "", self.log.read_text(errors="replace"))
+
+    def num_steps(self) -> int:
+        path = self.run_dir / "metrics.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def wait_for_steps(self, num_steps: int, timeout_s: float = 180) -> None:
+        wait_until(
+            lambda: self.num_steps() >= num_steps or self.process.poll() is not None,
+            timeout_s,
+            f"{self.num_steps()} of {num_steps} steps after {timeout_s:.0f} s:\n{self.text}",
+        )
+        assert self.num_steps() >= num_steps, self.text
+
+    def wait(self, timeout_s: float = 240) -> int:
+        """The exit code. A launcher that does not end is killed, and fails the test with what it said."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGKILL)
+            raise AssertionError(f"the launcher did not end within {timeout_s:.0f} s:\n{self.text}") from None
+
+    def summary(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text())
+        return told
+
+
+def base_settings(head: Host, model: str) -> dict[str, Any]:
+    """A small run: two groups of four a step, the tiny Janus, one learner rank, rollout by transformers."""
+    return {
+        "cluster.address": f"{head.address}:{GCS_PORT}",
+        "cluster.heartbeat_s": 2,
+        "cluster.heartbeat_timeout_s": 20,
+        "run.steps": 6,
+        "run.start_timeout_s": 180,
+        "run.step_timeout_s": 120,
+        "model.path": model,
+        "model.tiny": None,
+        "warm_start": None,
+        "algorithm.groups_per_step": 2,
+        "algorithm.group_size": 4,
+        "learner.micro_batch_size": 8,
+        "learner.cpus_per_rank": 1.5,
+        "data.evaluation": {},
+        "samples.every_steps": 100,
+        "checkpoint.every_steps": 2,
+        "rollout.engine": "transformers",
+        "rollout.cpus_per_worker": 1,
+    }
+
+
+def launch(host: Host, name: str, run_dir: str, seen_as: Path, settings: Mapping[str, Any]) -> Launch:
+    """Start `cluster.launch` on `host`. run_dir: as the host sees it; seen_as: the same folder seen from outside."""
+    every = {"run.name": name, "run.dir": run_dir, **settings}
+    sets = [f"--set={key}={json.dumps(value)}" for key, value in every.items()]
+    return _launch(host, name, seen_as / name, ["--config", str(CONFIG), *sets])
+
+
+def resume(host: Host, name: str, run_dir: str, seen_as: Path, settings: Mapping[str, Any]) -> Launch:
+    sets = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
+    return _launch(host, f"{name}-resumed", seen_as / name, ["--resume", f"{run_dir}/{name}", *sets])
+
+
+def _launch(host: Host, log: str, run_dir: Path, arguments: list[str]) -> Launch:
+    process, path = host.start([sys.executable, "-m", "cluster.launch", *arguments], f"{log}.log")
+    return Launch(host, process, path, run_dir)
