@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from configs.errors import ConfigError
-from configs.schema import RunConfig
+from configs.schema import RewardConfig, RunConfig
 
 DEFAULT_CONFIG = "configs/shapes_cpu.yaml"
 """What a command takes that is not given a config."""
@@ -61,6 +61,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except ValidationError as error:
         faults = "\n".join(f"  {line}" for line in _describe_faults(error, tree))
         raise ConfigError(f"{path}: the config is wrong\n{faults}") from None
+
+
+def load_rewards(path: str | Path) -> tuple[RewardConfig, ...]:
+    """The rewards of a config file, which may hold nothing else. Raises ConfigError as `load_config`."""
+    tree = _read_tree(Path(path))
+    if tree.keys() != {"rewards"}:
+        return load_config(path).rewards
+    around = {"model": {"path": "any/model", "dtype": "float32"}, "data": {"train": "any.txt"}}
+    try:
+        return RunConfig.model_validate({**around, **tree}).rewards
+    except ValidationError as error:
+        faults = "\n".join(f"  {line}" for line in _describe_faults(error, tree))
+        raise ConfigError(f"{path}: the config is wrong\n{faults}") from None
+
+
+def parse_value(text: str, source: str) -> Any:
+    """A value as YAML has it, with 2e-6 as a number. Raises ConfigError, naming the source."""
+    return _parse_yaml(text, source)
 
 
 def dump_config(config: RunConfig) -> str:

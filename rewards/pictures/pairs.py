@@ -23,6 +23,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 IMAGE_FIELDS = ("image", "file")
 """Fields that name a record's picture; `file` is what rollout.generate writes."""
 
+DRAWN_FIELDS = ("plan", "guidance_scale", "trajectory_seed", "model", "temperature", "seed")
+"""Fields by which rollout.generate says how it drew a picture."""
+MAX_NAME_SHOWN = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -32,6 +36,8 @@ class Pair:
     """Path within the folder."""
     path: Path
     prompt: Prompt
+    plan: str | None = None
+    """What it was drawn by, where the record has a field `plan`, as rollout.generate writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +71,15 @@ def match_pictures(prompts_file: Path, folder: Path) -> tuple[list[Pair], list[S
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """All pictures of a folder, by name; subfolders are not read. Raises DataError when there is none."""
+    """All pictures of a folder, by name; hidden files and subfolders are not read. Raises DataError when there is
+    none."""
     try:
-        paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+        # A Mac puts a hidden ._NAME.png beside each NAME.png when it copies to other file systems and into archives.
+        paths = [
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        ]
     except OSError as error:
         raise DataError(f"{folder}: cannot list the pictures: {error.strerror or error}") from error
     if not paths:
@@ -80,16 +92,17 @@ def _match_by_name(records: Sequence[tuple[str, Any]], folder: Path) -> tuple[li
     for place, record in records:
         name = _image_of(record)
         try:
-            prompt = parse_prompt(record, place)
+            prompt, plan = _prompt_and_plan(record, place)
         except BadRecord as error:
             skipped.append(Skipped(place, str(error)))
             continue
         if name is None:
             skipped.append(Skipped(place, f"names no picture in {' or '.join(IMAGE_FIELDS)}, as other records do"))
-        elif not (folder / name).is_file():
-            skipped.append(Skipped(place, f"there is no picture {name} in {folder}"))
+        elif not _is_file(folder / name):
+            shown = name if len(name) <= MAX_NAME_SHOWN else f"{name[:MAX_NAME_SHOWN]}... ({len(name):,} characters)"
+            skipped.append(Skipped(place, f"there is no picture {shown} in {folder}"))
         else:
-            pairs.append(Pair(name, folder / name, prompt))
+            pairs.append(Pair(name, folder / name, prompt, plan))
     return pairs, skipped
 
 
@@ -99,12 +112,33 @@ def _match_by_order(records: Sequence[tuple[str, Any]], pictures: Sequence[Path]
     for i, (place, record) in enumerate(records):
         own = pictures[i * num_each : (i + 1) * num_each]
         try:
-            prompt = parse_prompt(record, place)
+            prompt, plan = _prompt_and_plan(record, place)
         except BadRecord as error:
             skipped += [Skipped(path.name, f"its prompt, {place}, is bad: {error}") for path in own]
         else:
-            pairs += [Pair(path.name, path, prompt) for path in own]
+            pairs += [Pair(path.name, path, prompt, plan) for path in own]
     return pairs, skipped
+
+
+def _prompt_and_plan(record: Any, place: str) -> tuple[Prompt, str | None]:
+    """The prompt under the id that the record gives it, else its place; what only names the picture is no metadata.
+
+    Raises BadRecord.
+    """
+    if not isinstance(record, Mapping):
+        return parse_prompt(record, place), None
+    plan, prompt_id = record.get("plan"), record.get("prompt_id")
+    asked = {name: value for name, value in record.items() if name not in (*IMAGE_FIELDS, *DRAWN_FIELDS)}
+    prompt = parse_prompt(asked, prompt_id if isinstance(prompt_id, str) and prompt_id else place)
+    return prompt, plan if isinstance(plan, str) else None
+
+
+def _is_file(path: Path) -> bool:
+    """False for what cannot be a path at all: a whole picture in base64, a name with a zero byte."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _image_of(record: Any) -> str | None:

@@ -55,7 +55,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"pictures", "protocol", "calling"},
         {"loading", "registry"},
         {"preference", "alignment", "objects", "text", "safety", "judge", "shapes", "t2i_r1"},
-        {"worker"},
+        {"worker", "scoring"},
         {""},
     ],
     "learner": [{"objective"}, {""}, {"warm_start"}],
