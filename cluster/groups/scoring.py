@@ -149,7 +149,7 @@ class RewardPools:
         answers: dict[int, Answer] = {}
         asked: list[str] = []
         failed_at: list[str] = []
-        missing = list(range(len(prompts)))
+        missing, num_lost = list(range(len(prompts))), 0
         # With several replicas, one that fails is never the last to be asked.
         num_tries = max(reward.retries + 1, min(2, pool.num_ready))
         for number in range(num_tries):
@@ -157,8 +157,9 @@ class RewardPools:
             try:
                 fresh = await self._ask(reward, (pictures, prompts, plans, only), asked)
             except WorkerLostError as error:
-                lost = RewardError(f"reward '{reward.name}' lost {number + 1} replicas on one group: {error}")
-                answers |= {place: answers.get(place, lost) for place in missing}
+                num_lost += 1
+                lost = RewardError(f"reward '{reward.name}' lost {num_lost} replicas on one group: {error}")
+                answers |= dict.fromkeys(missing, lost)
                 continue
             except RewardError as error:
                 fresh = [error] * len(missing)
