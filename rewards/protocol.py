@@ -11,7 +11,8 @@ RewardError where this picture could not be scored; all of them as a list, a tup
 
 It may have more, each by itself:
 
-    plans          a parameter of this name is given the plan (semantic CoT) that each picture was drawn by
+    plans          a parameter of this name is given the plan (semantic CoT) that each picture was drawn by. With a
+                   default, the reward can do without: pictures of a folder may have none
     applies_to     static method (prompt, options) -> bool: what is known without a picture. The config's options are
                    a mapping. Prompts to which no reward applies are then left out before a run begins
     is_random      true: it may score the same picture differently another time, and `cache: true` is refused

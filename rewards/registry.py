@@ -29,6 +29,7 @@ REGISTERED: Mapping[str, str] = {
     "image_reward": "rewards.preference.image_reward:ImageReward",
     "vqa_score": "rewards.alignment.vqa_score:VqaScoreReward",
     "vlm_judge": "rewards.judge.vlm_judge:VlmJudgeReward",
+    "http": "rewards.remote.http_reward:HttpReward",
     "unified_reward": "rewards.judge.vlm_judge:UnifiedReward",
     "ocr": "rewards.text.ocr:OcrReward",
     "nsfw": "rewards.safety.nsfw:NsfwReward",

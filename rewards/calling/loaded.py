@@ -33,6 +33,7 @@ class LoadedReward:
         self._score: Callable[..., Any] = getattr(made, method) if is_object else made
         self._options = {} if is_object else dict(options)
         self.reads_plans = takes(self._score, "plans")
+        self._needs_plans = self.reads_plans and _is_required(self._score, "plans")
         self._runner: asyncio.Runner | None = None
 
     def score(
@@ -51,10 +52,10 @@ class LoadedReward:
         given: list[Any] = [pictures if len(shown) == len(prompts) else pictures[shown]]
         given.append(prompts[0] if self.is_group_wise else [prompts[i] for i in shown])
         more: dict[str, Any] = {}
-        if self.reads_plans:
-            if plans is None:
-                raise RewardError("it reads the plans that pictures were drawn by, and these pictures have none")
+        if self.reads_plans and plans is not None:
             more["plans"] = [plans[i] for i in shown]
+        elif self._needs_plans:
+            raise RewardError("it reads the plans that pictures were drawn by, and these pictures have none")
         returned = self._wait_for(self._score(*given, **more, **self._options))
         for i, answer in zip(shown, read_answers(returned, len(shown)), strict=True):
             answers[i] = answer
@@ -93,3 +94,7 @@ def takes(function: Callable[..., Any], parameter: str) -> bool:
         return parameter in inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False
+
+
+def _is_required(function: Callable[..., Any], parameter: str) -> bool:
+    return inspect.signature(function).parameters[parameter].default is inspect.Parameter.empty

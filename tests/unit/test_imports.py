@@ -54,7 +54,7 @@ FLOORS: dict[str, list[set[str]]] = {
     "rewards": [
         {"pictures", "protocol", "calling"},
         {"loading", "registry"},
-        {"preference", "alignment", "objects", "text", "safety", "judge", "shapes", "t2i_r1"},
+        {"preference", "alignment", "objects", "text", "safety", "judge", "remote", "shapes", "t2i_r1"},
         {"worker", "scoring"},
         {""},
     ],
