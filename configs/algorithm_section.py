@@ -34,7 +34,7 @@ class AlgorithmConfig(Section):
     """BiCoT-GRPO (T2I-R1, section 3) and what may be changed of it."""
 
     groups_per_step: int = Field(16, ge=1, description="prompts an optimizer step")
-    group_size: int = Field(8, description="G: trajectories a prompt")
+    group_size: int = Field(8, le=4096, description="G: trajectories a prompt")
     images_per_cot: int = Field(1, ge=1, description="pictures drawn from each semantic CoT; divides group_size")
     policy: Literal["conditional", "guided"] = Field(
         "conditional",
@@ -48,7 +48,9 @@ class AlgorithmConfig(Section):
         "normalises it within its group before the weighted sum",
     )
     advantage_normalization: AdvantageNormalization = Field("group", description="what advantages are divided by")
-    advantage_epsilon: float = Field(1e-4, gt=0, description="is added to the spread that advantages are divided by")
+    advantage_epsilon: float = Field(
+        1e-4, gt=0, le=1, description="is added to the spread that advantages are divided by"
+    )
     loss_normalization: LossNormalization = Field("token", description="what a trajectory's tokens are divided by")
     policy_loss: PolicyLoss = Field(
         "ppo",
@@ -72,16 +74,16 @@ class AlgorithmConfig(Section):
     )
     mismatch_low: float = Field(0.5, ge=0, lt=1, description="icepop, sequence_mask: below this ratio, left out")
     mismatch_high: float = Field(2.0, gt=1, description="above this ratio, cut off (tis) or left out")
-    cot_weight: float = Field(1.0, ge=0, description="factor of the policy term of CoT tokens")
-    image_weight: float = Field(1.0, ge=0, description="factor of the policy term of image tokens")
-    kl_coef: float = Field(0.01, ge=0, description="beta, weight of the k3 KL to the reference policy")
-    kl_coef_cot: float | None = Field(None, ge=0, description="beta of CoT tokens; null: kl_coef")
-    kl_coef_image: float | None = Field(None, ge=0, description="beta of image tokens; null: kl_coef")
-    entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    cot_weight: float = Field(1.0, ge=0, le=1e6, description="factor of the policy term of CoT tokens")
+    image_weight: float = Field(1.0, ge=0, le=1e6, description="factor of the policy term of image tokens")
+    kl_coef: float = Field(0.01, ge=0, le=1000, description="beta, weight of the k3 KL to the reference policy")
+    kl_coef_cot: float | None = Field(None, ge=0, le=1000, description="beta of CoT tokens; null: kl_coef")
+    kl_coef_image: float | None = Field(None, ge=0, le=1000, description="beta of image tokens; null: kl_coef")
+    entropy_coef: float = Field(0.0, ge=0, le=1000, description="weight of the entropy bonus")
     max_resamples: int = Field(
-        0, ge=0, description="times a group whose rewards are all equal is replaced by another prompt's (DAPO)"
+        0, ge=0, le=1000, description="times a group whose rewards are all equal is replaced by another prompt's (DAPO)"
     )
-    max_staleness: int = Field(1, ge=0, description="optimizer steps a trajectory may lag; 0 is synchronous")
+    max_staleness: int = Field(1, ge=0, le=1000, description="optimizer steps a trajectory may lag; 0 is synchronous")
 
     @model_validator(mode="after")
     def _check(self) -> AlgorithmConfig:

@@ -1,4 +1,4 @@
-"""What the commands have in common: how they end."""
+"""Exit codes and error messages that all commands share."""
 
 from __future__ import annotations
 

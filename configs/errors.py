@@ -10,6 +10,7 @@
     │   ├── RewardBrokenError   its replica can score nothing more: the GPU's context is lost, or it has ended
     │   └── NoRewardAppliesError  no reward has anything to say of a prompt, and no further try will change that
     ├── LearnerError        an optimizer step could not be made
+    ├── LibraryError        an installed library lacks what bicot uses of it: names it, its version, what is missing
     ├── WeightSyncError     weights could not be published or loaded
     ├── RegistryError       Redis cannot be reached or refused a command
     ├── LedgerError         a group's account does not add up: the run must not go on
@@ -61,6 +62,10 @@ class NoRewardAppliesError(RewardError):
 
 class LearnerError(BicotError):
     """An optimizer step could not be made."""
+
+
+class LibraryError(BicotError):
+    """An installed library is not one that bicot works with. The message names it, its version and what is missing."""
 
 
 class WeightSyncError(BicotError):

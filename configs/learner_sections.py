@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.model_sections import Section
+from configs.model_sections import MAX_WORKERS, Section
 
 LANGUAGE_MODEL = ("model.language_model.*", "lm_head.*")
 """The parameters that T2I-R1 trains."""
@@ -18,7 +18,7 @@ LANGUAGE_MODEL = ("model.language_model.*", "lm_head.*")
 class LoraConfig(Section):
     """Low-rank adapters beside the language model's linear layers, which then are all that trains."""
 
-    rank: int = Field(32, ge=1, description="inner width of an adapter")
+    rank: int = Field(32, ge=1, le=2**15, description="inner width of an adapter")
     alpha: float = Field(32.0, gt=0, description="the adapter's product is scaled by alpha / rank")
     targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -30,10 +30,10 @@ class LoraConfig(Section):
 class LearnerConfig(Section):
     """DeepSpeed ranks and the optimizer (AdamW)."""
 
-    num_ranks: int = Field(1, ge=1, description="learner processes")
-    cpus_per_rank: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves for each")
+    num_ranks: int = Field(1, ge=1, le=MAX_WORKERS, description="learner processes")
+    cpus_per_rank: float = Field(1.0, ge=0, le=4096, description="logical CPUs that Ray reserves for each")
     gpus_per_rank: float = Field(0.0, ge=0, le=1, description="share of a GPU that Ray reserves for each; 0: on CPU")
-    threads_per_rank: int | None = Field(None, ge=1, description="OpenMP threads; null: 1 on CPU")
+    threads_per_rank: int | None = Field(None, ge=1, le=4096, description="OpenMP threads; null: 1 on CPU")
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0, description="what DeepSpeed shards over the ranks: nothing, optimizer state, gradients too, parameters too"
     )
@@ -47,11 +47,16 @@ class LearnerConfig(Section):
     micro_batch_size: int = Field(8, ge=1, description="trajectories a forward pass on one rank")
     mini_batches: int = Field(1, ge=1, description="parts of a step's groups, each with an optimizer update of its own")
     updates_per_batch: int = Field(
-        1, ge=1, description="times a step's batch is gone through; its weight version is the one after the last"
+        1,
+        ge=1,
+        le=1000,
+        description="times a step's batch is gone through; its weight version is the one after the last",
     )
-    lr: float = Field(1e-6, gt=0, description="learning rate after warm-up")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    lr: float = Field(1e-6, gt=0, le=1, description="learning rate after warm-up")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="of AdamW"
+    )
+    weight_decay: float = Field(0.0, ge=0, le=100, description="of AdamW")
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after warm-up, down to 0")
     max_grad_norm: float = Field(1.0, gt=0, description="L2 norm that gradients are clipped to")
@@ -110,5 +115,5 @@ class WeightSyncConfig(Section):
         description="object_store: workers pull them through Ray, anywhere; nccl: broadcast between GPUs, with the "
         "store to fall back on",
     )
-    bucket_mb: int = Field(64, ge=1, description="size of the pieces in which weights travel")
+    bucket_mb: int = Field(64, ge=1, le=2**16, description="size of the pieces in which weights travel")
     timeout_s: float = Field(300.0, gt=0, description="how long one transfer may take")

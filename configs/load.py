@@ -13,36 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from configs.errors import ConfigError
 from configs.schema import RewardConfig, RunConfig
+from configs.yaml_text import dump_yaml, parse_yaml, parse_yaml_value
 
 DEFAULT_CONFIG = "configs/shapes_cpu.yaml"
 """What a command takes that is not given a config."""
 MASK = "***"
 _SECRET_KEY = re.compile(r"(password|secret|token|api_key)$", re.IGNORECASE)
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with `2e-6` as a number (YAML 1.2), and no key twice in a section."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key_node.value}' stands here twice; remove one", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1, which PyYAML follows, wants a dot and a sign: it reads 2e-6 as a string.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -56,11 +36,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree = _read_tree(Path(path))
     for override in overrides:
         _apply_override(tree, override)
+    return config_from_tree(tree, str(path))
+
+
+def config_from_tree(tree: Mapping[str, Any], source: str) -> RunConfig:
+    """Check plain data as a config; `source` is what the message begins with. Raises ConfigError as `load_config`."""
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         faults = "\n".join(f"  {line}" for line in _describe_faults(error, tree))
-        raise ConfigError(f"{path}: the config is wrong\n{faults}") from None
+        raise ConfigError(f"{source}: the config is wrong\n{faults}") from None
 
 
 def load_rewards(path: str | Path) -> tuple[RewardConfig, ...]:
@@ -69,16 +54,7 @@ def load_rewards(path: str | Path) -> tuple[RewardConfig, ...]:
     if tree.keys() != {"rewards"}:
         return load_config(path).rewards
     around = {"model": {"path": "any/model", "dtype": "float32"}, "data": {"train": "any.txt"}}
-    try:
-        return RunConfig.model_validate({**around, **tree}).rewards
-    except ValidationError as error:
-        faults = "\n".join(f"  {line}" for line in _describe_faults(error, tree))
-        raise ConfigError(f"{path}: the config is wrong\n{faults}") from None
-
-
-def parse_value(text: str, source: str) -> Any:
-    """A value as YAML has it, with 2e-6 as a number. Raises ConfigError, naming the source."""
-    return _parse_yaml(text, source)
+    return config_from_tree({**around, **tree}, str(path)).rewards
 
 
 def dump_config(config: RunConfig) -> str:
@@ -86,7 +62,7 @@ def dump_config(config: RunConfig) -> str:
     tree = _mask_secrets(config.model_dump(mode="json"))
     if config.registry.redis_url is not None:
         tree["registry"]["redis_url"] = mask_url(config.registry.redis_url)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+    return dump_yaml(tree)
 
 
 def mask_url(url: str) -> str:
@@ -102,21 +78,12 @@ def _read_tree(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot read the config file: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text, at byte {error.start}; convert the file to UTF-8") from error
-    tree = _parse_yaml(text, str(path))
+    except ValueError as error:  # a NUL in the path
+        raise ConfigError(f"{str(path)!r}: cannot read the config file: {error}") from error
+    tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections such as 'model:' and 'data:', found {_show(tree)}")
     return tree
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise ConfigError(f"{place}: broken YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: broken YAML: {error}") from error
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -124,39 +91,37 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     steps = dotted.strip().split(".")
     if not separator or not all(steps):
         raise ConfigError(f"--set {override}: expected path.to.field=value, such as learner.lr=2e-6")
-    value = _parse_yaml(text, f"--set {override}")
+    value = parse_yaml_value(text, f"--set {override}")
     node: Any = tree
-    for depth, step in enumerate(steps[:-1]):
-        node = _descend(node, step, override, ".".join(steps[:depth]))
+    done = 0
+    while True:
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"--set {override}: {'.'.join(steps[:done])} is {_show(node)}, which has no fields")
+        key, num_steps = _key(node, steps[done:], override)
+        done += num_steps
+        if done == len(steps):
+            node[key] = value
+            return
+        if isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}  # a section that the file leaves out is made, since its defaults hold
+        node = node[key]
+
+
+def _key(node: dict[str, Any] | list[Any], steps: Sequence[str], override: str) -> tuple[Any, int]:
+    """Key or index of the child that the first of `steps` name, and how many: a child's name may hold dots."""
+    names: list[Any] = list(node)
     if isinstance(node, list):
-        node[_element(node, steps[-1], override)] = value
-    elif isinstance(node, dict):
-        node[steps[-1]] = value
-    else:
-        raise ConfigError(f"--set {override}: {'.'.join(steps[:-1])} is {_show(node)}, which has no fields")
-
-
-def _descend(node: Any, step: str, override: str, parent: str) -> Any:
-    """The child `step` of `node`; a section that the file leaves out is made, since its defaults hold."""
-    if isinstance(node, list):
-        return node[_element(node, step, override)]
-    if not isinstance(node, dict):
-        raise ConfigError(f"--set {override}: {parent} is {_show(node)}, which has no fields")
-    if node.get(step) is None:
-        node[step] = {}
-    return node[step]
-
-
-def _element(elements: list[Any], step: str, override: str) -> int:
-    names = [element.get("name") if isinstance(element, dict) else None for element in elements]
-    if step in names:
-        return names.index(step)
-    if step.isdecimal() and int(step) < len(elements):
-        return int(step)
-    known = ", ".join(str(name) for name in names if name is not None)
-    raise ConfigError(
-        f"--set {override}: there is no element '{step}'; use one of {known}, or 0 to {len(elements) - 1}"
-    )
+        names = [element.get("name") if isinstance(element, dict) else None for element in node]
+    for num_steps in range(len(steps), 0, -1):
+        if (name := ".".join(steps[:num_steps])) in names:
+            return names.index(name) if isinstance(node, list) else name, num_steps
+    if isinstance(node, dict):
+        return steps[0], 1
+    if steps[0].isdecimal() and int(steps[0][:9]) < len(node):
+        return int(steps[0]), 1
+    known = [str(name) for name in names if name is not None]
+    remedy = f"use one of {', '.join(known)}, or 0 to {len(node) - 1}" if node else "the list is empty"
+    raise ConfigError(f"--set {override}: there is no element '{steps[0]}'; {remedy}")
 
 
 def _describe_faults(error: ValidationError, tree: Mapping[str, Any]) -> list[str]:

@@ -1,32 +1,113 @@
-"""The sections of the config that say which policy a run starts from: the model and its warm start.
+"""What every section of the config is made of, and the sections that say which policy a run starts from.
 
 `configs.schema` holds the other sections and the whole; import from there.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 TINY_JANUS = "tiny-janus"
+MAX_NAME_LENGTH: Final = 60
+"""Characters of a name; four bytes each and what is put around them stay below a file name's 255 bytes."""
+MAX_SEED: Final = 2**63 - 1
+"""What NumPy, PyTorch and a Parquet column can hold."""
+MAX_DURATION_S: Final = 366 * 24 * 3600
+"""A year: longer waits overflow what clocks and libraries take, and mean never."""
+MAX_COUNT: Final = 10**7
+"""Of steps, tokens, bytes in their units, and whatever else a whole number counts: more is a slip of the keyboard."""
+MAX_WORKERS: Final = 10**4
+_VARIABLE: Final = re.compile(r"\$(\{[A-Za-z_]\w*\}|[A-Za-z_]\w*)")
+
+
+def with_variables(path: str) -> str:
+    """A path with `$NAME` and `${NAME}` replaced from the environment, as a shell would have done.
+
+    Raises ValueError for a variable that is not set: it would become a folder of that name.
+    """
+
+    def value_of(match: re.Match[str]) -> str:
+        name = match[1].strip("{}")
+        value = os.environ.get(name)
+        if not value:
+            raise ValueError(f"the environment variable {name} is not set; set it, or write the path out")
+        return value
+
+    expanded = _VARIABLE.sub(value_of, path)
+    if left := _VARIABLE.search(expanded):
+        raise ValueError(f"{left[0]} is left after its variables are put in ({expanded}); write the path out")
+    if "\0" in expanded:
+        raise ValueError("a path cannot hold the character U+0000; remove it")
+    return expanded
+
+
+def checked_file_name(name: str) -> str:
+    """A name that is used in names of files and of metrics. Raises ValueError where it cannot be."""
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name) > MAX_NAME_LENGTH:
+        raise ValueError(
+            f"'{name}' becomes part of file names: use letters, digits, '_', '-' and '.', "
+            f"a letter, digit or '_' first, {MAX_NAME_LENGTH} characters at most"
+        )
+    return name
+
+
+PathText = Annotated[str, AfterValidator(with_variables)]
+FileName = Annotated[str, AfterValidator(checked_file_name)]
 
 
 class Section(BaseModel):
-    """A frozen section that refuses unknown keys."""
+    """A frozen section that refuses unknown keys, numbers that are none or absurd, and truth values for numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_values_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python takes True for 1, and pydantic with it."""
+        assert info.field_name is not None
+        kinds = set(_kinds_in(cls.model_fields[info.field_name].annotation))
+        elements = value if isinstance(value, list | tuple) else [value]
+        if not kinds & {bool, Any} and any(isinstance(element, bool) for element in elements):
+            raise ValueError("a truth value is no number; write the number")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _numbers_are_of_this_world(cls, value: Any, info: ValidationInfo) -> Any:
+        """Fields with a bound of their own are below these anyway."""
+        assert info.field_name is not None
+        limit = MAX_DURATION_S if info.field_name.endswith("_s") else MAX_COUNT
+        if info.field_name == "seed":
+            limit = MAX_SEED
+        elif isinstance(value, float) and not info.field_name.endswith("_s"):
+            limit = 10**12
+        if isinstance(value, int | float) and value > limit:
+            raise ValueError(f"more than {limit} makes no sense here; write a smaller number")
+        return value
+
+
+def _kinds_in(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _kinds_in(inner)
 
 
 class TinyJanusConfig(Section):
     """Shape of the Janus that `model.path: tiny-janus` builds (transformers' own class, random weights)."""
 
-    hidden_size: int = Field(128, ge=32, multiple_of=32, description="width of the language model")
-    num_layers: int = Field(4, ge=1, description="transformer layers")
-    num_heads: int = Field(4, ge=1, description="attention heads; divides hidden_size")
-    max_positions: int = Field(256, ge=32, description="longest sequence, in tokens: prompt, plan and image tokens")
-    num_codes: int = Field(128, ge=2, description="size of the VQ codebook")
-    image_size: int = Field(32, ge=8, description="pixels a side")
+    hidden_size: int = Field(128, ge=32, le=2**15, multiple_of=32, description="width of the language model")
+    num_layers: int = Field(4, ge=1, le=1024, description="transformer layers")
+    num_heads: int = Field(4, ge=1, le=1024, description="attention heads; divides hidden_size")
+    max_positions: int = Field(
+        256, ge=32, le=2**20, description="longest sequence, in tokens: prompt, plan and image tokens"
+    )
+    num_codes: int = Field(128, ge=2, le=2**20, description="size of the VQ codebook")
+    image_size: int = Field(32, ge=8, le=4096, description="pixels a side")
     patch_size: Literal[2, 4, 8, 16] = Field(4, description="pixels a side of the patch one image token draws")
     seed: int = Field(0, ge=0, description="of the random weights")
 
@@ -46,7 +127,9 @@ class TinyJanusConfig(Section):
 class ModelConfig(Section):
     """The policy to start from."""
 
-    path: str = Field(..., description=f"hub id, local folder, or '{TINY_JANUS}' (built on the spot; needs warm_start)")
+    path: PathText = Field(
+        ..., description=f"hub id, local folder, or '{TINY_JANUS}' (built on the spot; needs warm_start)"
+    )
     revision: str | None = Field(None, description="git revision of a hub id")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the weights, in engines and learner")
     tiny: TinyJanusConfig | None = Field(None, description=f"only for path: {TINY_JANUS}")
@@ -64,8 +147,8 @@ class VQTrainingConfig(Section):
     steps: int = Field(900, ge=1, description="optimizer steps")
     autoencoder_steps: int = Field(150, ge=0, description="first so many steps without quantization, then k-means++")
     batch_size: int = Field(12, ge=1, description="pictures a step")
-    lr: float = Field(2e-3, gt=0, description="learning rate")
-    consistency_coef: float = Field(1.0, ge=0, description="pulls latents of pixel-identical patches together")
+    lr: float = Field(2e-3, gt=0, le=1, description="learning rate")
+    consistency_coef: float = Field(1.0, ge=0, le=1e6, description="pulls latents of pixel-identical patches together")
 
     @model_validator(mode="after")
     def _check(self) -> VQTrainingConfig:
@@ -80,7 +163,7 @@ class VQTrainingConfig(Section):
 class WarmStartConfig(Section):
     """Supervised warm start on prompt + plan + picture, before reinforcement learning."""
 
-    examples: str = Field(
+    examples: PathText = Field(
         ..., description="'shapes', or a .jsonl file with one object a line: prompt, plan, image (path to a picture)"
     )
     num_examples: int | None = Field(None, ge=1, description="how many 'shapes' examples to draw; files are read whole")
@@ -93,15 +176,18 @@ class WarmStartConfig(Section):
     lr: float = Field(
         3e-3,
         gt=0,
+        le=1,
         description="learning rate after warm-up; the default is for the tiny model, Janus-Pro wants about 1e-5",
     )
     warmup_steps: int = Field(
         40, ge=0, description="steps over which the learning rate rises; then it falls to 0, linearly"
     )
-    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    weight_decay: float = Field(0.01, ge=0, le=100, description="of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="L2 norm that gradients are clipped to")
     unconditional_dropout: float = Field(0.1, ge=0, le=1, description="share of pictures drawn without their prompt")
-    image_loss_weight: float = Field(2.0, gt=0, description="weight of the image tokens' loss; that of the plan's is 1")
+    image_loss_weight: float = Field(
+        2.0, gt=0, le=1e6, description="weight of the image tokens' loss; that of the plan's is 1"
+    )
     plan_noise: float = Field(0.0, ge=0, le=1, description="'shapes' only: share of objects planned wrong")
     drawing_noise: float = Field(0.0, ge=0, le=1, description="'shapes' only: share of objects drawn wrong")
 

@@ -1,9 +1,9 @@
-"""The config with which a run goes on: the one in its run directory, but for what may change meanwhile.
+"""The config of a resumed run: the one in its run directory, with overrides of the fields that may change.
 
     RUN/config.yaml ─► --set ─► only fields of MAY_CHANGE differ? ─► secrets given again? ─► RunConfig
 
-What may change is where and how fast the run computes, how long, and what it keeps. What it computes may not:
-it would be another run under the same name.
+Fields that decide where the run computes, how fast, for how long, and what it keeps may change. Fields that decide what
+it computes may not: it would be another run under the same name.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAY_CHANGE: Final = (
 
 
 def load_resumed_config(config_path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config of a run that goes on.
+    """The config of a resumed run.
 
     Raises ConfigError for an override of a field that may not change, and for a secret that was masked
     when the config was written and is not given again.

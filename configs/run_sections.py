@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from configs.model_sections import Section
+from configs.model_sections import MAX_NAME_LENGTH, FileName, PathText, Section
 
 
 class RunSection(Section):
     """Name, place, length and seed of the run."""
 
     name: str = Field(
-        "shapes_cpu", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run, and of its folder"
+        "shapes_cpu",
+        min_length=1,
+        max_length=MAX_NAME_LENGTH,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="of the run, and of its folder",
     )
-    dir: str = Field("runs", description="the run directory is DIR/NAME")
-    cache_dir: str = Field("~/.cache/bicot", description="warm-started models are kept here, by content")
+    dir: PathText = Field("runs", description="the run directory is DIR/NAME")
+    cache_dir: PathText = Field("~/.cache/bicot", description="warm-started models are kept here, by content")
     seed: int = Field(0, ge=0, description="decides prompts' order and every trajectory's tokens")
     steps: int = Field(100, ge=1, description="optimizer steps")
     deterministic: bool = Field(
@@ -33,8 +37,8 @@ class RunSection(Section):
 class DataConfig(Section):
     """Where prompts come from: a .jsonl/.json/.csv/.parquet/.txt file, or `shapes:SPLIT`."""
 
-    train: str = Field(..., min_length=1, description="prompts to train on")
-    evaluation: dict[str, str] = Field(
+    train: PathText = Field(..., min_length=1, description="prompts to train on")
+    evaluation: dict[FileName, PathText] = Field(
         default_factory=dict, description="name -> source; each is scored before and after training"
     )
     num_evaluation_prompts: int = Field(192, ge=1, description="at most so many prompts of each evaluation source")
@@ -73,7 +77,9 @@ class CheckpointConfig(Section):
     every_steps: int = Field(50, ge=1, description="steps between two checkpoints; the last step always has one")
     keep_last: int = Field(2, ge=1, description="newest checkpoints that are kept")
     keep_every: int | None = Field(None, ge=1, description="those of steps that this divides are kept for good, too")
-    url: str | None = Field(None, description="copies go to URL/RUN: s3://, gs://, file://, … (fsspec); null: none")
+    url: PathText | None = Field(
+        None, description="copies go to URL/RUN: s3://, gs://, file://, … (fsspec); null: none"
+    )
 
 
 class SamplesConfig(Section):

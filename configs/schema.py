@@ -38,7 +38,7 @@ from configs.worker_sections import RolloutConfig as RolloutConfig
 
 
 class RunConfig(Section):
-    """Everything one run is told."""
+    """The whole config of one run."""
 
     run: RunSection = RunSection()
     model: ModelConfig
@@ -70,7 +70,8 @@ class RunConfig(Section):
             )
         if not any(reward.trains for reward in value):
             raise ValueError(
-                f"none of {', '.join(names)} trains: each has weight 0 or is for evaluation only; give one a weight"
+                "every reward has weight 0 or is for evaluations only, so there is nothing to learn; "
+                "give one another weight"
             )
         return value
 

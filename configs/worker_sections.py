@@ -5,22 +5,25 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from configs.algorithm_section import RewardNormalization
-from configs.model_sections import Section
+from configs.model_sections import MAX_WORKERS, Section
 
+_REWARD_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d][\w.]*)?")
 RUNTIME_ENV_KEYS = ("pip", "uv", "conda", "py_modules", "py_executable", "working_dir", "image_uri", "env_vars")
 
 
 class PoolSize(Section):
     """How many workers a pool has: it starts with `min`, and grows and shrinks between the two by its load."""
 
-    min: int = Field(..., ge=1)
-    max: int = Field(..., ge=1)
+    min: int = Field(..., ge=1, le=MAX_WORKERS)
+    max: int = Field(..., ge=1, le=MAX_WORKERS)
 
     @model_validator(mode="after")
     def _check(self) -> PoolSize:
@@ -54,19 +57,23 @@ class RolloutConfig(Section):
 
     engine: Literal["vllm", "transformers"] = Field("vllm", description="'transformers' is the slow twin for checks")
     num_workers: Size = Field(PoolSize(min=1, max=1), description="a number, or {min, max} for an elastic pool")
-    cpus_per_worker: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves for each")
-    gpus_per_worker: float = Field(0.0, ge=0, description="0: on CPU; must equal tensor_parallel_size when above 1")
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs over which one engine splits the model")
-    threads_per_worker: int | None = Field(None, ge=1, description="OpenMP threads of the engine; null: 1 on CPU")
+    cpus_per_worker: float = Field(1.0, ge=0, le=4096, description="logical CPUs that Ray reserves for each")
+    gpus_per_worker: float = Field(
+        0.0, ge=0, le=1024, description="0: on CPU; must equal tensor_parallel_size when above 1"
+    )
+    tensor_parallel_size: int = Field(1, ge=1, le=1024, description="GPUs over which one engine splits the model")
+    threads_per_worker: int | None = Field(
+        None, ge=1, le=4096, description="OpenMP threads of the engine; null: 1 on CPU"
+    )
     max_prompt_tokens: int = Field(256, ge=4, description="longer prompts are skipped, by name")
     max_cot_tokens: int = Field(128, ge=1, description="a semantic CoT is cut after so many tokens")
-    guidance_scale: float = Field(5.0, ge=1.0, description="w in u + w(c - u); 1 is no guidance")
-    temperature: float = Field(1.0, gt=0, description="of sampling, for plan and picture")
+    guidance_scale: float = Field(5.0, ge=1.0, le=1000, description="w in u + w(c - u); 1 is no guidance")
+    temperature: float = Field(1.0, ge=0.01, le=100, description="of sampling, for plan and picture")
     max_num_seqs: int = Field(128, ge=1, description="sequences that the engine runs at once")
     max_groups_per_worker: int = Field(16, ge=1, description="groups that one worker is given at once")
     decode_batch_size: int = Field(64, ge=1, description="pictures a call of the VQ decoder")
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of its GPU's memory the engine takes")
-    kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of an engine on CPU")
+    kv_cache_gib: float = Field(1.0, gt=0, le=2**20, description="KV cache of an engine on CPU")
     enforce_eager: bool = Field(False, description="no graph capture, no compilation: slower steps, quicker start")
     max_attempts: int = Field(4, ge=1, description="times a group is rolled before its prompt is given up")
     group_timeout_s: float = Field(600.0, gt=0, description="a group that takes longer counts as failed")
@@ -100,6 +107,19 @@ class RolloutConfig(Section):
         return self
 
 
+def _not_finite_in(node: Any, place: str = "") -> str:
+    """The place of the first NaN or infinity in plain data, as `key.key`; empty when there is none."""
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, Mapping):
+        children = node.items()
+    elif isinstance(node, list | tuple):
+        children = enumerate(node)
+    elif isinstance(node, float) and not math.isfinite(node):
+        return place
+    found = (_not_finite_in(child, f"{place}.{key}" if place else str(key)) for key, child in children)
+    return next(filter(None, found), "")
+
+
 class RewardConfig(Section):
     """One reward of the ensemble and the pool of actors that computes it."""
 
@@ -111,7 +131,12 @@ class RewardConfig(Section):
         min_length=1,
         description="the same, where the name is one of your choice: two judges may ask two questions. null: the name",
     )
-    weight: float = Field(1.0, description="factor in the weighted sum; 0 scores to watch, and trains nothing")
+    weight: float = Field(
+        1.0,
+        ge=-1e6,
+        le=1e6,
+        description="factor in the weighted sum; below 0 it is a penalty, 0 scores to watch and trains nothing",
+    )
     phase: Literal["both", "cot", "image"] = Field(
         "both", description="whose tokens it trains: the plan's (cot), the picture's, or both"
     )
@@ -123,10 +148,12 @@ class RewardConfig(Section):
     )
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the reward's class")
     replicas: Size = Field(PoolSize(min=1, max=1), description="a number, or {min, max} for an elastic pool")
-    cpus_per_replica: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves for each")
-    gpus_per_replica: float = Field(0.0, ge=0, description="share of a GPU that Ray reserves for each; 0: on CPU")
+    cpus_per_replica: float = Field(1.0, ge=0, le=4096, description="logical CPUs that Ray reserves for each")
+    gpus_per_replica: float = Field(
+        0.0, ge=0, le=1024, description="share of a GPU that Ray reserves for each; 0: on CPU"
+    )
     batch_size: int = Field(32, ge=1, description="pictures a call, across groups")
-    max_wait_ms: float = Field(5.0, ge=0, description="how long a picture waits for others to fill the batch")
+    max_wait_ms: float = Field(5.0, ge=0, le=3.6e6, description="how long a picture waits for others to fill the batch")
     timeout_s: float = Field(120.0, gt=0, description="how long a batch may take; then its replica is replaced")
     retries: int = Field(1, ge=0, description="further tries at a batch before its groups fail")
     cache: bool = Field(
@@ -147,14 +174,19 @@ class RewardConfig(Section):
         """Whether it has a say in the combined reward."""
         return self.weight != 0 and not self.evaluation_only
 
-    @model_validator(mode="after")
-    def _name_is_plain(self) -> RewardConfig:
-        if self.kind is not None and not re.fullmatch(r"[\w.:-]+", self.name):
-            raise ValueError(
-                f"name '{self.name}' of a reward of kind '{self.kind}': use letters, digits and _ . : - only, since "
-                "metrics and actors are named by it"
-            )
-        return self
+    @field_validator("name", "kind")
+    @classmethod
+    def _name_is_one_or_a_path(cls, value: str | None) -> str | None:
+        if value is not None and not _REWARD_NAME.fullmatch(value):
+            raise ValueError("expected the name of a reward, or module:Class or module:function for your own")
+        return value
+
+    @field_validator("options", "runtime_env")
+    @classmethod
+    def _numbers_are_finite(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if place := _not_finite_in(value):
+            raise ValueError(f"{place} is not a finite number; write one, or leave it out")
+        return value
 
     @field_validator("runtime_env")
     @classmethod

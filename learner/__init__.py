@@ -1,1 +1,1 @@
-"""Learner: trajectories in, new weights out."""
+"""The learner: an optimizer step on each batch of scored trajectories with DeepSpeed, and the export of weights."""

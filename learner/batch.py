@@ -199,7 +199,7 @@ def _mini_batch(
             f"step {step}: {len(trajectories)} trajectories do not divide by {settings.num_ranks} rank(s) x "
             f"learner.micro_batch_size {settings.micro_batch_size}"
         )
-    num_tokens = torch.tensor([_num_tokens(trajectory, settings.phases) for trajectory in trajectories])
+    num_tokens = torch.tensor([trajectory.num_tokens(settings.phases) for trajectory in trajectories])
     weights_of_kept, divisor = normalization(
         settings.loss_normalization, num_tokens[learned.is_kept], _max_tokens(trajectories, settings)
     )
@@ -220,11 +220,6 @@ def _mini_batch(
             )
         )
     return MiniBatch(tuple(micro_batches), divisor)
-
-
-def _num_tokens(trajectory: Trajectory, phases: Sequence[Phase]) -> int:
-    lengths = {"cot": len(trajectory.cot_ids), "image": len(trajectory.image_ids)}
-    return sum(lengths[phase] for phase in phases)
 
 
 def _max_tokens(trajectories: Sequence[Trajectory], settings: PlanSettings) -> int:

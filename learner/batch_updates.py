@@ -1,20 +1,20 @@
-"""The optimizer updates that one batch is good for.
+"""The optimizer updates that are made with one batch.
 
     StepPlan ─► updates_per_batch times, for each mini-batch:
                     for each micro-batch, for each phase:
                         policy log-probabilities ─► bicot_grpo_terms ─► backward
-                        reference and old log-probabilities, computed once and kept over the updates
+                        reference and old log-probabilities, computed once and reused by later updates
                     optimizer update
                 └─► one new weight version, after the last
 
-Every rank runs the same calls with the same plan's shapes; each takes its share of the trajectories.
+Each micro-batch and phase is a forward and a backward pass of its own; gradients accumulate over a mini-batch. Every
+rank makes the same calls with tensors of the same shapes, on its own share of the trajectories.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,23 +28,25 @@ from learner.lora import adapters_off
 from learner.objective import LossSettings, ParityGate, bicot_grpo_terms
 from learner.objective.loss import TokenTensors
 from learner.objective.parity import ParitySums
+from learner.objective.phase_tokens import LogprobRequest
 from learner.step_sums import StepSums
 
 
 @dataclass(frozen=True, slots=True)
 class BaseReference:
-    """The policy that adapters were put beside, as its own reference."""
+    """The reference policy of LoRA training: the policy itself, with its adapters switched off."""
 
     engine: DeepSpeedEngine
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def __call__(self, request: LogprobRequest) -> tuple[Tensor, Tensor]:
         with adapters_off(self.engine.module):
-            return self.engine(*args, **kwargs)
+            return self.engine(request)
 
 
 @dataclass(slots=True)
 class _Pass:
-    """One phase of one micro-batch, and what about it stays the same over the updates; float32 [B, N], nats."""
+    """One phase of one micro-batch, and the log-probabilities that do not change between updates; float32 [B, N],
+    nats."""
 
     phase: PhaseBatch
     reference_logprobs: Tensor | None = None
@@ -53,22 +55,22 @@ class _Pass:
 
 @dataclass(frozen=True, slots=True)
 class BatchOutcome:
-    """What the updates with one batch did, over all ranks."""
+    """The result of the updates with one batch, over all ranks."""
 
     updates: tuple[StepInfo, ...]
     metrics: Mapping[str, float]
     note: str | None
-    """What a person should know of: see `ParityGate.judge`."""
+    """A message for the user; see `ParityGate.judge`."""
 
 
 @dataclass(slots=True)
 class BatchUpdater:
-    """Makes the optimizer updates of a step. Collective in all that it does."""
+    """Makes the optimizer updates of a step. Every method is collective."""
 
     config: RunConfig
     engine: DeepSpeedEngine
     reference: JanusPolicy | BaseReference
-    """Only asked when some token has a KL."""
+    """Only called when a phase has a KL term."""
     device: torch.device
     _losses: dict[Phase, LossSettings] = field(init=False)
     _gate: ParityGate = field(init=False)
@@ -80,7 +82,7 @@ class BatchUpdater:
         self._gate = ParityGate(self.config.parity, self.config.model.dtype, guidance_scale)
 
     def update(self, plan: StepPlan) -> BatchOutcome:
-        """All updates with one batch. Raises LearnerError when the parity gate stays shut."""
+        """Make all updates with one batch. Raises LearnerError when engine and learner differ; see `ParityGate`."""
         learner, version = self.config.learner, self.engine.num_steps
         sums = StepSums(self.device, len(plan.mini_batches))
         parity = ParitySums(self.device) if self._is_comparable and self._gate.is_due(version) else None
@@ -106,7 +108,8 @@ class BatchUpdater:
 
     @property
     def _is_comparable(self) -> bool:
-        """Whether engine and learner mean the same log-probability; old_logprobs guided differs on purpose."""
+        """Whether engine and learner compute the same log-probability; with old_logprobs guided they do not, on
+        purpose."""
         return self.config.algorithm.old_logprobs != "guided"
 
     @property
@@ -116,7 +119,7 @@ class BatchUpdater:
     def _accumulate(
         self, passes: list[_Pass], mini_batch: int, loss_divisor: float, sums: StepSums, parity: ParitySums | None
     ) -> None:
-        """The gradient of one mini-batch."""
+        """Accumulate the gradient of one mini-batch."""
         for number, one in enumerate(passes):
             phase = one.phase.to(self.device)
             settings = self._losses[phase.tokens.phase]
@@ -125,7 +128,7 @@ class BatchUpdater:
                     one.reference_logprobs, _ = self._logprobs(self.reference, phase)
             logprobs, entropy = self._logprobs(self.engine, phase, entropy_gradient=settings.entropy_coef > 0)
             if self._recomputes and one.old_logprobs is None:
-                one.old_logprobs = logprobs.detach()  # of the only update: nothing has changed yet
+                one.old_logprobs = logprobs.detach()  # there is one update only, and the weights have not changed yet
             if parity is not None:
                 is_own = (phase.versions == self.engine.num_steps)[:, None]
                 mask = phase.tokens.target_mask & is_own
@@ -149,12 +152,14 @@ class BatchUpdater:
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropy of the distribution that `algorithm.policy` names, each [B, N]."""
         if self.config.algorithm.policy == "conditional":
-            return policy(phase.tokens, entropy_gradient=entropy_gradient)
+            return policy(LogprobRequest(phase.tokens, entropy_gradient=entropy_gradient))
         return policy(
-            phase.tokens,
-            guidance_scales=phase.guidance_scales if phase.tokens.phase == "image" else None,
-            temperature=self.config.rollout.temperature,
-            entropy_gradient=entropy_gradient,
+            LogprobRequest(
+                phase.tokens,
+                guidance_scales=phase.guidance_scales if phase.tokens.phase == "image" else None,
+                temperature=self.config.rollout.temperature,
+                entropy_gradient=entropy_gradient,
+            )
         )
 
 

@@ -1,7 +1,7 @@
-"""What resuming needs of the learner on disk.
+"""The learner's part of a checkpoint: weights, optimizer state and random state of every rank.
 
-    DIRECTORY/rank_00000.safetensors, …   each rank's part of weights and optimizer state, and its random state
-    DIRECTORY/learner.json                how many parts, the step, and the caller's state; written last
+    DIRECTORY/rank_00000.safetensors, …   each rank's shard of weights and optimizer state, and its random state
+    DIRECTORY/learner.json                number of shards, step, and the caller's state; written last
 
 Any number of ranks, at any ZeRO stage, reads them back (see `learner.optimizer_state`).
 """

@@ -1,4 +1,4 @@
-"""One optimizer over all ranks: DeepSpeed behind a small class.
+"""Data-parallel training with DeepSpeed's ZeRO, stages 0 to 3, behind a small class.
 
     init_distributed ─► DeepSpeedEngine ─► for each optimizer update:
                                                for each micro-batch: engine(...) ─► engine.backward(loss, is_last=...)
@@ -26,11 +26,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.errors import LearnerError
+from configs.library_layout import require_attributes
 from learner.optimizer_settings import OptimizerSettings
 from learner.optimizer_state import (
-    WEIGHT,
     Fragment,
     FragmentFiles,
+    check_layout,
     find_fragments,
     read_fragments,
     write_fragments,
@@ -41,13 +42,13 @@ _BUFFER_ELEMENTS = 50_000_000
 
 @dataclass(frozen=True, slots=True)
 class StepInfo:
-    """What one optimizer update did."""
+    """The result of one optimizer update."""
 
     grad_norm: float
-    """Global norm before clipping; not finite when the step was skipped."""
+    """Global gradient norm before clipping; not finite when the update was skipped."""
     lr: float
     applied: bool
-    """False: a gradient was not finite, so the weights are as they were."""
+    """False when a gradient was not finite, so that the update was skipped and the weights did not change."""
 
 
 def init_distributed(
@@ -55,7 +56,8 @@ def init_distributed(
 ) -> None:
     """Join the process group, unless this process is in it: gloo on "cpu", nccl on "cuda", one device a process.
 
-    Raises LearnerError when the ranks do not find each other in time.
+    It also sets the environment variables that DeepSpeed reads (RANK, WORLD_SIZE, MASTER_ADDR, ...), for the whole
+    process. Raises LearnerError when the ranks do not find each other in time.
     """
     if dist.is_initialized():
         return  # DeepSpeed remembers the first group, so a process that warm-starts and then trains keeps it
@@ -106,12 +108,13 @@ def _import_deepspeed() -> Any:
 
     # Its one warning in a run is of a skipped step, which StepInfo reports.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    require_attributes("deepspeed", ops, ["__compatible_ops__"])
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 class DeepSpeedEngine:
-    """A module and its AdamW under ZeRO, with gradient accumulation that the caller directs.
+    """A module and its AdamW under ZeRO; the caller decides where gradient accumulation ends.
 
     Trains the module's parameters that require a gradient. `init_distributed` comes first.
     """
@@ -125,7 +128,8 @@ class DeepSpeedEngine:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """Raises LearnerError for a dtype and ZeRO stage that DeepSpeed gets wrong together."""
+        """Raises LearnerError for a dtype and ZeRO stage that DeepSpeed gets wrong together, and LibraryError for a
+        version of DeepSpeed that keeps its optimizer state in another way than `learner.optimizer_state` reads."""
         if dtype == torch.bfloat16 and zero_stage == 0:
             raise LearnerError(
                 "learner.zero_stage 0 is wrong in DeepSpeed with model.dtype bfloat16; set it to 1 or more"
@@ -133,7 +137,7 @@ class DeepSpeedEngine:
         self.settings = settings
         self.zero_stage = zero_stage
         self.num_steps = 0
-        """Steps of the schedule that were asked for, skipped ones too."""
+        """Steps of the learning-rate schedule, including steps whose updates were skipped."""
         self._named_parameters = [entry for entry in module.named_parameters() if entry[1].requires_grad]
         parameters = [parameter for _, parameter in self._named_parameters]
         # Torch's own AdamW: DeepSpeed's variants are compiled at first use, for minutes on a CPU.
@@ -151,6 +155,9 @@ class DeepSpeedEngine:
             config=_deepspeed_config(settings, zero_stage, dtype),
         )
         self._parameters = parameters
+        if zero_stage > 0:
+            require_attributes("deepspeed", self._optimizer, ["overflow"], "its ZeRO optimizer")
+        check_layout(self._named_parameters, self._optimizer, zero_stage, dist.get_rank())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward pass."""
@@ -163,7 +170,7 @@ class DeepSpeedEngine:
         return module
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        """Add the gradient of this micro-batch; `is_last` on the one before `step`.
+        """Backward pass: add this micro-batch's gradient. is_last: True for the last micro-batch before `step`.
 
         loss: scalar, this micro-batch's and rank's share of the whole step's loss.
         """
@@ -172,9 +179,10 @@ class DeepSpeedEngine:
         self._engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
 
     def step(self, *, ends_step: bool = True) -> StepInfo:
-        """Clip and make the optimizer's update; skip it when a gradient is not finite.
+        """Clip gradients and update the weights; the update is skipped when a gradient is not finite.
 
-        ends_step: whether this is the last update of a step of the schedule; all updates of one share its rate.
+        ends_step: whether this is the last update of a step of the schedule. All updates of a step use the same
+        learning rate.
         """
         lr = self.settings.learning_rate(self.num_steps)
         for group in self._optimizer.param_groups:
@@ -200,9 +208,10 @@ class DeepSpeedEngine:
     def gathered(
         self, parameters: list[tuple[str, nn.Parameter]], bucket_bytes: int
     ) -> Iterator[list[tuple[str, Tensor]]]:
-        """The whole tensors of `parameters`, in buckets of about `bucket_bytes`, valid until the next bucket.
+        """The whole (unpartitioned) tensors of `parameters`, in buckets of about `bucket_bytes`, valid until the next
+        bucket.
 
-        At stage 3 gathering is collective: every rank must run through all buckets.
+        At stage 3 this is an all-gather: every rank must exhaust the iterator.
         """
         for bucket in _buckets(parameters, bucket_bytes):
             with self._gather([parameter for _, parameter in bucket]):
@@ -218,15 +227,16 @@ class DeepSpeedEngine:
         return _import_deepspeed().zero.GatheredParameters(parameters, modifier_rank=modifier_rank)
 
     def write_state(self, path: Path, extra: Mapping[str, Tensor]) -> None:
-        """Write this rank's part of weights and optimizer state, and `extra`, into one safetensors file.
+        """Write this rank's shard of weights and optimizer state, and `extra`, into one safetensors file.
 
-        Every rank writes a file of its own; at stage 0 all hold the same, and only `extra` of ranks above 0 is kept.
+        Every rank writes its own file. At stage 0 all ranks hold the same state, so ranks above 0 write `extra` only.
         """
         fragments = self._fragments() if self.zero_stage > 0 or dist.get_rank() == 0 else []
         write_fragments(path, fragments, self._torch_optimizer, extra)
 
     def read_state(self, paths: Sequence[Path], num_steps: int) -> None:
-        """Go on after `num_steps` steps, from the files of all ranks, at this or another stage and number of ranks.
+        """Resume after `num_steps` steps from the files of all ranks, which may be of another ZeRO stage and number of
+        ranks.
 
         Every rank calls it. Raises LearnerError when files and module hold different parameters.
         """
@@ -247,14 +257,12 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def _refresh_parameters(self, files: FragmentFiles) -> None:
-        """Bring the working copies, which forward passes use, in line with the optimizer's float32 weights."""
+        """Copy the optimizer's float32 weights into the parameters that forward passes use."""
         for name, parameter in self._named_parameters:
             # At stage 3 what rank 0 writes while a parameter is whole is sent to all.
             with self._gather([parameter], modifier_rank=0):
                 if self.zero_stage < 3 or dist.get_rank() == 0:
-                    weight = files.read(WEIGHT, name, 0, parameter.numel())
-                    assert weight is not None, "the caller has compared the names"
-                    parameter.copy_(weight.view(parameter.shape))
+                    parameter.copy_(files.read_weight(name, 0, parameter.numel()).view(parameter.shape))
 
     def destroy(self) -> None:
         """Free the optimizer's memory and hooks. The process group stays."""

@@ -1,9 +1,9 @@
-"""The policy's weights, out of DeepSpeed: as buckets for the engines, and as a Hugging Face folder.
+"""Export of the policy's weights from DeepSpeed: as buckets for the engines, and as a Hugging Face folder.
 
     DeepSpeedEngine.gathered ─► adapters merged ─┬─► export_buckets ─► WeightBucket, WeightBucket, ...
                                                  └─► save_pretrained ─► starting model + trained weights ─► folder
 
-At ZeRO-3 gathering is collective: every rank must enter, and run to the end. Only rank 0 gives out anything.
+At ZeRO-3 this needs an all-gather: every rank must make the call and exhaust the iterator. Only rank 0 yields.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs.errors import LearnerError
+from configs.errors import BicotError, LearnerError
 from learner.deepspeed_engine import DeepSpeedEngine
 from learner.janus_policy import JanusPolicy, load_janus
 from learner.lora import merged_weight
@@ -30,9 +30,10 @@ _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
 def export_buckets(engine: DeepSpeedEngine, policy: JanusPolicy, bucket_mb: int) -> Iterator[WeightBucket]:
-    """All parts of the model that training changes, under their checkpoint's names; nothing on ranks other than 0.
+    """All parts of the model that training changes, under their names in the checkpoint; nothing on ranks above 0.
 
-    bucket_mb: 2**20 bytes a bucket; a larger parameter has its own. One bucket is gathered at a time.
+    bucket_mb: size of a bucket in units of 2**20 bytes; a larger parameter has a bucket of its own. One bucket is
+    gathered at a time.
     """
     for tensors in _merged(engine, policy, bucket_mb * 2**20):
         if dist.get_rank() == 0:
@@ -40,7 +41,7 @@ def export_buckets(engine: DeepSpeedEngine, policy: JanusPolicy, bucket_mb: int)
 
 
 def _merged(engine: DeepSpeedEngine, policy: JanusPolicy, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-    """`engine.gathered` of what training changes, with the adapters, if any, in the weights that they change."""
+    """`engine.gathered` of the parameters that training changes, with LoRA adapters, if any, merged into them."""
     adapters = policy.adapters()
     factors: dict[str, Tensor] = {}
     for tensors in engine.gathered(
@@ -62,7 +63,7 @@ def _merged(engine: DeepSpeedEngine, policy: JanusPolicy, bucket_bytes: int) -> 
 
 
 def weight_layout(engine: DeepSpeedEngine, policy: JanusPolicy) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(name, dtype, shape) of what `export_tensors` gives, in its order. Not collective."""
+    """(name, dtype, shape) of the tensors of `export_tensors`, in the same order. Not collective."""
     return [
         (name, str(parameter.dtype).removeprefix("torch."), engine.whole_shape(parameter))
         for name, parameter in policy.named_changing_parameters()
@@ -70,8 +71,8 @@ def weight_layout(engine: DeepSpeedEngine, policy: JanusPolicy) -> list[tuple[st
 
 
 def export_tensors(engine: DeepSpeedEngine, policy: JanusPolicy) -> Iterator[tuple[str, Tensor]]:
-    """What `export_buckets` gives, tensor by tensor, on the device; each is the receiver's own at ZeRO-3, where the
-    gathered one is freed again. Every rank must run to the end."""
+    """The tensors of `export_buckets` one by one, on the device. At ZeRO-3 each is a copy, since the gathered tensor is
+    freed again. Every rank must exhaust the iterator."""
     for tensors in _merged(engine, policy, _GATHER_BYTES):
         for name, tensor in tensors:
             yield name, tensor.clone() if engine.zero_stage == 3 else tensor
@@ -100,7 +101,7 @@ def save_pretrained(
     if dist.get_rank() == 0:
         try:
             _write_folder(trained, starting_model, directory, dtype, revision)
-        except OSError as error:
+        except (OSError, BicotError) as error:  # the other ranks wait to be told
             failure = [f"{type(error).__name__}: {error}"]
     # Also the barrier that all ranks wait at.
     dist.broadcast_object_list(failure, src=0)
@@ -113,7 +114,8 @@ def _write_folder(
 ) -> None:
     model = load_janus(starting_model, dtype, revision)
     unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
-    assert not unexpected, f"the policy has weights its starting model lacks: {unexpected}"
+    if unexpected:
+        raise LearnerError(f"model {starting_model} has no weights {', '.join(sorted(unexpected))}, which were trained")
     new = directory.with_name(f".{directory.name}.new")
     old = directory.with_name(f".{directory.name}.old")
     for leftover in (new, old):

@@ -5,32 +5,34 @@
     CoT ids ──embed_tokens──────┤                             └─► generation_head ─► image log-probabilities
     VQ codes ─embeddings+aligner┘
 
-Each phase is one pass of the language model. Sequences have no gap: the continuation follows its context,
-and padding comes last, where causal attention never looks. So the plain causal pass (no attention
-mask, positions 0, 1, 2, ...) gives every real token what it would get alone.
+Each phase is one forward pass of the language model (teacher forcing). The continuation follows its context without a
+gap, and padding is on the right, where causal attention does not look. So a causal forward pass without an attention
+mask, at positions 0, 1, 2, ..., gives every real token the same result as a pass over its sequence alone.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import GenerationConfig, JanusForConditionalGeneration
+from transformers import JanusForConditionalGeneration
 
 from configs.errors import ModelError
 from configs.learner_sections import LANGUAGE_MODEL, LoraConfig
-from learner.lora import LoraLinear, add_adapters, checkpoint_name, named_adapters
+from learner.lora import LoraLinear, add_adapters, checkpoint_names, named_adapters
 from learner.objective.logprobs import LogprobHead
-from learner.objective.phase_tokens import PhaseTokens
-from rollout.guidance import guided_logits
-from rollout.janus_checkpoint import resolve_folder
+from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
+from rollout.guidance import guided_logits, unconditional_ids
+from rollout.janus_checkpoint import JanusCheckpoint, SpecialIds, resolve_folder
 from rollout.weights.manifest import ENGINE_PARTS, part_of
 
 EVERYTHING = tuple(f"{part}*" for part in ENGINE_PARTS)
-"""Patterns of all that a policy keeps of a model."""
+"""Patterns that match every parameter of a policy."""
 
 
 def load_janus(path: str, dtype: torch.dtype, revision: str | None = None) -> JanusForConditionalGeneration:
@@ -54,11 +56,41 @@ def load_janus(path: str, dtype: torch.dtype, revision: str | None = None) -> Ja
     return model
 
 
-class JanusPolicy(nn.Module):
-    """The parts of Janus that write and draw. Only these are kept; the others never change in training.
+class JanusParts(nn.Module):
+    """The parts of a Janus model that write and draw, named as in the model and in its checkpoints.
 
-    Of them, parameters whose names match a pattern of `trainable` train, by default the language model
-    and its head (a warm start trains everything, since it may start from random weights).
+    The modules are this object's own, so adapters, other heads and gradient checkpointing do not show in the
+    model that they came from. The weights are not copied: its parameters share the memory of the model's.
+    """
+
+    model: Any
+    lm_head: LogprobHead
+
+    def __init__(self, janus: JanusForConditionalGeneration, logprob_chunk_tokens: int) -> None:
+        super().__init__()
+        # In the model's own order: it is the order of optimizer states and weight buckets.
+        trunk: Any = nn.Module()
+        for name in ("generation_embeddings", "generation_aligner", "generation_head", "language_model"):
+            trunk.add_module(name, _copy_modules(getattr(janus.model, name)))
+        trunk.generation_head.vision_head = LogprobHead(trunk.generation_head.vision_head, logprob_chunk_tokens)
+        self.model = trunk
+        self.lm_head = LogprobHead(_copy_modules(janus.lm_head), logprob_chunk_tokens)
+        if janus.lm_head.weight is janus.model.language_model.embed_tokens.weight:
+            self.lm_head.weight = trunk.language_model.embed_tokens.weight
+
+
+def _copy_modules(module: nn.Module) -> Any:
+    """A copy of `module` whose parameters are new ones over the same memory."""
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in module.parameters()}
+    return copy.deepcopy(module, memo=dict(shared))
+
+
+class JanusPolicy(nn.Module):
+    """Log-probabilities of given tokens under the parts of Janus that write and draw.
+
+    Of these parts, parameters whose names match a pattern of `trainable` train, by default the language model
+    and its head (a warm start trains everything, since it may start from random weights). The vision model and the
+    VQ model are not held: they never change in training.
 
     Log-probabilities are float32, unguided and at temperature 1 unless asked for otherwise. Under ZeRO-3
     all ranks must make the same calls in the same order, since every call of a module gathers its
@@ -67,40 +99,35 @@ class JanusPolicy(nn.Module):
 
     def __init__(
         self,
-        model: JanusForConditionalGeneration,
+        janus: JanusForConditionalGeneration,
         *,
+        special_ids: SpecialIds,
         logprob_chunk_tokens: int,
         trainable: Sequence[str] = LANGUAGE_MODEL,
         lora: LoraConfig | None = None,
     ) -> None:
-        """Takes over `model`: its vision model, vision aligner and VQ model are let go, its heads give no logits.
+        """`janus` stays as it is and usable, but its weights are shared: training the policy changes them, too.
 
-        logprob_chunk_tokens: tokens of a vocabulary whose logits are held at once; trainable: names in
-        the Hugging Face checkpoint, with wildcards as in the shell; lora: adapters, which then train in their place.
-        Raises ModelError when the generation config does not name BOS, pad and begin-of-image, and for
-        a pattern that no parameter matches.
+        special_ids: those of the checkpoint; logprob_chunk_tokens: tokens of a vocabulary whose logits are held at
+        once; trainable: names in the Hugging Face checkpoint, with wildcards as in the shell; lora: adapters, which
+        then train in their place. Raises ModelError for a pattern that no parameter matches.
         """
         super().__init__()
-        self.kept_in_context = _kept_in_context(model.generation_config)
-        self.pad_id: int = model.generation_config.pad_token_id
-        for part in ("vision_model", "aligner", "vqmodel"):
-            delattr(model.model, part)
-        model.lm_head = LogprobHead(model.lm_head, logprob_chunk_tokens)
-        head = model.model.generation_head
-        head.vision_head = LogprobHead(head.vision_head, logprob_chunk_tokens)
-        self.model = model
+        self._special_ids = special_ids
+        self._text_vocab_size: int = janus.config.text_config.vocab_size
+        self.model = JanusParts(janus, logprob_chunk_tokens)
         self._is_checkpointing = False
-        names = [name for name, _ in model.named_parameters()]
+        names = [name for name, _ in self.model.named_parameters()]
         for pattern in trainable:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ModelError(
                     f"learner.trainable: no parameter's name matches '{pattern}'; names are like {names[0]}"
                 )
-        for name, parameter in model.named_parameters():
+        for name, parameter in self.model.named_parameters():
             is_trainable = lora is None and any(fnmatchcase(name, pattern) for pattern in trainable)
             parameter.requires_grad_(is_trainable)
         if lora is not None:
-            add_adapters(model.model.language_model, lora)
+            add_adapters(self.model.model.language_model, lora)
         self.eval()
 
     @classmethod
@@ -115,8 +142,13 @@ class JanusPolicy(nn.Module):
         lora: LoraConfig | None = None,
     ) -> JanusPolicy:
         """From a hub id or folder, on the CPU. Raises ModelError."""
-        model = load_janus(path, dtype, revision)
-        return cls(model, logprob_chunk_tokens=logprob_chunk_tokens, trainable=trainable, lora=lora)
+        return cls(
+            load_janus(path, dtype, revision),
+            special_ids=JanusCheckpoint.from_pretrained(path, revision, weights=True).special_ids,
+            logprob_chunk_tokens=logprob_chunk_tokens,
+            trainable=trainable,
+            lora=lora,
+        )
 
     def enable_gradient_checkpointing(self) -> None:
         """Keep only each layer's input for backward. Janus has no dropout, so training mode changes nothing else."""
@@ -135,65 +167,56 @@ class JanusPolicy(nn.Module):
         """(name in the Hugging Face checkpoint, parameter) of what training changes, with what is frozen beside it:
         engines take a part of the model (`ENGINE_PARTS`) as a whole. Adapters are left out; see `adapters`."""
         parts = {part_of(name) for name, _ in self.named_trainable_parameters()}
-        own = {id(factor) for layer in self.adapters().values() for factor in (layer.lora_a, layer.lora_b)}
+        name_of = checkpoint_names(self.model)
         return [
-            (checkpoint_name(name), parameter)
+            (name_of[name], parameter)
             for name, parameter in self.model.named_parameters()
-            if part_of(name) in parts and id(parameter) not in own
+            if name in name_of and part_of(name) in parts
         ]
 
     def adapters(self) -> dict[str, LoraLinear]:
         """Name of a weight in the Hugging Face checkpoint -> the layer with the adapter that changes it."""
         return named_adapters(self.model)
 
-    def forward(
-        self,
-        tokens: PhaseTokens,
-        unconditional: Tensor | None = None,
-        *,
-        guidance_scales: Tensor | None = None,
-        temperature: float = 1.0,
-        entropy_gradient: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, request: LogprobRequest) -> tuple[Tensor, Tensor]:
         """Teacher-forced log-probability of each target, and the entropy there, each [B, N], nats.
 
-        Values where the mask is False mean nothing. Phases go one by one, each with its own backward
-        pass: that halves the activations, and ZeRO-3 with gradient checkpointing takes a layer once a pass.
-
-        unconditional: bool [B], for pictures; these rows are drawn without their prompt: every
-        context token but BOS and begin-of-image becomes the pad token, still attended to, as in the
-        unconditional stream of classifier-free guidance.
-        guidance_scales: float [B], for pictures; then both streams pass, as one batch of 2B rows, and the
-        distribution is the guided one that the engine samples from, `softmax((u + w (c - u)) / temperature)`.
-        entropy_gradient: the entropy carries a gradient, as an entropy bonus needs it.
+        Values where the mask is False mean nothing. Each phase has a forward and a backward pass of its own: that
+        halves the memory of activations, and ZeRO-3 with gradient checkpointing allows a layer once in a forward pass.
         """
-        janus = self.model.model
-        context_ids = tokens.context_ids
-        if unconditional is not None:
-            context_ids = self.drop_prompt(context_ids, unconditional)
-        embed_text = janus.language_model.embed_tokens
+        targets = request.tokens.target_ids
         last_layer: LogprobHead
-        if tokens.phase == "cot":
-            last_layer = self.model.lm_head
-            (features,) = self._hidden(embed_text(context_ids), embed_text(tokens.target_ids), tokens)
+        if request.tokens.phase == "cot":
+            last_layer, features = self.model.lm_head, self._text_features(request.tokens)
         else:
-            if guidance_scales is not None:
-                everywhere = torch.ones_like(tokens.context_lengths, dtype=torch.bool)
-                context_ids = torch.cat([context_ids, self.drop_prompt(context_ids, everywhere)])
-            codes = janus.generation_aligner(janus.generation_embeddings(tokens.target_ids))
-            head = janus.generation_head
-            last_layer = head.vision_head
-            features = head.activation_fn(head.proj_out(self._hidden(embed_text(context_ids), codes, tokens)))
-            features = features[0] if guidance_scales is None else _guided(features, guidance_scales)
+            last_layer, features = self.model.model.generation_head.vision_head, self._image_features(request)
         logprobs, entropy = last_layer(
-            features, tokens.target_ids.reshape(-1), temperature=temperature, entropy_gradient=entropy_gradient
+            features, targets.reshape(-1), temperature=request.temperature, entropy_gradient=request.entropy_gradient
         )
-        return logprobs.view_as(tokens.target_ids), entropy.view_as(tokens.target_ids)
+        return logprobs.view_as(targets), entropy.view_as(targets)
 
-    def drop_prompt(self, context_ids: Tensor, rows: Tensor) -> Tensor:
-        """context_ids int64 [B, P] with all but BOS and begin-of-image replaced by pad where rows [B] is True."""
-        kept = torch.isin(context_ids, context_ids.new_tensor(self.kept_in_context))
-        return context_ids.masked_fill(rows[:, None] & ~kept, self.pad_id)
+    def _text_features(self, tokens: PhaseTokens) -> Tensor:
+        """Input of the text head's last layer, [B N, d]."""
+        embed = self.model.model.language_model.embed_tokens
+        (features,) = self._hidden(embed(tokens.context_ids), embed(tokens.target_ids), tokens)
+        return features
+
+    def _image_features(self, request: LogprobRequest) -> Tensor:
+        """Input of the image head's last layer, [B N, d]; with guidance, the mix of both streams."""
+        janus, tokens = self.model.model, request.tokens
+        context_ids = tokens.context_ids
+        if request.unconditional_rows is not None:
+            dropped = unconditional_ids(context_ids, self._special_ids, self._text_vocab_size)
+            context_ids = torch.where(request.unconditional_rows[:, None], dropped, context_ids)
+        if request.guidance_scales is not None:
+            # Both streams pass as one batch of 2B rows, the conditional one first.
+            dropped = unconditional_ids(context_ids, self._special_ids, self._text_vocab_size)
+            context_ids = torch.cat([context_ids, dropped])
+        codes = janus.generation_aligner(janus.generation_embeddings(tokens.target_ids))
+        head = janus.generation_head
+        hidden = self._hidden(janus.language_model.embed_tokens(context_ids), codes, tokens)
+        features: Tensor = head.activation_fn(head.proj_out(hidden))
+        return features[0] if request.guidance_scales is None else _guided(features, request.guidance_scales)
 
     def _hidden(self, context: Tensor, targets: Tensor, tokens: PhaseTokens) -> Tensor:
         """The hidden states that predict the targets, [num_streams, B N, d].
@@ -215,7 +238,8 @@ class JanusPolicy(nn.Module):
 
 
 def _guided(features: Tensor, guidance_scales: Tensor) -> Tensor:
-    """What the last layer makes the guided logits of (see `guided_logits`), [B N, d], mixed in float32 or better.
+    """Input of the last layer for which it gives the guided logits (see `guided_logits`), [B N, d]. Mixed in float32
+    or better.
 
     features: [2, B N, d], the conditional stream first.
     """
@@ -223,18 +247,3 @@ def _guided(features: Tensor, guidance_scales: Tensor) -> Tensor:
     conditional, unconditional = features.to(exact)
     scales = guidance_scales.repeat_interleave(len(conditional) // len(guidance_scales))[:, None]
     return guided_logits(conditional, unconditional, scales).to(features.dtype)
-
-
-def _kept_in_context(generation_config: GenerationConfig) -> list[int]:
-    """Ids of BOS and begin-of-image."""
-    ids = {
-        "bos_token_id": generation_config.bos_token_id,
-        "pad_token_id": generation_config.pad_token_id,
-        "generation_kwargs.boi_token_id": (getattr(generation_config, "generation_kwargs", None) or {}).get(
-            "boi_token_id"
-        ),
-    }
-    missing = [name for name, value in ids.items() if value is None]
-    if missing:
-        raise ModelError(f"the model's generation_config.json lacks {', '.join(missing)}; add it")
-    return [ids["bos_token_id"], ids["generation_kwargs.boi_token_id"]]

@@ -1,10 +1,10 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685): the base stays as it is, and so serves as its own reference.
+"""Low-rank adapters (LoRA, arXiv:2106.09685). The base model stays frozen, and so is the reference policy, too.
 
     x ─┬─► base (frozen) ──────────────────────┬─► y = W x + alpha/rank B (A x)
        └─► A [rank, in] ─► B [out, rank] ──────┘       with adapters off: y = W x, the reference
 
-B starts at 0, so the policy starts as the base. Engines and checkpoints get W + alpha/rank B A, and know
-nothing of adapters.
+B is initialised to 0, so the policy starts as the base model. Engines and saved models get the merged weights
+W + alpha/rank B A, without adapters.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def add_adapters(module: nn.Module, config: LoraConfig, seed: int = 0) -> None:
 
 @contextmanager
 def adapters_off(module: nn.Module) -> Iterator[None]:
-    """Run `module` as its base, for as long as the context lasts."""
+    """Within the context, forward passes of `module` leave its adapters out."""
     layers = [layer for layer in module.modules() if isinstance(layer, LoraLinear)]
     for layer in layers:
         layer.is_on = False
@@ -80,9 +80,22 @@ def adapters_off(module: nn.Module) -> Iterator[None]:
 
 def named_adapters(module: nn.Module) -> dict[str, LoraLinear]:
     """Name of the weight in the Hugging Face checkpoint -> the layer that holds it and its adapter."""
-    return {f"{name}.weight": layer for name, layer in module.named_modules() if isinstance(layer, LoraLinear)}
+    return {f"{name}.weight": layer for name, layer in _adapted(module)}
 
 
-def checkpoint_name(name: str) -> str:
-    """A parameter's name in the Hugging Face checkpoint, from that in a module with adapters."""
-    return name.replace(".base.", ".")
+def checkpoint_names(module: nn.Module) -> dict[str, str]:
+    """Name of each parameter of a module with adapters, but for the adapters themselves -> its name without them.
+
+    The latter is the name in the Hugging Face checkpoint: a layer with an adapter holds the original one as `base`.
+    """
+    moved = {
+        f"{name}.base.{parameter}": f"{name}.{parameter}"
+        for name, layer in _adapted(module)
+        for parameter, _ in layer.base.named_parameters()
+    }
+    adapters = {f"{name}.{factor}" for name, layer in _adapted(module) for factor in ("lora_a", "lora_b")}
+    return {name: moved.get(name, name) for name, _ in module.named_parameters() if name not in adapters}
+
+
+def _adapted(module: nn.Module) -> list[tuple[str, LoraLinear]]:
+    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, LoraLinear)]

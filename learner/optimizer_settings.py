@@ -15,7 +15,7 @@ class OptimizerSettings:
 
     lr: float
     total_steps: int
-    """Steps after which a falling schedule would reach 0."""
+    """Steps after which the schedules `linear` and `cosine` reach 0."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     warmup_steps: int = 0
@@ -24,7 +24,7 @@ class OptimizerSettings:
 
     @classmethod
     def of(cls, config: LearnerConfig, total_steps: int) -> OptimizerSettings:
-        """Those of reinforcement learning."""
+        """The settings for reinforcement learning; a warm start has its own."""
         return cls(
             lr=config.lr,
             total_steps=total_steps,
@@ -36,7 +36,7 @@ class OptimizerSettings:
         )
 
     def learning_rate(self, step: int) -> float:
-        """Of the step that follows `step` others: linear warm-up to `lr`, then the schedule."""
+        """The learning rate of step number `step`, from 0: linear warm-up to `lr`, then the schedule."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))

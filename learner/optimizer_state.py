@@ -1,11 +1,11 @@
-"""Where ZeRO keeps a parameter's float32 weight and AdamW state, and how to write it down and put it back.
+"""Where ZeRO keeps a parameter's float32 weight and AdamW state, and how to save and restore them.
 
     stage 0    every rank holds all                      rank 0 writes
-    stage 1, 2 a rank holds a stretch of one flat buffer  ┐ each rank writes its own fragments,
-    stage 3    a rank holds its slice of each parameter   ┘ named by parameter and place in it
+    stage 1, 2 a rank holds a part of one flat buffer     ┐ each rank writes its own fragments, named
+    stage 3    a rank holds its slice of each parameter   ┘ by parameter and offset in it
 
-A fragment names its place in the parameter, not its rank. So what n ranks wrote at one stage, m ranks read
-at another: each reads its new fragments out of the old ones. Files are safetensors, which hold no code.
+A fragment is named by its offset in the parameter, not by its rank. So m ranks at one ZeRO stage can read what n ranks
+wrote at another: each reads its new fragments out of the old ones. Files are safetensors, which hold no code.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from configs.errors import LearnerError
+from configs.library_layout import library_error
 
 WEIGHT: Final = "weight"
 MOMENTS: Final = ("exp_avg", "exp_avg_sq")
@@ -50,7 +52,7 @@ class Fragment:
 def find_fragments(
     parameters: Sequence[tuple[str, nn.Parameter]], zero_optimizer: Any, zero_stage: int, rank: int
 ) -> list[Fragment]:
-    """This rank's fragments. zero_optimizer: DeepSpeed's, around torch's; its layout is that of DeepSpeed 0.19."""
+    """This rank's fragments. zero_optimizer: DeepSpeed's, around torch's; `check_layout` has found its layout right."""
     if zero_stage == 0:
         return [Fragment(name, 0, parameter, 0, parameter.numel()) for name, parameter in parameters]
     if zero_stage == 3:
@@ -74,6 +76,47 @@ def _slices(parameters: Sequence[tuple[str, nn.Parameter]], zero_optimizer: Any,
         numel = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]  # the last slices are padded
         if numel > 0:
             yield Fragment(name, start, zero_optimizer.fp32_partitioned_groups_flat[group], offset, numel)
+
+
+def check_layout(
+    parameters: Sequence[tuple[str, nn.Parameter]], zero_optimizer: Any, zero_stage: int, rank: int
+) -> None:
+    """Raises LibraryError unless DeepSpeed keeps weights where `find_fragments` looks for them.
+
+    Right after the optimizer was made, when its float32 weights still equal the parameters: every fragment must hold
+    the values of its place in its parameter, and the fragments of all ranks together every element once. Collective
+    where there are several ranks: all of them raise, or none.
+    """
+    fault = ""
+    num_held = 0
+    try:
+        whole = {name: _own_part(parameter, rank) for name, parameter in parameters}
+        for fragment in find_fragments(parameters, zero_optimizer, zero_stage, rank):
+            first, values = whole[fragment.name]
+            held = fragment.of(fragment.owner).to(values.dtype)
+            if not torch.equal(held, values.narrow(0, fragment.start - first, fragment.numel)):
+                raise ValueError(f"{fragment.name} is not where it was looked for")
+            num_held += fragment.numel
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        fault = f": {error}"
+    num_expected = sum(getattr(parameter, "ds_numel", parameter.numel()) for _, parameter in parameters)
+    if zero_stage > 0 and dist.is_initialized():
+        found = torch.tensor([num_held, bool(fault)], dtype=torch.int64, device=parameters[0][1].device)
+        dist.all_reduce(found)
+        num_held, any_fault = found.tolist()
+        fault = fault or (": see the other ranks" if any_fault else "")
+    if not fault and num_held != num_expected:
+        fault = f": {num_held} of {num_expected} elements were found"
+    if fault:
+        raise library_error("deepspeed", f"keeps the optimizer state of ZeRO stage {zero_stage} in another way{fault}")
+
+
+def _own_part(parameter: nn.Parameter, rank: int) -> tuple[int, Tensor]:
+    """(first element, values) of what this rank holds of a flattened parameter: all of it, but for ZeRO-3."""
+    if not hasattr(parameter, "ds_tensor"):
+        return 0, parameter.detach().view(-1)
+    part: Tensor = parameter.ds_tensor.detach().view(-1)
+    return rank * part.numel(), part
 
 
 def write_fragments(
@@ -140,6 +183,13 @@ class FragmentFiles:
             raise LearnerError(f"cannot resume: {numel - num_read} elements of {kind} of {name} are in no file")
         return result
 
+    def read_weight(self, name: str, start: int, numel: int) -> Tensor:
+        """[numel] from element `start` of a parameter. Raises LearnerError when some of it is in no file."""
+        weight = self.read(WEIGHT, name, start, numel)
+        if weight is None:
+            raise LearnerError(f"cannot resume: the checkpoint holds no weight of {name}")
+        return weight
+
     def step(self, name: str) -> float | None:
         """Updates that AdamW had made to a parameter; None before the first."""
         pieces = self._pieces.get((STEP, name))
@@ -149,9 +199,7 @@ class FragmentFiles:
 def read_fragments(files: FragmentFiles, fragments: Sequence[Fragment], optimizer: torch.optim.Optimizer) -> None:
     """Fill this rank's float32 weights and AdamW state. Raises LearnerError where something is missing."""
     for fragment in fragments:
-        weight = files.read(WEIGHT, fragment.name, fragment.start, fragment.numel)
-        assert weight is not None, "the caller has compared the names"
-        fragment.of(fragment.owner).copy_(weight)
+        fragment.of(fragment.owner).copy_(files.read_weight(fragment.name, fragment.start, fragment.numel))
         step = files.step(fragment.name)
         if step is None:
             continue

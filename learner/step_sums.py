@@ -17,7 +17,7 @@ _PHASES: tuple[Phase, ...] = ("cot", "image")
 
 
 class StepSums:
-    """Collects LossTerms. Float64, so that the order of adding does not show."""
+    """Accumulates LossTerms, in float64, so that the result does not depend on the order of addition."""
 
     def __init__(self, device: torch.device, num_mini_batches: int = 1) -> None:
         self._sums = torch.zeros(len(_PHASES), len(_SUMS), dtype=torch.float64, device=device)
@@ -52,8 +52,8 @@ class StepSums:
         dist.all_reduce(self._extremes, dist.ReduceOp.MAX)
 
     def metrics(self, plan: StepPlan, num_updates: int = 1) -> dict[str, float]:
-        """Means over tokens and over the `num_updates` times that the batch was gone through; of both phases together
-        where no phase is named. NaN for a phase that is not trained."""
+        """Means over tokens and over the `num_updates` epochs over the batch; over both phases where no phase is named.
+        NaN for a phase that is not trained."""
         counts = {phase: max(1, count) * num_updates for phase, count in plan.num_tokens_by_phase.items()}
         both = dict(zip(_SUMS, (self._sums.sum(0) / max(1, plan.num_tokens * num_updates)).tolist(), strict=True))
         per_phase = {

@@ -1,9 +1,9 @@
-"""One learner rank: trajectories in, weight versions out.
+"""One learner rank: from a batch of trajectories to an optimizer step and a new weight version.
 
     TrajectoryBatch ─► plan_step ─► BatchUpdater ─► StepReport, weight version + 1 ─► export_weights
 
-Every rank runs the same calls with the same batch; each takes its share of it. A plain class:
-`cluster` makes it a Ray actor.
+Data parallelism: every rank makes the same calls with the same whole batch, and computes on its own share of it.
+This is a plain class; `cluster.actors.learner` wraps it in a Ray actor.
 """
 
 from __future__ import annotations
@@ -35,83 +35,83 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one step did, over all ranks."""
+    """The result of one step, over all ranks."""
 
     weight_version: int
-    """The version that the step made; rollout workers are to have it next."""
+    """The version of the weights after the step; rollout workers receive it next."""
     metrics: Mapping[str, float]
     skipped: str | None
     """Why the weights were left as they were: "non-finite loss" or "non-finite gradient"; else None."""
     note: str | None = None
-    """What a person should know of this step."""
+    """A message for the user about this step, such as a parity gate that found a difference."""
 
 
 class LearnerWorker:
-    """One rank of the learner; `setup` comes first, and everything after it is entered by all ranks."""
+    """One rank of the learner. Every method but `weight_version` and `weight_layout` is entered by all ranks."""
 
-    def __init__(self, config: RunConfig, model_path: str, rank: int, world_size: int) -> None:
-        """model_path: hub id or folder of the policy to start from, which also is the reference."""
+    def __init__(
+        self,
+        config: RunConfig,
+        model_path: str,
+        rank: int,
+        policy: JanusPolicy,
+        engine: DeepSpeedEngine,
+        updater: BatchUpdater,
+    ) -> None:
+        """Of a policy, the engine around it and an updater of that engine; `start` gives one.
+
+        model_path: where the policy came from.
+        """
         self._config = config
         self._model_path = model_path
         self._rank = rank
-        self._world_size = world_size
-        self._device_type = "cuda" if config.learner.gpus_per_rank > 0 else "cpu"
-        self._device = torch.device(self._device_type)
-        self._dtype: torch.dtype = getattr(torch, config.model.dtype)
+        self._policy = policy
+        self._engine = engine
+        self._updater = updater
         self._num_skipped = 0
         self._sender: NcclSender | None = None
 
-    def setup(self, master_address: str, master_port: int) -> None:
-        """Meet the other ranks and load policy, reference and optimizer. Raises ModelError, LearnerError."""
-        learner = self._config.learner
-        if learner.threads_per_rank is not None or self._device_type == "cpu":
+    @classmethod
+    def start(
+        cls, config: RunConfig, model_path: str, rank: int, *, master_address: str, master_port: int
+    ) -> LearnerWorker:
+        """Rank `rank` of `learner.num_ranks`, after it has met the others and loaded policy, reference and optimizer.
+
+        model_path: hub id or folder of the policy to start from, which also is the reference. For the whole process
+        this sets PyTorch's number of threads on a CPU, and, with `run.deterministic`, its deterministic algorithms.
+        Raises ModelError, LearnerError.
+        """
+        learner, device = config.learner, _device(config)
+        if learner.threads_per_rank is not None or device.type == "cpu":
             torch.set_num_threads(learner.threads_per_rank or 1)
-        if self._config.run.deterministic:
+        if config.run.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as torch asks for, on GPUs
             torch.use_deterministic_algorithms(True)
-        init_distributed(
-            self._rank,
-            self._world_size,
-            master_address,
-            master_port,
-            self._device_type,
-            self._config.run.start_timeout_s,
-        )
-        self._policy = self._load_policy()
+        init_distributed(rank, learner.num_ranks, master_address, master_port, device.type, config.run.start_timeout_s)
+        policy = _load_policy(config, model_path)
         if learner.gradient_checkpointing:
-            self._policy.enable_gradient_checkpointing()
-        reference: JanusPolicy | None = None
-        if self._config.algorithm.needs_reference and learner.lora is None:
-            reference = self._load_policy().requires_grad_(False).to(self._device)
-        self._engine = DeepSpeedEngine(
-            self._policy,
-            OptimizerSettings.of(learner, self._config.run.steps),
+            policy.enable_gradient_checkpointing()
+        reference = _load_reference(config, model_path)
+        engine = DeepSpeedEngine(
+            policy,
+            OptimizerSettings.of(learner, config.run.steps),
             zero_stage=learner.zero_stage,
-            dtype=self._dtype,
-            device=self._device,
+            dtype=_dtype(config),
+            device=device,
         )
-        self._updater = BatchUpdater(self._config, self._engine, reference or BaseReference(self._engine), self._device)
-
-    def _load_policy(self) -> JanusPolicy:
-        return JanusPolicy.load(
-            self._model_path,
-            self._dtype,
-            logprob_chunk_tokens=self._config.learner.logprob_chunk_tokens,
-            revision=self._config.model.revision,
-            trainable=self._config.learner.trainable,
-            lora=self._config.learner.lora,
-        )
+        updater = BatchUpdater(config, engine, reference or BaseReference(engine), device)
+        return cls(config, model_path, rank, policy, engine, updater)
 
     @property
     def weight_version(self) -> int:
-        """Batches consumed: one weight version a batch, however many optimizer updates it was good for. A skipped
-        update counts, too: the bound on staleness keeps counting in steps of the run."""
+        """Number of batches that were trained on. One batch gives one weight version, however many optimizer updates
+        are made with it. A skipped update counts, too, since the bound on staleness is in steps of the run."""
         return self._engine.num_steps
 
     def train_step(self, batch: TrajectoryBatch) -> StepReport:
-        """Learn from a whole batch. Raises LearnerError for one that cannot be learned from, and at the parity gate."""
+        """Train on a whole batch. Raises LearnerError for one that does not fit the config, and at the parity gate."""
         started_s = time.perf_counter()
-        plan = plan_step(batch, PlanSettings.of(self._config, self._world_size), self._rank)
+        plan = plan_step(batch, PlanSettings.of(self._config, self._config.learner.num_ranks), self._rank)
         step_version = self.weight_version
         outcome = self._updater.update(plan)
         metrics = {
@@ -140,9 +140,10 @@ class LearnerWorker:
         return reason
 
     def export_weights(self, version: int) -> Iterator[WeightBucket]:
-        """All that training changes, a bucket at a time; every rank must run to the end, only rank 0 yields.
+        """The parameters that training changes, in buckets. Collective: every rank must exhaust the iterator; only
+        rank 0 yields buckets.
 
-        Raises LearnerError when `version` is not the one at hand.
+        Raises LearnerError when `version` is not the present weight version.
         """
         self._check_version(version)
         return export_buckets(self._engine, self._policy, self._config.weight_sync.bucket_mb)
@@ -152,26 +153,29 @@ class LearnerWorker:
             raise LearnerError(f"weight version {version} was asked for; the learner is at {self.weight_version}")
 
     def weight_layout(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """(name, dtype, shape) of all that `send_collective` sends, in its order."""
+        """(name, dtype, shape) of the tensors that `send_collective` broadcasts, in the same order."""
         return weight_layout(self._engine, self._policy)
 
     def join_collective(self, master_address: str, master_port: int, world_size: int) -> None:
-        """On GPUs, form an NCCL group with the engines' workers, in place of an earlier one; only rank 0 joins.
+        """Form an NCCL group with the engines' workers, replacing an earlier one. Needs GPUs; only rank 0 joins.
 
-        Raises WeightSyncError when the group does not come about.
+        Raises WeightSyncError when the group cannot be formed.
         """
         if self._rank == 0:
             self._leave_collective()
             self._sender = NcclSender(master_address, master_port, world_size)
 
     def send_collective(self, version: int) -> None:
-        """Broadcast all that training changes to the group; every rank enters. Raises LearnerError, WeightSyncError."""
+        """Broadcast the parameters that training changes over the NCCL group. Collective: every rank calls it.
+
+        Raises LearnerError, WeightSyncError.
+        """
         self._check_version(version)
         tensors = export_tensors(self._engine, self._policy)
         if self._sender is not None:
             self._sender.send(tensors)
         else:
-            for _ in tensors:  # takes part in gathering
+            for _ in tensors:  # gathering ZeRO-3's partitions is collective
                 pass
 
     def _leave_collective(self) -> None:
@@ -180,12 +184,13 @@ class LearnerWorker:
             self._sender = None
 
     def save_checkpoint(self, directory: Path, step: int) -> None:
-        """Write what going on after `step` steps needs. Raises LearnerError when the learner is at another step."""
+        """Write the state that resuming after `step` steps needs. Raises LearnerError when the learner is at another
+        step."""
         self._check_version(step)
         save_checkpoint(self._engine, directory, {"num_skipped": self._num_skipped})
 
     def load_checkpoint(self, directory: Path) -> int:
-        """Go on where `save_checkpoint` was; returns the number of steps made. Raises LearnerError."""
+        """Resume from a checkpoint of `save_checkpoint`; returns the number of steps made. Raises LearnerError."""
         self._num_skipped = load_checkpoint(self._engine, directory)["num_skipped"]
         return self.weight_version
 
@@ -196,7 +201,7 @@ class LearnerWorker:
             self._policy,
             self._model_path,
             directory,
-            dtype=self._dtype,
+            dtype=_dtype(self._config),
             revision=self._config.model.revision,
         )
 
@@ -207,9 +212,36 @@ class LearnerWorker:
         close_distributed()
 
 
+def _device(config: RunConfig) -> torch.device:
+    return torch.device("cuda" if config.learner.gpus_per_rank > 0 else "cpu")
+
+
+def _dtype(config: RunConfig) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, config.model.dtype)
+    return dtype
+
+
+def _load_policy(config: RunConfig, model_path: str) -> JanusPolicy:
+    return JanusPolicy.load(
+        model_path,
+        _dtype(config),
+        logprob_chunk_tokens=config.learner.logprob_chunk_tokens,
+        revision=config.model.revision,
+        trainable=config.learner.trainable,
+        lora=config.learner.lora,
+    )
+
+
+def _load_reference(config: RunConfig, model_path: str) -> JanusPolicy | None:
+    """The policy as it was before training; None where adapters leave it in place, or no token has a KL."""
+    if config.algorithm.needs_reference and config.learner.lora is None:
+        return _load_policy(config, model_path).requires_grad_(False).to(_device(config))
+    return None
+
+
 def _staleness(batch: TrajectoryBatch, version: int) -> dict[str, float]:
-    """Of the batch's trajectories, in steps, at the version that learns from them: mean, largest, and the share at
-    each number of steps."""
+    """Staleness of the batch's trajectories: how many weight versions the policy has moved on since their oldest token
+    was sampled. Mean, maximum, and the share of trajectories at each value."""
     lags = [
         version - trajectory.oldest_weight_version
         for group in batch.groups

@@ -1,1 +1,1 @@
-"""Rollout: prompts in; semantic CoTs, image tokens and pictures out."""
+"""Rollout: semantic CoTs, image tokens and pictures are sampled from the policy, for each prompt a group of them."""

@@ -1,4 +1,4 @@
-"""Pictures for prompts, outside training: one engine, one group a prompt, until all are drawn.
+"""Image generation outside training: one engine, one group of pictures for each prompt.
 
 prompts ─► plan_rollout (context, memory) ─► engine + GroupSampler ─► sink(group, pictures), as each finishes
 """
@@ -16,9 +16,10 @@ from transformers.utils import logging
 
 from configs.errors import ConfigError, DataError
 from configs.schema import RolloutConfig
+from rollout.engine import EngineSettings
 from rollout.prompts import Conversation
 from rollout.records import GroupRequest, GroupRollout, Prompt, UInt8Array, derive_seed
-from rollout.worker import create_engine, start_sampler
+from rollout.worker import make_sampler, start_engine
 
 DEFAULT_COT_TOKENS = 128
 MAX_SEQUENCES = 128
@@ -29,7 +30,7 @@ _CPU_SEQUENCES = 16
 
 @dataclass(frozen=True, slots=True)
 class DrawingOptions:
-    """What to draw with, and how; None lets the checkpoint or the machine decide."""
+    """Options of image generation. None means the checkpoint's own value, or what the machine has."""
 
     model: str
     revision: str | None = None
@@ -57,11 +58,10 @@ async def draw(
     conversation = Conversation.from_pretrained(options.model, revision=options.revision)
     config = plan_rollout(options, conversation, prompts)
     dtype = options.dtype or ("bfloat16" if config.gpus_per_worker else "float32")
-    engine = create_engine(options.model, config, dtype, options.revision)
+    settings = EngineSettings(options.model, config, dtype, options.revision)
+    engine = await start_engine(settings)
     try:
-        sampler = await start_sampler(
-            engine, options.model, config, "drawing", options.revision, with_cot=not options.no_cot
-        )
+        sampler = await make_sampler(engine, conversation, settings, "drawing", with_cot=not options.no_cot)
         # The slow engine gains nothing from company: one group after the other shows its pictures sooner.
         num_groups_at_once = math.ceil(MAX_SEQUENCES / options.num_images) if options.engine == "vllm" else 1
         places = asyncio.Semaphore(num_groups_at_once)
@@ -82,7 +82,7 @@ async def draw(
 
 
 def plan_rollout(options: DrawingOptions, conversation: Conversation, prompts: Sequence[Prompt]) -> RolloutConfig:
-    """What the engine is told: a context for the longest of these prompts, and memory for some sequences of it.
+    """The rollout config of these prompts: a context length for the longest one, and memory for its KV cache.
 
     Raises PromptTooLong (a DataError) when a prompt leaves no room for plan and picture.
     """
@@ -113,8 +113,8 @@ def plan_rollout(options: DrawingOptions, conversation: Conversation, prompts: S
 
 
 def _num_prompt_tokens(options: DrawingOptions, conversation: Conversation, prompt: Prompt, limit: int) -> int:
-    if not prompt.text.strip():
-        raise DataError(f"prompt {prompt.prompt_id} is empty")
+    if not conversation.plain(prompt.text):
+        raise DataError(f"prompt {prompt.prompt_id} is empty, or holds nothing but special tokens of the model")
     contexts = [conversation.image_prompt(prompt.text, "")]
     if not options.no_cot:
         contexts.append(conversation.semantic_prompt(prompt.text))

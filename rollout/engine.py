@@ -1,8 +1,11 @@
-"""The engine: one token sequence in, its continuation out.
+"""The inference engine: samples the continuation of a token sequence, and takes new weights while it runs.
 
-Two classes implement `Engine`: `rollout.vllm.engine.VllmEngine`, which batches all that is asked of
-it at once, and `rollout.transformers_engine.TransformersEngine`, its slow and obvious twin. The
-rollout worker knows only this Protocol.
+Two classes implement `Engine`: `rollout.vllm.engine.VllmEngine`, which runs all requests as one continuous batch,
+and `rollout.transformers_engine.TransformersEngine`, which runs one sequence a forward pass and is there for
+comparison. The rollout worker knows only this Protocol.
+
+Each class has a factory, `await VllmEngine.start(settings)`, which returns an engine that is ready to sample. An
+engine that exists has its model loaded.
 """
 
 from __future__ import annotations
@@ -11,7 +14,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from configs.schema import RolloutConfig, RunConfig
 from rollout.records import Float32Array, Int32Array, WeightBucket
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an engine is started with."""
+
+    model_path: str
+    """Folder or hub id of a Janus checkpoint with safetensors files."""
+    rollout: RolloutConfig
+    """Of it, the engine reads its kind, device, threads, memory and the limits of a sequence."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations; guidance and log-probabilities are float32 in both."""
+    revision: str | None = None
+    """Git revision of a hub id."""
+    sampled_logprobs: bool = False
+    """Which log-probabilities are recorded; see `SequenceResult`."""
+    deterministic: bool = False
+    """vLLM schedules no step before the tokens of the last one are known, so timing decides no batch."""
+
+    @classmethod
+    def of(cls, model_path: str, config: RunConfig) -> EngineSettings:
+        """Those of a run's rollout workers. model_path: the policy that the run starts from."""
+        return cls(
+            model_path=model_path,
+            rollout=config.rollout,
+            dtype=config.model.dtype,
+            revision=config.model.revision,
+            sampled_logprobs=config.algorithm.records_sampled_logprobs,
+            deterministic=config.run.deterministic,
+        )
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """The torch device of the engine and of the VQ model beside it."""
+        return device_of(self.rollout)
+
+
+def device_of(config: RolloutConfig) -> Literal["cpu", "cuda"]:
+    """The torch device of a worker's models."""
+    return "cuda" if config.gpus_per_worker > 0 else "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +79,35 @@ class SequenceRequest:
 
 @dataclass(frozen=True, slots=True)
 class SequenceResult:
-    """The sampled continuation."""
+    """The sampled continuation and its log-probabilities."""
 
     token_ids: Int32Array
     """int32 [N]: text ids with the final EOS, or VQ codes from 0."""
     logprobs: Float32Array
     """float32 [N], nats, at temperature 1: of text tokens under the policy; of image tokens the *conditional* one.
-    An engine made with sampled_logprobs records those of the distribution that it samples from instead: at the
+    An engine started with sampled_logprobs records those of the distribution that it samples from instead: at the
     request's temperature (at 1 for a greedy one), and of image tokens the *guided* one."""
     oldest_weight_version: int
     newest_weight_version: int
 
 
+class CollectiveReceiver(Protocol):
+    """Takes new weights from the learner's NCCL group."""
+
+    async def init_collective(self, master_address: str, master_port: int, rank_offset: int, world_size: int) -> None:
+        """Join the learner's NCCL group; returns when all of its `world_size` ranks have. Raises WeightSyncError.
+
+        The learner's sender is rank 0; this engine's workers take ranks from `rank_offset`.
+        """
+
+    async def receive_collective(
+        self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
+    ) -> None:
+        """`Engine.update_weights` from the group: the learner broadcasts these tensors, in this order, meanwhile."""
+
+
 class Engine(Protocol):
     """Samples continuations, and takes new weights while doing so."""
-
-    async def start(self) -> None:
-        """Load the model; raises ModelError when it cannot."""
 
     async def generate(self, request: SequenceRequest) -> SequenceResult:
         """Sample one continuation. Many calls may run at once; they share the batch."""
@@ -67,6 +123,10 @@ class Engine(Protocol):
 
         Raises WeightSyncError when a bucket does not fit the model.
         """
+
+    @property
+    def collective(self) -> CollectiveReceiver | None:
+        """The way to update weights over NCCL; None for an engine that has none."""
 
     @property
     def weight_version(self) -> int:

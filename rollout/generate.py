@@ -1,8 +1,8 @@
-"""Draw pictures with a trained policy, from the command line.
+"""Generate images with a trained policy, from the command line.
 
     python -m rollout.generate --model DIR_OR_HUB_ID --prompt "a red star" --num-images 4 --output-dir DIR
 
-The policy is asked in the words it was trained with, and drawn from by the same engine as in training.
+The policy is prompted in the format that it was trained with, and sampled by the same engine as in training.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -20,9 +21,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from configs.command_line import exit_code_of
+from configs.errors import DataError
 from rollout.prompts import load_prompts
+from rollout.prompts.files import BadRecord, parse_prompt
 from rollout.prompts.source import summarize_skipped
 from rollout.records import GroupRollout, Prompt, UInt8Array
+from rollout.vllm.settings import quiet_environment
 
 MAX_BAD_LINES = 100
 
@@ -98,7 +102,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _read_prompts(arguments: argparse.Namespace, console: Console) -> tuple[Prompt, ...]:
     if arguments.prompt:
-        return tuple(Prompt(prompt_id=f"prompt:{index}", text=text) for index, text in enumerate(arguments.prompt))
+        return tuple(_prompt_of(text, f"prompt:{index}") for index, text in enumerate(arguments.prompt))
     prompts = load_prompts(arguments.prompts, MAX_BAD_LINES)
     if prompts.skipped:
         console.print(f"{len(prompts.skipped)} bad records are skipped:", style="yellow")
@@ -106,9 +110,17 @@ def _read_prompts(arguments: argparse.Namespace, console: Console) -> tuple[Prom
     return prompts.prompts
 
 
+def _prompt_of(text: str, prompt_id: str) -> Prompt:
+    try:
+        return parse_prompt({"prompt": text}, prompt_id)
+    except BadRecord as error:
+        raise DataError(f"--prompt {text!a}: {error}") from error
+
+
 def _generate(arguments: argparse.Namespace) -> int:
     console = Console()
     prompts = _read_prompts(arguments, console)
+    os.environ.update(quiet_environment())  # before torch is imported, which reads its part once
     # Here, so that --help and a mistyped option are answered at once.
     from rollout.drawing import DrawingOptions, draw
     from rollout.pictures import PictureWriter

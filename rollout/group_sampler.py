@@ -1,4 +1,4 @@
-"""One group: a prompt in, its trajectories and pictures out.
+"""Rollout of one group: the trajectories and pictures of a prompt.
 
     prompt ─► semantic prompt ─┬─► CoT 0 ─► image prompt ─┬─► image tokens 0 ─► picture 0 ─┐
                                │                          └─► image tokens 1 ─► picture 1 ─┤
@@ -7,13 +7,11 @@
       every CoT and every picture is a task of its own; a short CoT's pictures begin while ┘
       longer CoTs are still being written, and share the engine's batch with them
 
-The tokens depend on the weights, the prompt and `request.seed`, and on nothing else: not on the
-attempt, the worker, or who finishes first. So a group rolled again under the same weights is the
-same group.
+The sampled tokens depend on the weights, the prompt and `request.seed` only: not on the attempt, the worker, or the
+order in which sequences finish. So a rollout that is repeated under the same weights gives the same group.
 
-`deterministic` makes that hold bit for bit. A matrix product may be rounded in another way in a batch of
-another size, so groups then take turns, and the engine is given all CoTs of one as a batch of their own, and
-then all its pictures.
+`deterministic` makes this hold bit for bit. The rounding of a matrix product may depend on the size of the batch, so
+groups are then sampled one after the other: all CoTs of a group as one batch, then all its pictures as another.
 """
 
 from __future__ import annotations
@@ -118,7 +116,7 @@ class GroupSampler:
     async def _sample_branches(
         self, request: GroupRequest, num_cots: int, prompt_ids: Int32Array
     ) -> list[tuple[Trajectory, UInt8Array]]:
-        """All at once, in the engine's batch with whatever else is in it."""
+        """All branches concurrently, in one batch with the engine's other requests."""
         async with asyncio.TaskGroup() as group:
             branches = [group.create_task(self._sample_branch(request, index, prompt_ids)) for index in range(num_cots)]
         return [drawn for branch in branches for drawn in branch.result()]
@@ -126,7 +124,7 @@ class GroupSampler:
     async def _sample_in_turn(
         self, request: GroupRequest, num_cots: int, prompt_ids: Int32Array
     ) -> list[tuple[Trajectory, UInt8Array]]:
-        """The CoTs as one batch, then the pictures as one, for the decoder too."""
+        """One group at a time: its CoTs as one batch, then its pictures as one, for the VQ decoder, too."""
         async with self._turn:
             return await self._sample_together(request, num_cots, prompt_ids)
 

@@ -3,26 +3,29 @@
     token ids ──────────────────────────► conditional stream ───► c ─┐
         └─► unconditional_ids ─────────► unconditional stream ─► u ─┴─► u + w (c - u) ─► next image token
 
-The unconditional stream is as long as the conditional one. Each of its tokens follows from the
-token at the same place alone, so whatever an engine does to a sequence (splitting, caching,
-recomputing) it may do to both streams at once.
+The unconditional stream is as long as the conditional one. Each of its tokens depends only on the token at the same
+position, so whatever an engine does to a sequence (prefix caching, preemption and recomputation) it can do to both
+streams at once.
+
+Both engines and the learner call these two functions: guidance is defined in this file only.
 """
 
 from __future__ import annotations
 
 import torch
 
+from rollout.janus_checkpoint import SpecialIds
 
-def unconditional_ids(
-    token_ids: torch.Tensor, *, text_vocab_size: int, bos_id: int, pad_id: int, begin_of_image_id: int
-) -> torch.Tensor:
+
+def unconditional_ids(token_ids: torch.Tensor, special_ids: SpecialIds, text_vocab_size: int) -> torch.Tensor:
     """What the unconditional stream reads in place of `token_ids`; both int64, of one shape.
 
     BOS, begin-of-image and image tokens (ids from `text_vocab_size`) stay; every other token
     becomes padding (transformers' `JanusForConditionalGeneration.generate` does the same).
     """
-    kept = (token_ids >= text_vocab_size) | (token_ids == bos_id) | (token_ids == begin_of_image_id)
-    return token_ids.masked_fill(~kept, pad_id)
+    is_image = token_ids >= text_vocab_size
+    kept = is_image | (token_ids == special_ids.bos) | (token_ids == special_ids.begin_of_image)
+    return token_ids.masked_fill(~kept, special_ids.pad)
 
 
 def guided_logits(

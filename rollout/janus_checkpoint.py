@@ -30,7 +30,7 @@ WEIGHT_FILES = ("*.safetensors",)
 
 @dataclass(frozen=True, slots=True)
 class SpecialIds:
-    """Token ids with a meaning of their own, in the tokenizer's vocabulary."""
+    """Ids of the special tokens, in the tokenizer's vocabulary."""
 
     bos: int
     eos: int
@@ -83,6 +83,11 @@ class JanusCheckpoint:
     def num_codes(self) -> int:
         """Size of the VQ codebook."""
         return int(self.config.vq_config.num_embeddings)
+
+    @property
+    def text_vocab_size(self) -> int:
+        """Size of the text vocabulary; ids from here on stand for image tokens where both share one range."""
+        return int(self.config.text_config.vocab_size)
 
     @property
     def max_positions(self) -> int:

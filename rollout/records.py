@@ -11,7 +11,7 @@ Log-probabilities are in nats. N_x is the number of tokens of x.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -106,10 +106,10 @@ class Trajectory:
     oldest_weight_version: int
     newest_weight_version: int
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that count in the loss."""
-        return len(self.cot_ids) + len(self.image_ids)
+    def num_tokens(self, phases: Collection[str] = ("cot", "image")) -> int:
+        """Sampled tokens of these phases."""
+        lengths = {"cot": len(self.cot_ids), "image": len(self.image_ids)}
+        return sum(lengths[phase] for phase in phases)
 
 
 @dataclass(frozen=True, slots=True)

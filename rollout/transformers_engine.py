@@ -1,11 +1,11 @@
-"""The slow and obvious engine: transformers' own Janus, one sequence a forward pass.
+"""The reference engine: transformers' own Janus, without batching, one sequence a forward pass.
 
-    generate ─► one step at a time on a single thread ─► SequenceResult
-                     ▲ update_weights waits its turn there, so it falls between two tokens
+    generate ─► one decoding step at a time on a single thread ─► SequenceResult
+                     ▲ update_weights runs on the same thread, so it falls between two tokens
 
-It is the measure of the fast engine, and good enough for a handful of pictures. A picture is drawn
-by two streams with a key-value cache each: the conditional one sees the prompt, the unconditional
-one sees padding in its place (`Conversation.unconditional_prompt`); both see the same image tokens.
+Tests compare the vLLM engine with it, and it is fast enough for a handful of pictures. A picture is sampled
+from two streams with a KV cache each: the conditional one sees the prompt, the unconditional
+one sees padding in its place (`rollout.guidance`); both see the same image tokens.
 A token is sampled from `u + w (c - u)`; what is recorded is its log-probability under c alone, unless
 those of the sampled distribution are asked for.
 """
@@ -23,9 +23,10 @@ import torch
 from transformers import DynamicCache, JanusForConditionalGeneration
 
 from configs.errors import ModelError, RolloutError, WeightSyncError
-from rollout.engine import SequenceRequest, SequenceResult
+from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
+from rollout.guidance import guided_logits, unconditional_ids
 from rollout.janus_checkpoint import JanusCheckpoint
-from rollout.records import Int32Array, WeightBucket
+from rollout.records import WeightBucket
 from rollout.weights import unpack_bucket
 
 
@@ -64,28 +65,27 @@ class TransformersEngine:
     """Implements `rollout.engine.Engine` with `JanusForConditionalGeneration`."""
 
     def __init__(
-        self,
-        model_path: str,
-        dtype: str = "float32",
-        device: str = "cpu",
-        revision: str | None = None,
-        sampled_logprobs: bool = False,
+        self, settings: EngineSettings, checkpoint: JanusCheckpoint, model: Any, thread: ThreadPoolExecutor
     ) -> None:
-        """dtype: `float32` or `bfloat16`; device: a torch device; sampled_logprobs: which log-probabilities are
-        recorded, see `rollout.engine.SequenceResult`."""
-        self._model_path = model_path
-        self._revision = revision
-        self._sampled_logprobs = sampled_logprobs
-        self._dtype = getattr(torch, dtype)
-        self._device = torch.device(device)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers-engine")
-        self._model: Any = None
-        self._checkpoint: JanusCheckpoint | None = None
+        """Of a loaded model, which from now on `thread` alone may touch; `start` gives one."""
+        self._sampled_logprobs = settings.sampled_logprobs
+        self._device = torch.device(settings.device)
+        self._checkpoint = checkpoint
+        self._model = model
+        self._thread = thread
+        self._is_closed = False
         self._weight_version = 0
 
-    async def start(self) -> None:
-        """Load the model. Raises ModelError when it cannot."""
-        await self._on_thread(self._load)
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> TransformersEngine:
+        """An engine with its model loaded. Raises ModelError when it cannot be."""
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers-engine")
+        try:
+            checkpoint, model = await asyncio.get_running_loop().run_in_executor(thread, _load, settings)
+        except BaseException:
+            thread.shutdown(wait=False, cancel_futures=True)
+            raise
+        return cls(settings, checkpoint, model, thread)
 
     async def generate(self, request: SequenceRequest) -> SequenceResult:
         """Sample one continuation. Sequences that run at once take turns, token by token.
@@ -106,6 +106,11 @@ class TransformersEngine:
         await self._on_thread(self._load_buckets, version, buckets)
 
     @property
+    def collective(self) -> None:
+        """None: weights come in buckets only."""
+        return None
+
+    @property
     def weight_version(self) -> int:
         return self._weight_version
 
@@ -115,31 +120,26 @@ class TransformersEngine:
         return True
 
     async def close(self) -> None:
-        """Free the model; safe to call twice."""
+        """Free the model; safe to call twice. Requests that still run end with RolloutError."""
+        self._is_closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._model = None
 
     async def _on_thread(self, function: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
-
-    def _load(self) -> None:
-        checkpoint = JanusCheckpoint.from_pretrained(self._model_path, self._revision, weights=True)
+        closed = RolloutError("the transformers engine is not running: it was closed")
+        if self._is_closed:
+            raise closed
         try:
-            model, info = JanusForConditionalGeneration.from_pretrained(
-                str(checkpoint.folder), dtype=self._dtype, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"model {checkpoint.folder}: its weights cannot be loaded: {error}") from error
-        if info["missing_keys"]:
-            raise ModelError(f"model {checkpoint.folder}: weights are missing: {sorted(info['missing_keys'])[:3]}")
-        self._model = model.to(self._device).eval()
-        self._checkpoint = checkpoint
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if self._is_closed and not (caller is not None and caller.cancelling()):
+                raise closed from None  # `close` has cancelled what still waited for the thread
+            raise
 
     @torch.inference_mode()
     def _begin(self, request: SequenceRequest) -> _RunningSequence:
         checkpoint = self._checkpoint
-        if checkpoint is None:
-            raise RolloutError("the engine has not been started")
         num_tokens = len(request.prompt_ids) + request.max_new_tokens
         if num_tokens > checkpoint.max_positions:
             raise ValueError(
@@ -147,13 +147,12 @@ class TransformersEngine:
                 f"the model's context holds {checkpoint.max_positions}"
             )
         special = checkpoint.special_ids
-        contexts = [request.prompt_ids]
+        contexts = [torch.from_numpy(request.prompt_ids).long()]
         stop_id: int | None = special.eos
         if request.phase == "image":
             if request.prompt_ids[-1] != special.begin_of_image:
                 raise ValueError(f"request {request.request_id}: its prompt does not end with begin-of-image")
-            kept = np.isin(request.prompt_ids, (special.bos, special.begin_of_image))
-            contexts.append(np.where(kept, request.prompt_ids, special.pad))
+            contexts.append(unconditional_ids(contexts[0], special, checkpoint.text_vocab_size))
             stop_id = None
         return _RunningSequence(
             request=request,
@@ -171,14 +170,15 @@ class TransformersEngine:
             policy_logits = sampling_logits = self._model.lm_head(hidden[0]).float().cpu()
         else:
             policy_logits, unconditional = (self._model.model.generation_head(state).float().cpu() for state in hidden)
-            sampling_logits = unconditional + request.guidance_scale * (policy_logits - unconditional)
+            sampling_logits = guided_logits(policy_logits, unconditional, request.guidance_scale)
         token_id = _sample(sampling_logits, request.temperature, sequence.generator)
         sequence.token_ids.append(token_id)
         recorded = sampling_logits / (request.temperature or 1.0) if self._sampled_logprobs else policy_logits
         sequence.logprobs.append(float(recorded.log_softmax(-1)[token_id]))
         sequence.weight_versions.append(self._weight_version)
         sequence.finished = token_id == sequence.stop_id or len(sequence.token_ids) == request.max_new_tokens
-        embedding = self._embed_code(token_id) if request.phase == "image" else self._embed_text([token_id])
+        embed = self._embed_code if request.phase == "image" else self._embed_text
+        embedding = embed(torch.tensor([token_id]))
         for stream in sequence.streams:
             stream.next_embeddings = embedding
 
@@ -188,16 +188,14 @@ class TransformersEngine:
         )
         return output.last_hidden_state[0, -1]
 
-    def _embed_text(self, ids: Int32Array | list[int]) -> torch.Tensor:
-        return self._model.get_input_embeddings()(torch.as_tensor(ids, dtype=torch.long, device=self._device))
+    def _embed_text(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._model.get_input_embeddings()(ids.to(self._device))
 
-    def _embed_code(self, code: int) -> torch.Tensor:
-        return self._model.prepare_embeddings_for_image_generation(torch.tensor([code], device=self._device))
+    def _embed_code(self, codes: torch.Tensor) -> torch.Tensor:
+        return self._model.prepare_embeddings_for_image_generation(codes.to(self._device))
 
     @torch.inference_mode()
     def _load_buckets(self, version: int, buckets: Sequence[WeightBucket]) -> None:
-        if self._model is None:
-            raise WeightSyncError("the engine has not been started")
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         weights = [weight for bucket in buckets for weight in unpack_bucket(bucket)]
         for name, tensor in weights:
@@ -211,6 +209,20 @@ class TransformersEngine:
         for name, tensor in weights:
             parameters[name].copy_(tensor)
         self._weight_version = version
+
+
+def _load(settings: EngineSettings) -> tuple[JanusCheckpoint, Any]:
+    """The checkpoint and transformers' model on its device. Raises ModelError."""
+    checkpoint = JanusCheckpoint.from_pretrained(settings.model_path, settings.revision, weights=True)
+    try:
+        model, info = JanusForConditionalGeneration.from_pretrained(
+            str(checkpoint.folder), dtype=getattr(torch, settings.dtype), output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"model {checkpoint.folder}: its weights cannot be loaded: {error}") from error
+    if info["missing_keys"]:
+        raise ModelError(f"model {checkpoint.folder}: weights are missing: {sorted(info['missing_keys'])[:3]}")
+    return checkpoint, model.to(torch.device(settings.device)).eval()
 
 
 def _sample(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> int:

@@ -4,8 +4,8 @@
                                          └─► BatchedDecoder ─► ImageDecoder, in a thread
     update_weights(version, buckets) ─► Engine, between two tokens
 
-All methods run in one event loop; many `roll_group` calls share the engine's batch, and nothing
-here blocks the loop.
+All methods run in one event loop. Concurrent `roll_group` calls share the engine's batch (continuous batching), and
+nothing here blocks the loop.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 import torch
 
-from configs.errors import RolloutError, WeightSyncError
-from configs.schema import RolloutConfig, RunConfig
-from rollout.engine import Engine
+from configs.errors import WeightSyncError
+from configs.schema import RunConfig
+from rollout.engine import CollectiveReceiver, Engine, EngineSettings
 from rollout.group_sampler import GroupSampler, SamplingSettings
+from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.pictures import BatchedDecoder, ImageDecoder
 from rollout.prompts import Conversation
 from rollout.records import GroupRequest, GroupRollout, UInt8Array, WeightBucket
@@ -27,41 +28,31 @@ from rollout.vllm import VllmEngine, context_length
 
 
 class RolloutWorker:
-    """Rolls groups of `config.rollout` with the policy of `model_path` (a folder or hub id)."""
+    """Samples groups (rollouts) with the policy that its engine holds."""
 
-    def __init__(self, model_path: str, config: RunConfig, worker_id: str) -> None:
-        self._model_path = model_path
-        self._config = config
-        self._worker_id = worker_id
-        self._engine = create_engine(
-            model_path,
-            config.rollout,
-            config.model.dtype,
-            config.model.revision,
-            config.algorithm.records_sampled_logprobs,
-            config.run.deterministic,
-        )
-        self._sampler: GroupSampler | None = None
+    def __init__(self, engine: Engine, sampler: GroupSampler) -> None:
+        """Of a running engine and a sampler on it; `start` gives one."""
+        self._engine = engine
+        self._sampler = sampler
 
-    async def start(self) -> None:
-        """Load the policy and the VQ model.
+    @classmethod
+    async def start(cls, model_path: str, config: RunConfig, worker_id: str) -> RolloutWorker:
+        """A worker that rolls groups of `config.rollout` with the policy of `model_path` (a folder or hub id).
 
-        Raises ModelError when the checkpoint cannot be used, and ConfigError when prompt, CoT and
-        picture do not fit its context.
+        Loads the policy and the VQ model. Raises ModelError when the checkpoint cannot be used, and ConfigError
+        when prompt, CoT and picture do not fit its context.
         """
-        self._sampler = await start_sampler(
-            self._engine,
-            self._model_path,
-            self._config.rollout,
-            self._worker_id,
-            self._config.model.revision,
-            deterministic=self._config.run.deterministic,
-        )
+        settings = EngineSettings.of(model_path, config)
+        conversation = load_conversation(settings)
+        engine = await start_engine(settings)
+        try:
+            return cls(engine, await make_sampler(engine, conversation, settings, worker_id))
+        except BaseException:
+            await engine.close()
+            raise
 
     async def roll_group(self, request: GroupRequest) -> tuple[GroupRollout, UInt8Array]:
         """See `GroupSampler.sample`."""
-        if self._sampler is None:
-            raise RolloutError(f"rollout worker {self._worker_id} has not been started")
         return await self._sampler.sample(request)
 
     async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
@@ -69,19 +60,20 @@ class RolloutWorker:
         await self._engine.update_weights(version, buckets)
 
     async def join_collective(self, master_address: str, master_port: int, rank_offset: int, world_size: int) -> None:
-        """See `VllmEngine.init_collective`. Raises WeightSyncError with another engine."""
-        await self._vllm_engine().init_collective(master_address, master_port, rank_offset, world_size)
+        """See `CollectiveReceiver.init_collective`. Raises WeightSyncError when the engine cannot."""
+        await self._collective().init_collective(master_address, master_port, rank_offset, world_size)
 
     async def receive_collective(
         self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
     ) -> None:
-        """See `VllmEngine.receive_collective`. Raises WeightSyncError with another engine."""
-        await self._vllm_engine().receive_collective(version, names, dtypes, shapes)
+        """See `CollectiveReceiver.receive_collective`. Raises WeightSyncError when the engine cannot."""
+        await self._collective().receive_collective(version, names, dtypes, shapes)
 
-    def _vllm_engine(self) -> VllmEngine:
-        if not isinstance(self._engine, VllmEngine):
+    def _collective(self) -> CollectiveReceiver:
+        collective = self._engine.collective
+        if collective is None:
             raise WeightSyncError("weights by NCCL need rollout.engine vllm")
-        return self._engine
+        return collective
 
     @property
     def weight_version(self) -> int:
@@ -94,53 +86,46 @@ class RolloutWorker:
 
     async def close(self) -> None:
         """Free everything; safe to call twice."""
-        self._sampler = None
         await self._engine.close()
 
 
-async def start_sampler(
-    engine: Engine,
-    model_path: str,
-    config: RolloutConfig,
-    worker_id: str,
-    revision: str | None = None,
-    with_cot: bool = True,
-    deterministic: bool = False,
-) -> GroupSampler:
-    """Start the engine, load the VQ model, and put a GroupSampler on them. Raises as `RolloutWorker.start`."""
-    conversation = Conversation.from_pretrained(model_path, config.system_prompt, config.instruction, revision)
-    checkpoint, device = conversation.checkpoint, device_of(config)
-    context_length(config, checkpoint)  # raises when it is too short
-    if device == "cpu":
-        torch.set_num_threads(config.threads_per_worker or 1)
-    await engine.start()
-    decoder = await asyncio.to_thread(ImageDecoder, model_path, device, config.decode_batch_size, revision)
-    settings = SamplingSettings(
-        max_prompt_tokens=config.max_prompt_tokens,
-        max_cot_tokens=config.max_cot_tokens if with_cot else 0,
-        num_image_tokens=checkpoint.num_image_tokens,
-        guidance_scale=config.guidance_scale,
-        temperature=config.temperature,
+def load_conversation(settings: EngineSettings) -> Conversation:
+    """The tokenizer, chat template and words of the checkpoint. Raises ModelError."""
+    rollout = settings.rollout
+    return Conversation.from_pretrained(
+        settings.model_path, rollout.system_prompt, rollout.instruction, settings.revision
     )
-    batched = BatchedDecoder(decoder.decode, config.decode_batch_size)
-    return GroupSampler(engine, conversation, batched, settings, worker_id, deterministic)
 
 
-def device_of(config: RolloutConfig) -> str:
-    """The torch device of a worker's models."""
-    return "cuda" if config.gpus_per_worker > 0 else "cpu"
+async def start_engine(settings: EngineSettings) -> Engine:
+    """The engine that `rollout.engine` names, with its model loaded.
+
+    On a CPU this also sets the number of PyTorch's threads, of the whole process, to `rollout.threads_per_worker`
+    (1 when that is null). Raises ModelError when the checkpoint cannot be used, and ConfigError when prompt, CoT and
+    picture do not fit its context.
+    """
+    context_length(settings.rollout, JanusCheckpoint.from_pretrained(settings.model_path, settings.revision))
+    if settings.device == "cpu":
+        torch.set_num_threads(settings.rollout.threads_per_worker or 1)
+    if settings.rollout.engine == "vllm":
+        return await VllmEngine.start(settings)
+    return await TransformersEngine.start(settings)
 
 
-def create_engine(
-    model_path: str,
-    config: RolloutConfig,
-    dtype: str,
-    revision: str | None = None,
-    sampled_logprobs: bool = False,
-    deterministic: bool = False,
-) -> Engine:
-    """The engine that `config.engine` names, not started. sampled_logprobs: see `rollout.engine.SequenceResult`;
-    deterministic: see `Engine.generate_together`."""
-    if config.engine == "vllm":
-        return VllmEngine(model_path, config, dtype, revision, sampled_logprobs, deterministic)
-    return TransformersEngine(model_path, dtype, device_of(config), revision, sampled_logprobs)
+async def make_sampler(
+    engine: Engine, conversation: Conversation, settings: EngineSettings, worker_id: str, with_cot: bool = True
+) -> GroupSampler:
+    """A GroupSampler on a running engine, with the VQ model of `settings`. Raises ModelError when it has none."""
+    rollout = settings.rollout
+    decoder = await asyncio.to_thread(
+        ImageDecoder, settings.model_path, settings.device, rollout.decode_batch_size, settings.revision
+    )
+    sampling = SamplingSettings(
+        max_prompt_tokens=rollout.max_prompt_tokens,
+        max_cot_tokens=rollout.max_cot_tokens if with_cot else 0,
+        num_image_tokens=conversation.checkpoint.num_image_tokens,
+        guidance_scale=rollout.guidance_scale,
+        temperature=rollout.temperature,
+    )
+    batched = BatchedDecoder(decoder.decode, rollout.decode_batch_size)
+    return GroupSampler(engine, conversation, batched, sampling, worker_id, settings.deterministic)

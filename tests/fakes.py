@@ -36,9 +36,6 @@ class FakeEngine:
         """What was asked for together, in order."""
         self._weight_version = 0
 
-    async def start(self) -> None:
-        return None
-
     async def generate(self, request: SequenceRequest) -> SequenceResult:
         self.events.append(("start", request))
         oldest_weight_version = self._weight_version
@@ -70,6 +67,10 @@ class FakeEngine:
 
     async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
         self._weight_version = version
+
+    @property
+    def collective(self) -> None:
+        return None
 
     @property
     def weight_version(self) -> int:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from configs.errors import LearnerError
 from configs.schema import RunConfig
 from rollout.records import TrajectoryBatch, WeightBucket
 
 if TYPE_CHECKING:
-    from learner.worker import StepReport
+    from learner.worker import LearnerWorker, StepReport
 
 
 class LearnerActor:
@@ -21,6 +22,7 @@ class LearnerActor:
     def __init__(self, config: RunConfig, rank: int) -> None:
         self._config = config
         self._rank = rank
+        self._worker: LearnerWorker | None = None
 
     def ping(self) -> None:
         """Answers when nothing else is being done."""
@@ -56,13 +58,21 @@ class LearnerActor:
             return address, probe.getsockname()[1]
 
     def setup(self, model_path: str, master_address: str, master_port: int) -> None:
+        """Meet the other ranks and load the model. Raises what `LearnerWorker.start` raises."""
         from learner.worker import LearnerWorker
 
-        self._worker = LearnerWorker(self._config, model_path, self._rank, self._config.learner.num_ranks)
-        self._worker.setup(master_address, master_port)
+        self._worker = LearnerWorker.start(
+            self._config, model_path, self._rank, master_address=master_address, master_port=master_port
+        )
+
+    @property
+    def _started(self) -> LearnerWorker:
+        if self._worker is None:
+            raise LearnerError(f"learner rank {self._rank} has not been set up")
+        return self._worker
 
     def train_step(self, batch: TrajectoryBatch) -> StepReport:
-        return self._worker.train_step(batch)
+        return self._started.train_step(batch)
 
     def export_weights(self, version: int) -> Iterator[WeightBucket | int]:
         """All buckets, and at the end their number: an error would stand in its place.
@@ -70,28 +80,29 @@ class LearnerActor:
         Called with num_returns="streaming", so that no more than one bucket is in memory beside the store.
         """
         num_buckets = 0
-        for bucket in self._worker.export_weights(version):
+        for bucket in self._started.export_weights(version):
             num_buckets += 1
             yield bucket
         yield num_buckets
 
     def weight_layout(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        return self._worker.weight_layout()
+        return self._started.weight_layout()
 
     def join_collective(self, master_address: str, master_port: int, world_size: int) -> None:
-        self._worker.join_collective(master_address, master_port, world_size)
+        self._started.join_collective(master_address, master_port, world_size)
 
     def send_collective(self, version: int) -> None:
-        self._worker.send_collective(version)
+        self._started.send_collective(version)
 
     def save_checkpoint(self, directory: str, step: int) -> None:
-        self._worker.save_checkpoint(Path(directory), step)
+        self._started.save_checkpoint(Path(directory), step)
 
     def load_checkpoint(self, directory: str) -> int:
-        return self._worker.load_checkpoint(Path(directory))
+        return self._started.load_checkpoint(Path(directory))
 
     def save_pretrained(self, directory: str) -> None:
-        self._worker.save_pretrained(Path(directory))
+        self._started.save_pretrained(Path(directory))
 
     def close(self) -> None:
-        self._worker.close()
+        if self._worker is not None:
+            self._worker.close()

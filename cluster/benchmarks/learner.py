@@ -150,9 +150,7 @@ def _measure_speed(scope: Scope) -> Table:
 
 
 def _worker(folder: str, config: RunConfig) -> LearnerWorker:
-    worker = LearnerWorker(config, folder, rank=0, world_size=1)
-    worker.setup("127.0.0.1", _free_port())
-    return worker
+    return LearnerWorker.start(config, folder, 0, master_address="127.0.0.1", master_port=_free_port())
 
 
 class PlainLearner:

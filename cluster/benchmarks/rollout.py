@@ -24,13 +24,13 @@ from cluster.benchmarks.models import LARGER, PRO_1B, make_model, shapes_config
 from cluster.benchmarks.report import Scope, Table, ratio, spread
 from configs.schema import RolloutConfig, RunConfig, TinyJanusConfig
 from learner.janus_policy import load_janus
-from rollout.engine import Engine, SequenceRequest
+from rollout.engine import Engine, EngineSettings, SequenceRequest, device_of
 from rollout.group_sampler import GroupSampler
 from rollout.pictures import ImageDecoder
 from rollout.prompts import Conversation
 from rollout.records import GroupRequest, Int32Array, Prompt
 from rollout.shapes import load_split
-from rollout.worker import create_engine, device_of, start_sampler
+from rollout.worker import load_conversation, make_sampler, start_engine
 
 GROUP_SIZE = 8
 
@@ -167,9 +167,10 @@ def _num_groups(scope: Scope) -> int:
 async def _measure_model(
     folder: str, size: str, config: RunConfig, scope: Scope
 ) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
-    engine = create_engine(folder, config.rollout, config.model.dtype)
+    settings = EngineSettings(folder, config.rollout, config.model.dtype)
+    engine = await start_engine(settings)
     try:
-        sampler = await start_sampler(engine, folder, config.rollout, "bench")
+        sampler = await make_sampler(engine, load_conversation(settings), settings, "bench")
         loop = TransformersLoop(folder, config.rollout, config.model.dtype)
         num_rounds = scope.pick(quick=2, full=4)
         picture_rows = [

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, without ever holding the logits of the whole vocabulary.
+"""Log-probabilities and entropy from hidden states (fused linear cross-entropy), a chunk of the vocabulary at a time.
 
     hidden [T, d] ─┬─► logits of a chunk of the vocabulary ─┐     m  largest logit z so far    [T]
                    ├─► of the next                         ─┼─►   s  sum of exp(z - m)         [T]
@@ -25,10 +25,10 @@ from torch.nn import functional
 
 
 class LogprobHead(nn.Module):
-    """A head's last layer, `logits = W h + b`, that gives what training asks of the logits in their place.
+    """A head's last layer, `logits = W h + b`, that returns log-probabilities and entropy in place of logits.
 
-    It shares the parameters of a linear layer, under the same names. A module, and everything is computed in its
-    call: so the hooks of ZeRO-3 gather its parameters for the forward pass, and again for the backward pass.
+    It shares the parameters of a linear layer, under the same names. It is a module whose forward pass uses all of
+    them, so that ZeRO-3's hooks gather them for the forward pass, and again for the backward pass.
     """
 
     def __init__(self, layer: nn.Linear, chunk_size: int) -> None:
@@ -97,7 +97,7 @@ class _Sums(NamedTuple):
     """The target's logit; -inf until it is seen."""
 
     def with_part(self, logits: Tensor, targets: Tensor, part: slice) -> _Sums:
-        """With the logits [T, size of the part], which are spoiled."""
+        """The sums after the next part of the vocabulary. logits: [T, size of the part], overwritten."""
         inside, columns = _columns(targets, part)
         target = torch.where(inside, logits.gather(1, columns)[:, 0], self.target)
         largest = torch.maximum(self.largest, logits.amax(1))

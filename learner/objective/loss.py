@@ -61,7 +61,7 @@ class LossSettings:
 
 @dataclass(frozen=True, slots=True)
 class TokenTensors:
-    """What the loss is a function of: one phase of one micro-batch. Floats share one dtype."""
+    """Inputs of the loss: one phase of one micro-batch. All float tensors have the same dtype."""
 
     logprobs: Tensor
     """p, float [B, N], nats: under the policy, with gradient."""
@@ -83,7 +83,7 @@ class TokenTensors:
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """Sums over the tokens of one phase of one micro-batch; divide by a token count for means."""
+    """Loss and metrics of one phase of one micro-batch, as sums over its tokens; divide by a token count for means."""
 
     loss: Tensor
     """Scalar, with gradient: the sum that J is the negative mean of."""
@@ -130,7 +130,7 @@ def normalization(kind: LossNormalization, num_tokens: Tensor, max_tokens: int) 
 
 
 def bicot_grpo_terms(tokens: TokenTensors, settings: LossSettings) -> LossTerms:
-    """The loss of one phase of one micro-batch, with what is worth watching.
+    """The loss of one phase of one micro-batch, and its metrics.
 
     Without any token all sums are 0. An infinite or NaN log-probability of a token that counts gives
     a loss or gradient that is not finite, which the engine skips; it is never clamped to look fine.

@@ -1,7 +1,8 @@
-"""Weights against the mismatch of engine and learner: two programs give one policy's token two probabilities.
+"""Importance-sampling corrections of the mismatch between engine and learner (training-inference mismatch).
 
-The ratio's denominator is then q, recomputed by the learner before its first update with a batch, and
-each token is weighed by k = exp(q - mu) against mu, what the engine recorded:
+Engine and learner are two programs, and give the same token under the same weights slightly different probabilities.
+With a correction, the denominator of the ratio is q, recomputed by the learner before its first update with a batch,
+and each token has the weight k = exp(q - mu), mu being the log-probability that the engine recorded:
 
     objective = weight(k) x min(ratio A, clip(ratio) A),    ratio = exp(p - q)
 

@@ -4,9 +4,9 @@
                                    first time: above the limit ─► LearnerError, before any optimizer update
                                    later:      above the limit ─► a note
 
-p is what the learner finds, q what the engine recorded, under the same weights; they should differ by
-rounding alone. A wrong context, mask, temperature, guidance or weight sync shows here at once, where a
-loss curve would hide it for hours. The learner computes p anyway, so the gate costs two sums.
+p is the log-probability that the learner computes, q the one that the engine recorded under the same weights. They
+should differ by rounding alone. A wrong context, mask, temperature, guidance or weight sync changes one of the two, and
+shows here before it shows in a loss curve. The learner computes p in any case, so the comparison costs two sums.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAMES = {"cot": "semantic CoT", "image": "image"}
 
 
 class ParitySums:
-    """Differences of log-probabilities, by phase. Float64, so that the order of adding does not show."""
+    """Sums of differences of log-probabilities, by phase, in float64, so that the order of addition does not matter."""
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(len(_PHASES), 3, dtype=torch.float64, device=device)

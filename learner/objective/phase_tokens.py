@@ -1,4 +1,4 @@
-"""One phase of some trajectories as tensors: what the policy scores. No model and no heavy library here."""
+"""One phase of some trajectories as tensors, and what is asked about it: the input of the policy. No model here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,29 @@ class PhaseTokens:
             self.target_mask.to(device),
         )
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that exist."""
-        return int(self.target_mask.sum())
+
+@dataclass(frozen=True, slots=True)
+class LogprobRequest:
+    """What `JanusPolicy` is asked: under which distribution to score the targets of `tokens`.
+
+    With neither `unconditional_rows` nor `guidance_scales` it is the conditional one. Raises ValueError for both at
+    once, and for either with the phase `cot`, which has one stream only.
+    """
+
+    tokens: PhaseTokens
+    unconditional_rows: Tensor | None = None
+    """bool [B]: these pictures are scored without their prompt. Every context token but BOS and begin-of-image
+    becomes the pad token, still attended to, as in the unconditional stream of classifier-free guidance."""
+    guidance_scales: Tensor | None = None
+    """float [B]: the guided distribution that engines sample from, `softmax((u + w (c - u)) / temperature)`."""
+    temperature: float = 1.0
+    entropy_gradient: bool = False
+    """Whether the entropy carries a gradient, as an entropy bonus needs it."""
+
+    def __post_init__(self) -> None:
+        if self.unconditional_rows is not None and self.guidance_scales is not None:
+            raise ValueError("unconditional_rows and guidance_scales exclude each other: guidance has both streams")
+        if self.tokens.phase == "cot" and not (self.unconditional_rows is None and self.guidance_scales is None):
+            raise ValueError(
+                "a CoT has no unconditional stream; unconditional_rows and guidance_scales are for pictures"
+            )

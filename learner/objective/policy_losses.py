@@ -1,4 +1,4 @@
-"""What the ratio between the new and the old policy does to the policy gradient: PPO, GSPO and CISPO.
+"""Policy-gradient objectives of the importance-sampling ratio between new and old policy: PPO, GSPO and CISPO.
 
     ratio ──────────┬─► clipped_objective   (PPO)        per token
     sequence_ratio ─┘   (GSPO: the same of a whole sequence)

@@ -1,7 +1,7 @@
-"""Where a warm-started model is kept: a folder named after everything that decides its weights.
+"""The cache of warm-started models: a folder is named by a hash of everything that its weights depend on.
 
-A changed config field, example file, picture or base model gives another folder; an unchanged one is
-found again. What only decides speed (ranks, micro-batches, threads) does not count.
+A changed config field, example file, picture or base model gives another folder; with the same inputs the model is
+reused. Settings that only affect speed (ranks, micro-batches, threads) are not part of the hash.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from learner.warm_start.data import SHAPES, load_examples
 
 RECIPE_VERSION = 2
 """Raise it with every change of code that changes the weights a warm start ends in."""
+PICTURES_VERSION = 2
+"""Raise it with every change of what is read from a picture file."""
 _KEY_CHARACTERS = 24
 
 
@@ -47,6 +49,7 @@ def _key(config: RunConfig) -> str:
         _add_stats(digest, sorted(path for path in base.iterdir() if path.is_file()))
     if config.warm_start.examples != SHAPES:
         examples = Path(config.warm_start.examples).expanduser()
+        digest.update(f"pictures {PICTURES_VERSION}\0".encode())
         try:
             digest.update(examples.read_bytes())
         except OSError as error:

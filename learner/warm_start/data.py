@@ -4,8 +4,8 @@
                                        ├─► ExampleSet ─► prompts, plans, pictures (opened when asked for)
     file.jsonl, pictures beside it ────┘
 
-A line of a file is `{"prompt": str, "plan": str, "image": str}`; `image` is the path of a picture that
-Pillow reads, relative to the file. Pictures are cropped to a square around their middle and resized.
+A line of a file is `{"prompt": str, "plan": str, "image": str}`; `image` is the path of a picture, relative to the
+file, which `rollout.pictures.reader` reads. Pictures are cropped to a square around their middle and resized.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from PIL import Image, ImageOps
 
 from configs.errors import ConfigError, DataError
 from configs.schema import WarmStartConfig
-from rollout.prompts.files import BadRecord, read_records
+from rollout.pictures.reader import is_file, read_picture
+from rollout.prompts.files import BadRecord, read_records, text_of
+from rollout.prompts.formats import show
 from rollout.prompts.source import SkippedPrompt, summarize_skipped
 from rollout.records import UInt8Array, derive_seed
 from rollout.shapes import render, sample_prompt
@@ -57,9 +59,21 @@ class ExampleSet:
     def load_pictures(self, indices: Sequence[int] | range) -> UInt8Array:
         """Pictures of the examples with these indices, uint8 [B, image_size, image_size, 3].
 
-        Raises DataError, naming the record, for a file that Pillow cannot read.
+        Raises DataError, naming the record, for a picture that cannot be read.
         """
         return np.stack([_load_picture(self.examples[index], self.image_size) for index in indices])
+
+    def bad_pictures(self, indices: Sequence[int] | range) -> dict[int, str]:
+        """Of the examples with these indices, those whose picture cannot be read, and why. Reads every file."""
+        faults: dict[int, str] = {}
+        for index in indices:
+            picture = self.examples[index].picture
+            if isinstance(picture, Path):
+                try:
+                    read_picture(picture)
+                except ValueError as error:
+                    faults[index] = f"picture {picture.name} {error}"
+        return faults
 
     def take(self, indices: Sequence[int], skipped: Sequence[SkippedPrompt]) -> ExampleSet:
         """The examples with these indices; `skipped` says what was left out now."""
@@ -139,22 +153,21 @@ def _parse_example(record: Any, path: Path, number: int) -> Example:
         raise record
     if not isinstance(record, Mapping):
         raise BadRecord("expected an object with prompt, plan and image")
-    for field in ("prompt", "plan", "image"):
-        value = record.get(field)
-        if not isinstance(value, str) or not value.strip():
-            raise BadRecord(f"{field}: expected text, found {value!r}" if field in record else f"{field} is missing")
-    picture = path.parent / record["image"]
-    if not picture.is_file():
-        raise BadRecord(f"image: there is no file {picture}")
-    return Example(f"{path.name}:{number}", record["prompt"].strip(), record["plan"].strip(), picture)
+    if missing := [field for field in ("prompt", "plan", "image") if field not in record]:
+        raise BadRecord(f"{missing[0]} is missing")
+    prompt, plan, image = (text_of(record, field) for field in ("prompt", "plan", "image"))
+    picture = path.parent / image
+    if not is_file(picture):
+        raise BadRecord(f"image: there is no file {show(image)} in {path.parent}")
+    return Example(f"{path.name}:{number}", prompt, plan, picture)
 
 
 def _load_picture(example: Example, image_size: int) -> UInt8Array:
     if isinstance(example.picture, np.ndarray):
         return example.picture
     try:
-        with Image.open(example.picture) as file:
-            square = ImageOps.fit(file.convert("RGB"), (image_size, image_size), Image.Resampling.BICUBIC)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"{example.place}: cannot read the picture {example.picture}: {error}") from error
+        picture = read_picture(example.picture)
+    except ValueError as error:
+        raise DataError(f"{example.place}: picture {example.picture.name} {error}") from error
+    square = ImageOps.fit(Image.fromarray(picture), (image_size, image_size), Image.Resampling.BICUBIC)
     return np.asarray(square, np.uint8)

@@ -1,11 +1,11 @@
-"""Supervised training of both CoTs on given plans and pictures.
+"""Supervised fine-tuning (SFT) of both phases on given plans and pictures: cross-entropy with teacher forcing.
 
     TokenizedExamples ─► global batches (same on every rank) ─► this rank's share, in micro-batches
                                                                         │
           engine.step() ◄─ engine.backward(-log p(plan)), engine.backward(-w log p(picture)) ◄─┘
 
-Some pictures of every batch are drawn without their prompt (classifier-free guidance,
-arXiv:2207.12598, algorithm 1), so that the policy can be guided when it samples.
+Some pictures of every batch are trained without their prompt (prompt dropout for classifier-free guidance,
+arXiv:2207.12598, algorithm 1), so that the policy can be sampled with guidance.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.schema import WarmStartConfig
-from learner.objective.phase_tokens import PhaseTokens
+from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
 from rollout.records import Int32Array, derive_seed
 
 
 class TrainingEngine(Protocol):
-    """What this loop needs of `learner.deepspeed_engine.DeepSpeedEngine`."""
+    """The methods of `learner.deepspeed_engine.DeepSpeedEngine` that this loop calls."""
 
-    def __call__(self, tokens: PhaseTokens, unconditional: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, request: LogprobRequest) -> tuple[Tensor, Tensor]: ...
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None: ...
 
@@ -53,7 +53,7 @@ class TokenizedExamples:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Which of `num_ranks` this process is, where its model lies, and how many examples a forward pass takes."""
+    """This process's rank among `num_ranks`, its model's device, and the number of examples a forward pass."""
 
     rank: int
     num_ranks: int
@@ -84,7 +84,7 @@ def train_supervised(
 
 
 def iterate_batches(num_examples: int, batch_size: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Index arrays int64 [batch_size] without end: epochs, each shuffled anew, joined without a gap."""
+    """An endless stream of index arrays int64 [batch_size]: shuffled epochs one after the other, without a gap."""
     rng = np.random.default_rng(seed)
     pending = np.empty(0, np.int64)
     while True:
@@ -102,7 +102,8 @@ def _accumulate_gradients(
     image_loss_weight: float,
     shard: Shard,
 ) -> dict[str, float]:
-    """Gradients of this rank's share of the batch's loss; divided by the whole batch's tokens, so ranks add up."""
+    """Gradients of this rank's share of the batch's loss. It is divided by the tokens of the whole batch, so that the
+    gradients of all ranks add up."""
     plan_weight = 1 / sum(len(examples.plans[index]) for index in batch)
     image_weight = image_loss_weight / examples.image_ids[batch].size
     own = np.arange(shard.rank, len(batch), shard.num_ranks)
@@ -112,10 +113,11 @@ def _accumulate_gradients(
     plan_sum = image_sum = torch.zeros((), device=shard.device)
     for number, part in enumerate(parts):
         cot, image = (phase.to(shard.device) for phase in _phases(examples, batch[part], lengths))
-        cot_logprobs, _ = engine(cot)
+        cot_logprobs, _ = engine(LogprobRequest(cot))
         cot_nll = -cot_logprobs.masked_fill(~cot.target_mask, 0.0).sum()
         engine.backward(plan_weight * cot_nll, is_last=False)
-        image_logprobs, _ = engine(image, torch.from_numpy(unconditional[part]).to(shard.device))
+        dropped = torch.from_numpy(unconditional[part]).to(shard.device)
+        image_logprobs, _ = engine(LogprobRequest(image, unconditional_rows=dropped))
         image_nll = -image_logprobs.sum()
         engine.backward(image_weight * image_nll, is_last=number == len(parts) - 1)
         plan_sum, image_sum = plan_sum + cot_nll.detach(), image_sum + image_nll.detach()

@@ -41,7 +41,7 @@ PUNCTUATION = (".", ",", ";", ":", "!", "?", "-", "'", '"', "(", ")")
 TINY_FORMAT = ConversationFormat(system_prompt="", instruction="{prompt}")
 """A tiny policy knows one task, and is asked in as few tokens as possible."""
 TINY_GUIDANCE_SCALE = 2.0
-"""Measured best for a policy of this size: 1 and 3 both give worse pictures."""
+"""The best of the measured scales for a policy of this size: with 1 and 3 pictures are worse."""
 
 # BOS, the system message's own words, then each turn behind its role. A message's content is a
 # string, or a list of parts of which the text ones count (the form multimodal callers use).
@@ -110,7 +110,7 @@ def build_tiny_janus(
 def save_pretrained_model(
     model: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, directory: Path
 ) -> None:
-    """Write a tiny Janus, its tokenizer, and the words it is asked in, as one Hugging Face folder."""
+    """Write a tiny Janus, its tokenizer and its conversation format as one Hugging Face folder."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     TINY_FORMAT.save(directory)

@@ -5,10 +5,10 @@
                                                                                  ▼
                             folder (Hugging Face) ◄─ language model trained (warm_start.steps)
 
-The base model is the tiny Janus, built on the spot, or any Janus checkpoint: this is also how one
-teaches Janus-Pro a domain of one's own before reinforcement learning. The language model, its head
-and the generation embeddings, aligner and head train; the vision model stays, and so does the VQ
-model once it has turned the pictures into tokens.
+The base model is the tiny Janus, built on the spot, or any Janus checkpoint: supervised fine-tuning (SFT) of Janus-Pro
+on data of one's own, before reinforcement learning, is done in the same way. The language model, its head and the
+generation embeddings, aligner and head are trained. The vision model is not, and neither is the VQ model once it has
+encoded the pictures.
 
     python -m learner.warm_start --config configs/shapes_cpu.yaml [--set key=value] [--output-dir DIR]
 """
@@ -51,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 ADAM_BETAS = (0.9, 0.98)
 PICTURES_A_CALL = 64
-EXPORT_BUCKET_BYTES = 64 * 2**20
 
 _Texts = tuple[tuple[Int32Array, ...], tuple[Int32Array, ...], tuple[Int32Array, ...]]
 """Semantic prompts, plans and image prompts."""
@@ -88,7 +87,8 @@ def warm_start(
     device = "cuda" if config.learner.gpus_per_rank > 0 else "cpu"
     alone = not dist.is_initialized()
     if alone:
-        assert world_size == 1, "several ranks must call init_distributed first"
+        if world_size != 1:
+            raise ValueError(f"world_size is {world_size}, but this process is in no process group yet")
         init_distributed(0, 1, "127.0.0.1", _free_port(), device)
     try:
         shard = Shard(rank, world_size, torch.device(device), config.learner.micro_batch_size)
@@ -101,7 +101,10 @@ def warm_start(
 
 @contextmanager
 def _threads(num_threads: int) -> Iterator[None]:
-    """Let PyTorch use so many threads. A warm start may take all cores: nothing else of the run has work yet."""
+    """Within the context, PyTorch uses this number of threads, in the whole process.
+
+    A warm start may use all cores, since no other actor of the run works meanwhile.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, num_threads))
     try:
@@ -135,9 +138,9 @@ class _WarmStart:
             self._save(output_dir, policy, engine, folder, conversation)
 
     def _tokenize(self, conversation: Conversation, examples: ExampleSet) -> tuple[ExampleSet, _Texts]:
-        """The examples that fit the model and the rollout's limits, and their texts as ids.
+        """The examples that fit the model and the rollout's limits and whose pictures are some, and their texts as ids.
 
-        Raises DataError when more examples do not fit than data.max_bad_lines allows.
+        Raises DataError when more examples are left out than data.max_bad_lines allows.
         """
         rollout = self.config.rollout
         checkpoint = conversation.checkpoint
@@ -145,7 +148,11 @@ class _WarmStart:
         kept: list[int] = []
         skipped: list[SkippedPrompt] = []
         rows: list[tuple[Int32Array, Int32Array, Int32Array]] = []
+        bad_pictures = self._bad_pictures(examples)
         for index, example in enumerate(examples.examples):
+            if index in bad_pictures:
+                skipped.append(SkippedPrompt(example.place, bad_pictures[index]))
+                continue
             semantic = conversation.semantic_prompt(example.prompt)
             plan = conversation.encode_cot(example.plan)
             try:
@@ -167,6 +174,13 @@ class _WarmStart:
             logger.warning("%d examples are left out:\n%s", len(examples.skipped), summarize_skipped(examples.skipped))
         semantic_prompts, plans, image_prompts = zip(*rows, strict=True)
         return examples, (semantic_prompts, plans, image_prompts)
+
+    def _bad_pictures(self, examples: ExampleSet) -> dict[int, str]:
+        """Index -> what is wrong with its picture; each rank reads a share of the files."""
+        shares: list[Any] = [None] * self.shard.num_ranks
+        own = examples.bad_pictures(range(self.shard.rank, len(examples), self.shard.num_ranks))
+        dist.all_gather_object(shares, own)
+        return {index: fault for share in shares for index, fault in share.items()}
 
     def _encode_pictures(self, folder: Path, examples: ExampleSet) -> NDArray[np.int64]:
         """Image tokens int64 [N, N_image] of all examples; each rank encodes a share and all get the whole."""
@@ -232,7 +246,7 @@ class _WarmStart:
     def _save(
         self, output_dir: Path, policy: JanusPolicy, engine: DeepSpeedEngine, folder: Path, conversation: Conversation
     ) -> None:
-        """Write the model beside `output_dir`, and rename it when it is whole. Every rank calls it."""
+        """Write the model beside `output_dir`, and rename the folder when it is complete. Every rank calls it."""
         staging = output_dir.with_name(f".{output_dir.name}.{uuid.uuid4().hex}")
         try:
             save_pretrained(engine, policy, str(folder), staging, dtype=self.dtype)

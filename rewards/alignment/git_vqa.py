@@ -65,7 +65,6 @@ class GitVqaReward:
             self._image_processor = CLIPImageProcessorPil.from_pretrained(model)
             self._yes_id = single_token_id(self._tokenizer, "yes")
             self._no_id = single_token_id(self._tokenizer, "no")
-        assert isinstance(git, GitForCausalLM)
         self._git: GitForCausalLM = git
 
     @staticmethod

@@ -77,7 +77,6 @@ def load_clip(
     """
     with model_errors(reward, model):
         clip = load_model(CLIPModel, model, dtype, device)
-    assert isinstance(clip, CLIPModel)
     with model_errors(reward, processor):
         image_processor = CLIPImageProcessorPil.from_pretrained(processor)
         tokenizer = load_tokenizer(processor)

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import constants, hf_hub_download
@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from configs.errors import ConfigError, ModelError
 from rewards.loading.hub import cache_alone_where_offline, is_hub_reachable, is_local
 
+AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -57,9 +58,7 @@ def parse_dtype(dtype: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def load_model(
-    model_class: type[PreTrainedModel], model: str, dtype: str, device: str, **options: Any
-) -> PreTrainedModel:
+def load_model(model_class: type[AnyModel], model: str, dtype: str, device: str, **options: Any) -> AnyModel:
     """`from_pretrained`, frozen, on its device. Raises ValueError when the checkpoint lacks a weight."""
     loaded, report = model_class.from_pretrained(model, dtype=parse_dtype(dtype), output_loading_info=True, **options)
     refuse_missing(report["missing_keys"], model)
@@ -73,7 +72,7 @@ def refuse_missing(missing: Any, model: str) -> None:
         raise ValueError(f"{model} lacks {len(names)} weights, the first is {names[0]}")
 
 
-def freeze(model: PreTrainedModel, device: str) -> PreTrainedModel:
+def freeze(model: AnyModel, device: str) -> AnyModel:
     """In evaluation mode, without gradients, on its device. Raises ConfigError when there is no such device."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("rewards[].gpus_per_replica is above 0, but this process sees no GPU; set it to 0")

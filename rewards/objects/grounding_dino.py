@@ -69,7 +69,6 @@ class GroundingDinoReward:
             self._image_processor = GroundingDinoImageProcessorPil.from_pretrained(model)
             if not self._tokenizer.is_fast:
                 raise ValueError("its tokenizer gives no character offsets; a tokenizer.json is needed")
-        assert isinstance(detector, GroundingDinoForObjectDetection)
         self._detector: GroundingDinoForObjectDetection = detector
 
     @staticmethod

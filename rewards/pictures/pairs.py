@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import DataError
+from rollout.pictures.reader import is_file
 from rollout.prompts.files import BadRecord, parse_prompt, read_records
+from rollout.prompts.formats import show
 from rollout.records import Prompt
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -25,7 +27,6 @@ IMAGE_FIELDS = ("image", "file")
 
 DRAWN_FIELDS = ("plan", "guidance_scale", "trajectory_seed", "model", "temperature", "seed")
 """Fields by which rollout.generate says how it drew a picture."""
-MAX_NAME_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +72,13 @@ def match_pictures(prompts_file: Path, folder: Path) -> tuple[list[Pair], list[S
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """All pictures of a folder, by name; hidden files and subfolders are not read. Raises DataError when there is
-    none."""
+    """All pictures of a folder, by name, but hidden ones: macOS keeps a `._1.png` beside a `1.png`, which is none.
+
+    Subfolders are not read. Raises DataError when there is none.
+    """
     try:
-        # A Mac puts a hidden ._NAME.png beside each NAME.png when it copies to other file systems and into archives.
-        paths = [
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-        ]
+        paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+        paths = [path for path in paths if is_file(path)]
     except OSError as error:
         raise DataError(f"{folder}: cannot list the pictures: {error.strerror or error}") from error
     if not paths:
@@ -98,9 +97,8 @@ def _match_by_name(records: Sequence[tuple[str, Any]], folder: Path) -> tuple[li
             continue
         if name is None:
             skipped.append(Skipped(place, f"names no picture in {' or '.join(IMAGE_FIELDS)}, as other records do"))
-        elif not _is_file(folder / name):
-            shown = name if len(name) <= MAX_NAME_SHOWN else f"{name[:MAX_NAME_SHOWN]}... ({len(name):,} characters)"
-            skipped.append(Skipped(place, f"there is no picture {shown} in {folder}"))
+        elif not is_file(folder / name):
+            skipped.append(Skipped(place, f"there is no picture {show(name)} in {folder}"))
         else:
             pairs.append(Pair(name, folder / name, prompt, plan))
     return pairs, skipped
@@ -131,14 +129,6 @@ def _prompt_and_plan(record: Any, place: str) -> tuple[Prompt, str | None]:
     asked = {name: value for name, value in record.items() if name not in (*IMAGE_FIELDS, *DRAWN_FIELDS)}
     prompt = parse_prompt(asked, prompt_id if isinstance(prompt_id, str) and prompt_id else place)
     return prompt, plan if isinstance(plan, str) else None
-
-
-def _is_file(path: Path) -> bool:
-    """False for what cannot be a path at all: a whole picture in base64, a name with a zero byte."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _image_of(record: Any) -> str | None:

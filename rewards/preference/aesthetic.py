@@ -37,7 +37,6 @@ class AestheticReward:
         with model_errors("aesthetic", model):
             clip = load_model(CLIPVisionModelWithProjection, model, dtype, device)
             self._image_processor = CLIPImageProcessorPil.from_pretrained(model)
-        assert isinstance(clip, CLIPVisionModelWithProjection)
         self._clip: CLIPVisionModelWithProjection = clip
         with model_errors("aesthetic", head):
             self._head = build_head(read_state_dict(fetch_file(head)), prefix="").to(clip.device)

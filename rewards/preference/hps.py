@@ -50,7 +50,6 @@ class HPSReward:
         is_file = model.endswith(CHECKPOINT_SUFFIXES)
         with model_errors("hps", model):
             clip = _load_open_clip(model, dtype, device) if is_file else load_model(CLIPModel, model, dtype, device)
-        assert isinstance(clip, CLIPModel)
         tokenizer = tokenizer or (OPEN_CLIP_TOKENIZER if is_file else model)
         with model_errors("hps", tokenizer):
             self._clip = ClipEmbedder(clip, load_tokenizer(tokenizer))
@@ -87,6 +86,4 @@ def _load_open_clip(model: str, dtype: str, device: str) -> CLIPModel:
     clip = CLIPModel(infer_config(weights)).to(parse_dtype(dtype))
     report = clip.load_state_dict(weights, strict=False)
     refuse_missing(report.missing_keys, model)
-    frozen = freeze(clip, device)
-    assert isinstance(frozen, CLIPModel)
-    return frozen
+    return freeze(clip, device)

@@ -38,7 +38,6 @@ class NsfwReward:
         with model_errors("nsfw", model):
             classifier = load_model(ViTForImageClassification, model, dtype, device)
             self._image_processor = ViTImageProcessorPil.from_pretrained(model)
-        assert isinstance(classifier, ViTForImageClassification)
         self._classifier: ViTForImageClassification = classifier
         labels = {label: int(index) for index, label in classifier.config.id2label.items()}
         unknown = [label for label in unsafe_labels if label not in labels]

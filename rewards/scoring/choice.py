@@ -9,8 +9,9 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from configs.errors import ConfigError
-from configs.load import load_rewards, parse_value
+from configs.load import load_rewards
 from configs.schema import RewardConfig
+from configs.yaml_text import parse_yaml_value
 from rewards.registry import check_options, reward_path
 
 TIMEOUT_S: Final = 3600.0
@@ -51,7 +52,7 @@ def _apply(trees: dict[str, dict[str, Any]], override: str) -> None:
         raise ConfigError(
             f"--set {override}: expected NAME.OPTION=VALUE with a NAME of {', '.join(trees)}, such as hps.model=DIR"
         )
-    value, field = parse_value(text, f"--set {override}"), dotted[len(name) + 1 :]
+    value, field = parse_yaml_value(text, f"--set {override}"), dotted[len(name) + 1 :]
     if field in RewardConfig.model_fields and field not in ("name", "options"):
         trees[name][field] = value
     else:

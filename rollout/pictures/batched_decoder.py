@@ -1,10 +1,10 @@
-"""Pictures of many groups, decoded together and off the event loop.
+"""Dynamic batching for the VQ decoder: pictures of many groups are decoded together, in a thread.
 
     decode(codes) ─► open batch ──(the decoder is free)──► closed, decoded in a thread ─► each its picture
                         ▲ pictures that come meanwhile join the next one
 
-A batch waits for nothing but the decoder: alone, a picture is decoded at once; under load, batches
-grow to `batch_size` by themselves.
+A batch waits only until the decoder is free. A single picture is decoded at once; under load, batches grow up to
+`batch_size`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Image tokens to pixels, by the checkpoint's VQ model alone.
+"""Decoding of image tokens to pixels with the checkpoint's VQ model.
 
     VQ codes [B, N_image] ─► look-up and decoder, `batch_size` pictures a call ─► uint8 [B, height, width, 3]
 

@@ -1,6 +1,8 @@
 """Pictures as files, with what they were drawn from beside them.
 
 GroupRollout + pictures ─► FOLDER/0000-a-red-star-0.png, … and a line each in FOLDER/images.jsonl
+
+In a folder that holds pictures already, numbering goes on after them; no file is ever written over.
 """
 
 from __future__ import annotations
@@ -30,16 +32,27 @@ class PictureWriter:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"output folder {folder} cannot be made: {error}") from error
+        numbers = (re.match(r"(\d{4,})-.*\.png$", path.name) for path in folder.iterdir())
+        self._first = max((int(match[1]) + 1 for match in numbers if match), default=0)
 
     def write(self, rollout: GroupRollout, pictures: UInt8Array) -> list[Path]:
-        """Paths of the pictures; a name holds the prompt's place, its words, and the picture's number."""
+        """Paths of the pictures; a name holds the prompt's place, its words, and the picture's number.
+
+        Raises DataError where another process has written a picture of the same name meanwhile.
+        """
         request = rollout.request
         words = "-".join(re.findall(r"\w+", request.prompt.text.lower()))[:_MAX_WORDS_LENGTH].rstrip("-")
         paths = []
         with (self._folder / MANIFEST).open("a", encoding="utf-8") as manifest:
             for number, (trajectory, picture) in enumerate(zip(rollout.trajectories, pictures, strict=True)):
-                path = self._folder / f"{request.sequence:04d}-{words}-{number}.png"
-                Image.fromarray(picture).save(path)
+                path = self._folder / f"{self._first + request.sequence:04d}-{words}-{number}.png"
+                try:
+                    with path.open("xb") as file:
+                        Image.fromarray(picture).save(file, "PNG")
+                except FileExistsError:
+                    raise DataError(
+                        f"{path} was written by another process meanwhile; name an output folder of your own"
+                    ) from None
                 line = {
                     "file": path.name,
                     "prompt_id": request.prompt.prompt_id,

@@ -1,4 +1,4 @@
-"""What the policy is told, as token ids.
+"""Prompts of both phases as token ids, by the checkpoint's chat template and tokenizer.
 
     prompt ─► semantic_prompt ─► (engine writes) CoT ids ─► decode_cot ─► CoT text
     prompt + CoT text ─► image_prompt ─► (engine draws) image tokens
@@ -8,9 +8,9 @@ Both prompts go through the checkpoint's own chat template and tokenizer. Janus-
     <bos>{system prompt}\\n\\n<|User|>: {instruction with prompt}\\n\\n<|Assistant|>:
     <bos><|User|>: {prompt}. {CoT}\\n\\n<|Assistant|>:<begin_of_image>
 
-The system prompt stands before the template's text, as in Janus's own processor: its template
-knows no system role. The words a policy was trained with are kept beside its weights, in
-`bicot_conversation.json`, since a policy asked in other words plans worse.
+The system prompt stands before the template's text, as in Janus's own processor, since its template has no system role.
+The system prompt and instruction that a policy was trained with are kept beside its weights, in
+`bicot_conversation.json`: with other ones its plans are worse.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Conversation:
     def semantic_prompt(self, prompt: str) -> Int32Array:
         """int32 [N_semantic_prompt]: context of a semantic CoT, from BOS to the assistant's turn."""
         # Not str.format: a prompt may hold braces.
-        message = self.format.instruction.replace("{prompt}", self._plain(prompt))
+        message = self.format.instruction.replace("{prompt}", self.plain(prompt))
         text = self._render(message)
         if self.format.system_prompt:
             text = self.format.system_prompt + _SYSTEM_SEPARATOR + text
@@ -143,32 +143,28 @@ class Conversation:
         """int32 [N_image_prompt]: context of a picture, from BOS to begin-of-image.
 
         An empty CoT leaves the prompt alone. A CoT that does not fit max_tokens loses its end (its
-        text may need more tokens than were sampled); PromptTooLong when the prompt alone does not.
+        text may need more tokens than were sampled). Raises PromptTooLong when the prompt alone does not, and DataError
+        when the tokenizer reads words of it as begin-of-image.
         """
         ids = self._image_prompt(prompt, cot)
-        while max_tokens is not None and len(ids) > max_tokens and cot:
-            kept = self._encode(self._plain(cot))[: max_tokens - len(ids)]
-            cot = self.decode_cot(np.array(kept, dtype=np.int32))
-            ids = self._image_prompt(prompt, cot)
-        if max_tokens is not None:
-            self.check_length(ids, max_tokens, prompt)
+        if max_tokens is None:
+            return ids
+        words = self._encode(self.plain(cot)) if len(ids) > max_tokens else []
+        # Each turn keeps fewer tokens of the CoT as it was given. To go on from the text of the turn before would not
+        # do: half a character becomes U+FFFD, which may take as many tokens as were cut, for ever.
+        while len(ids) > max_tokens and words:
+            words = words[: max(0, len(words) - (len(ids) - max_tokens))]
+            ids = self._image_prompt(prompt, self.decode_cot(np.array(words, dtype=np.int32)))
+        self.check_length(ids, max_tokens, prompt)
         return ids
-
-    def unconditional_prompt(self, image_prompt_ids: Int32Array) -> Int32Array:
-        """int32 [N_image_prompt]: the context of the unconditional stream.
-
-        BOS and begin-of-image stay, every other token becomes padding, as transformers' Janus has it.
-        """
-        kept = (image_prompt_ids == self.bos_id) | (image_prompt_ids == self.boi_id)
-        return np.where(kept, image_prompt_ids, self.pad_id).astype(np.int32)
 
     def encode_cot(self, cot: str) -> Int32Array:
         """int32 [N_cot]: a written CoT as the policy would sample it, with its final EOS."""
-        return np.array([*self._encode(self._before_answer + self._plain(cot)), self.eos_id], dtype=np.int32)
+        return np.array([*self._encode(self._before_answer + self.plain(cot)), self.eos_id], dtype=np.int32)
 
     def decode_cot(self, cot_ids: Int32Array) -> str:
         """The words of a sampled CoT, without special tokens."""
-        return self._plain(str(self.tokenizer.decode(cot_ids.tolist(), skip_special_tokens=True)))
+        return self.plain(str(self.tokenizer.decode(cot_ids.tolist(), skip_special_tokens=True)))
 
     def check_length(
         self,
@@ -179,9 +175,8 @@ class Conversation:
     ) -> None:
         """Raises PromptTooLong, naming the tokens and the limit, when `ids` (made from `prompt`) are too many."""
         if len(ids) > max_tokens:
-            shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
             raise PromptTooLong(
-                f"prompt '{shown}' takes {len(ids)} tokens with the words around it, "
+                f"prompt '{_shortened(prompt)}' takes {len(ids)} tokens with the words around it, "
                 f"at most {max_tokens} are allowed; {remedy}"
             )
 
@@ -189,23 +184,29 @@ class Conversation:
         """For `PromptSet.without`: why a prompt cannot be asked in `max_prompt_tokens`, or None."""
 
         def reason(prompt: Prompt) -> str | None:
+            if not self.plain(prompt.text):
+                return f"prompt '{prompt.text}' is empty but for special tokens of the model"
             try:
                 self.check_length(self.semantic_prompt(prompt.text), max_prompt_tokens, prompt.text)
                 self.image_prompt(prompt.text, "", max_prompt_tokens)
-            except PromptTooLong as error:
+            except DataError as error:
                 return str(error)
             return None
 
         return reason
 
     def _image_prompt(self, prompt: str, cot: str) -> Int32Array:
-        prompt, cot = self._plain(prompt), self._plain(cot)
+        prompt, cot = self.plain(prompt), self.plain(cot)
         text = self._render(f"{prompt.rstrip('. ')}. {cot}" if cot else prompt)
         ids = np.append(self._encode_from_bos(text), np.int32(self.boi_id))
-        assert np.count_nonzero(ids == self.boi_id) == 1, "begin-of-image leaked into an image prompt"
+        if np.count_nonzero(ids == self.boi_id) != 1:
+            raise DataError(
+                f"prompt '{_shortened(prompt)}': the tokenizer of {self.checkpoint.folder} reads a part of it, "
+                "or of its plan, as begin-of-image; leave that part out"
+            )
         return ids
 
-    def _plain(self, text: str) -> str:
+    def plain(self, text: str) -> str:
         """Text whose words cannot be read as special tokens: neither user nor policy may open a turn or a picture."""
         return self._special_text.sub(" ", text).strip()
 
@@ -239,6 +240,10 @@ class Conversation:
 
     def _encode_from_bos(self, text: str) -> Int32Array:
         return np.array([self.bos_id, *self._encode(text)], dtype=np.int32)
+
+
+def _shortened(prompt: str) -> str:
+    return prompt if len(prompt) <= 60 else prompt[:57] + "..."
 
 
 def _special_text_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:

@@ -1,4 +1,4 @@
-"""Prompts: from a file or the shapes world to the endless, shuffled, resumable stream a run draws on.
+"""Prompts: from a file or the shapes world to an endless stream of shuffled epochs with random access.
 
     source ─► load_prompts ─► PromptSet ─► PromptSource ─► prompt of group 0, 1, 2, ...
 
@@ -22,6 +22,7 @@ from rollout.records import Prompt, derive_seed
 
 SHAPES = "shapes"
 _NUM_REASONS_SHOWN = 5
+_MAX_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def load_prompts(source: str, max_bad_lines: int) -> PromptSet:
     """
     if source.partition(":")[0] == SHAPES:
         return PromptSet(source, tuple(_load_shapes(source)))
-    path = Path(source).expanduser()
+    path = Path(source)
     prompts: list[Prompt] = []
     skipped: list[SkippedPrompt] = []
     for unit, number, record in read_records(path):
@@ -110,21 +111,13 @@ def _load_shapes(source: str) -> Sequence[Prompt]:
 
     _, _, split_and_num = source.partition(":")
     split, _, num = split_and_num.partition(":")
-    if not split or (num and (not num.isdecimal() or int(num) == 0)):
+    if not split or (num and (not num.isdecimal() or len(num) > _MAX_DIGITS or int(num) == 0)):
         raise DataError(f"{source}: expected shapes:SPLIT or shapes:SPLIT:NUM, such as shapes:heldout:192")
     return load_split(split, int(num)) if num else load_split(split)
 
 
-@dataclass(frozen=True, slots=True)
-class PromptCursor:
-    """Where a PromptSource stands: the next prompt is number `position` of epoch `epoch`, both from 0."""
-
-    epoch: int = 0
-    position: int = 0
-
-
 class PromptSource:
-    """The prompts of a run, epoch after epoch without end, each epoch shuffled anew by the seed.
+    """The prompts of a run: an endless stream of epochs, each shuffled by the seed and its number.
 
     `prompt_at` is a pure function of the index: the prompt of group n is the same in every run with
     this seed, after every resume, and whichever worker asks.
@@ -136,13 +129,8 @@ class PromptSource:
         self._prompts = tuple(prompts)
         self._seed = seed
         self._shuffle = shuffle
-        self._next_index = 0
         # Indices move forward, with a few groups of the last epoch still to be rolled again.
         self._order = lru_cache(maxsize=4)(self._make_order)
-
-    def __len__(self) -> int:
-        """Prompts an epoch."""
-        return len(self._prompts)
 
     def prompt_at(self, index: int) -> Prompt:
         """Prompt number `index` of the stream, from 0, counted over epochs."""
@@ -150,24 +138,6 @@ class PromptSource:
             raise ValueError(f"index {index} is negative")
         epoch, position = divmod(index, len(self._prompts))
         return self._prompts[int(self._order(epoch)[position])]
-
-    def next(self) -> Prompt:
-        """The prompt under the cursor, which moves on."""
-        prompt = self.prompt_at(self._next_index)
-        self._next_index += 1
-        return prompt
-
-    @property
-    def cursor(self) -> PromptCursor:
-        return PromptCursor(*divmod(self._next_index, len(self._prompts)))
-
-    def seek(self, cursor: PromptCursor) -> None:
-        """Go on from a cursor taken earlier. Raises DataError when it does not fit these prompts."""
-        if cursor.epoch < 0 or not 0 <= cursor.position < len(self._prompts):
-            raise DataError(
-                f"{cursor} is not a place among {len(self._prompts)} prompts; was the data changed since it was saved?"
-            )
-        self._next_index = cursor.epoch * len(self._prompts) + cursor.position
 
     def _make_order(self, epoch: int) -> NDArray[np.int64]:
         if not self._shuffle:

@@ -1,8 +1,8 @@
 """How prompts of the shapes world are worded.
 
 A `Scene` is what a prompt means; `word_scene` says it in one of many ways, in lower-case words and
-simple punctuation of a closed vocabulary. The many ways are the point: "one red star and two more"
-or "a blue circle with a red star on its left" are hard to draw from directly, and easy once planned.
+simple punctuation of a closed vocabulary. The wordings are varied on purpose: "one red star and two more" or "a blue
+circle with a red star on its left" are hard to draw directly, and easy to draw from a plan.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plans of the shapes world: right ones, and wrong ones for a learner that is not perfect yet.
+"""Plans of the shapes world: correct ones, and noisy ones, so that a warm start does not learn the task perfectly.
 
     prompt ─► sample_plan(noise) ─► what the policy is taught to write
                     └─► perturb_plan(noise) ─► what it is taught to draw
@@ -50,8 +50,8 @@ def sample_plan(prompt: Prompt, rng: random.Random, noise: float = 0.0) -> Plan:
 
 
 def perturb_plan(plan: Plan, rng: random.Random, noise: float) -> Plan:
-    """What a clumsy painter makes of a plan: each object, with chance `noise`, gets a wrong color, a wrong
-    shape or another, free cell. The number of objects stays."""
+    """A plan with drawing errors: each object gets, with probability `noise`, a wrong color, a wrong shape or another,
+    free cell. The number of objects stays."""
     drawn = list(plan)
     for index, item in enumerate(plan):
         if rng.random() >= noise:

@@ -1,4 +1,4 @@
-"""The shapes world: a seeded, synthetic domain in which a tiny policy really learns, on a CPU.
+"""The shapes world: a seeded, synthetic domain on which a tiny policy can be trained on a CPU.
 
     rng ─► Scene ─► Prompt (text and T2I-R1 metadata) ─► sample_plan ─► perturb_plan ─► render ─► picture
 

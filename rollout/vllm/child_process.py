@@ -1,7 +1,7 @@
-"""A child process that ends with its parent, even when the parent is killed.
+"""A child process that ends when its parent ends, even when the parent is killed.
 
-A rollout worker that Ray kills has no chance to close vLLM, whose engine process would then stay
-for good, with all its memory or a whole GPU.
+A rollout worker that Ray kills cannot close vLLM. Without this, vLLM's engine process would stay alive as an orphan,
+and keep its memory or a whole GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def end_with_parent() -> None:
         # `join` waits on a pipe that stays open while any other process has inherited its end, so look up, too.
         while os.getppid() == started_by and parent.is_alive():
             parent.join(LOOK_EVERY_S)
-        # Nobody is left to receive what is being computed, nor to be told.
+        # The parent is gone, so there is nobody to return a result or an error to.
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait_and_end, name="end-with-parent", daemon=True).start()

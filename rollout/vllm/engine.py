@@ -1,35 +1,31 @@
-"""`Engine` on vLLM: many sequences at once, guided within the engine, weights swapped between tokens.
+"""`Engine` on vLLM: continuous batching, classifier-free guidance inside the model, weights updated between tokens.
 
     generate ──► AsyncLLM (this process) ◄──► engine core ◄──► worker(s): rollout.vllm.guided_janus
                                                                            rollout.vllm.guidance_processor
     update_weights ─► pause ─► buckets, one by one, through shared memory ─► rollout.vllm.weights ─► resume
 
 Semantic CoTs and pictures are both plain requests to vLLM and share its batch. vLLM is imported in
-`start`, after the environment that it and its child processes read is set.
+`start`, while the environment that it and its child processes read is set.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from configs.errors import ModelError, RolloutError, WeightSyncError
-from configs.schema import RolloutConfig
-from rollout.engine import SequenceRequest, SequenceResult
+from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import WeightBucket
-from rollout.vllm.settings import context_length, engine_args, environment
+from rollout.vllm.layout import check_vllm
+from rollout.vllm.requests import check_request, result_of, sampling_params
+from rollout.vllm.settings import context_length, engine_arguments, environment, environment_set
 from rollout.weights import WeightManifest
 from rollout.weights.buckets import bucket_file
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
     from vllm.outputs import CompletionOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -38,36 +34,46 @@ _LIFE_SIGN_S = 0.5
 
 
 class VllmEngine:
-    """See `rollout.engine.Engine`. Lives in one asyncio loop; one instance a process.
+    """See `rollout.engine.Engine`. Lives in the asyncio loop that it was started in.
 
-    model_path: folder or hub id of a Janus checkpoint with safetensors files.
-    dtype: `float32` or `bfloat16`; guidance and log-probabilities are float32 in both.
-    sampled_logprobs: which log-probabilities are recorded, see `rollout.engine.SequenceResult`.
+    Several may live in one process, but vLLM remembers in it the environment of the first: engines with other threads
+    or on another device belong in processes of their own.
     """
 
     def __init__(
-        self,
-        model_path: str | Path,
-        config: RolloutConfig,
-        dtype: str,
-        revision: str | None = None,
-        sampled_logprobs: bool = False,
-        deterministic: bool = False,
+        self, checkpoint: JanusCheckpoint, manifest: WeightManifest, max_model_len: int, llm: AsyncLLM
     ) -> None:
-        self._model_path = str(model_path)
-        self._config = config
-        self._dtype = dtype
-        self._revision = revision
-        self._sampled_logprobs = sampled_logprobs
-        self._deterministic = deterministic
+        """Of a running `AsyncLLM` with the weights of `checkpoint`, as version 0; `start` gives one."""
+        self._checkpoint = checkpoint
+        self._manifest = manifest
+        self._max_model_len = max_model_len
+        self._llm: AsyncLLM | None = llm
         self._weight_version = 0
         self._update_lock = asyncio.Lock()
         self._broken: str | None = None
-        self._llm: AsyncLLM | None = None
         self._sampling: set[asyncio.Task[CompletionOutput]] = set()
-        self._checkpoint: JanusCheckpoint
-        self._manifest: WeightManifest
-        self._max_model_len = 0
+
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> VllmEngine:
+        """An engine with its model loaded.
+
+        Raises ModelError when it cannot be, ConfigError when the context is too short, and LibraryError for a version
+        of vLLM that this room does not know.
+        """
+        checkpoint = JanusCheckpoint.from_pretrained(settings.model_path, settings.revision, weights=True)
+        manifest = WeightManifest.from_folder(checkpoint.folder)
+        max_model_len = context_length(settings.rollout, checkpoint)
+        variables = environment(settings.rollout)
+        # vLLM and the processes that it starts here read them, and keep what they have read. No await in between.
+        with environment_set(variables):
+            llm = _make_llm(engine_arguments(settings, checkpoint), variables, checkpoint)
+        await llm.update_weight_version("0")
+        return cls(checkpoint, manifest, max_model_len, llm)
+
+    @property
+    def collective(self) -> VllmEngine:
+        """This engine: vLLM's workers can join an NCCL group."""
+        return self
 
     @property
     def weight_version(self) -> int:
@@ -78,34 +84,22 @@ class VllmEngine:
         """False after vLLM's engine process has died, and after a weight version that was loaded in part only."""
         return self._broken is None and (self._llm is None or not self._llm.errored)
 
-    async def start(self) -> None:
-        """Load the model. Raises ModelError when it cannot, ConfigError when the context is too short."""
-        self._checkpoint = JanusCheckpoint.from_pretrained(self._model_path, self._revision, weights=True)
-        self._manifest = WeightManifest.from_folder(self._checkpoint.folder)
-        self._max_model_len = context_length(self._config, self._checkpoint)
-        os.environ.update(environment(self._config))
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        try:
-            # In this thread: vLLM ties its output handler to the loop that is running here.
-            arguments = engine_args(
-                self._config, self._checkpoint, self._dtype, self._sampled_logprobs, self._deterministic
-            )
-            self._llm = AsyncLLM.from_engine_args(arguments)
-        except (RuntimeError, ValueError, OSError) as error:
-            # What vLLM calls "above" is in a log where this is an actor.
-            reason = str(error).replace("See root cause above.", "The output of this process says why.")
-            raise ModelError(f"vLLM cannot run model {self._checkpoint.folder}: {reason}") from error
-        await self._llm.update_weight_version("0")
-
     async def generate(self, request: SequenceRequest) -> SequenceResult:
         """See Engine. Raises ValueError for a request that cannot be served, RolloutError when the engine fails.
 
         A cancelled call aborts its request.
         """
-        llm = self._running
-        self._check_request(request)
-        sampling = asyncio.create_task(self._sample(llm, request))
+        return await self._generate(request, asyncio.Event())
+
+    async def _generate(self, request: SequenceRequest, submitted: asyncio.Event) -> SequenceResult:
+        """`generate`; `submitted` is set once the engine core has the request, or the call has failed."""
+        try:
+            llm = self._running
+            check_request(request, self._checkpoint, self._max_model_len)
+        except BaseException:
+            submitted.set()
+            raise
+        sampling = asyncio.create_task(self._sample(llm, request, submitted))
         self._sampling.add(sampling)
         sampling.add_done_callback(self._sampling.discard)
         try:
@@ -116,21 +110,25 @@ class VllmEngine:
                 raise
             raise RolloutError(f"the vLLM engine was closed before it ended request {request.request_id}") from None
         self._check_usable()
-        return self._result(request, completion)
+        return result_of(request, completion, self._checkpoint)
 
     async def generate_together(self, requests: Sequence[SequenceRequest]) -> list[SequenceResult]:
-        """See Engine: neither prefix cache nor new weights come in between. Raises a group of `generate`'s errors."""
+        """See Engine. The prefix cache is cleared first, and weights are not updated meanwhile.
+
+        Raises an ExceptionGroup of the errors of `generate`.
+        """
         async with self._update_lock, asyncio.TaskGroup() as together:
             llm = self._running
-            num_before = llm.output_processor.get_num_unfinished_requests()
             await llm.pause_generation(mode="keep", clear_cache=True)
             try:
-                tasks = [together.create_task(self.generate(request)) for request in requests]
-                # The engine gets calls in their order: those that are submitted now come before the resume.
-                while llm.output_processor.get_num_unfinished_requests() - num_before < len(requests):
-                    if any(task.done() for task in tasks):
-                        break  # one was refused, which the task group raises
-                    await asyncio.sleep(0.001)
+                submitted = [asyncio.Event() for _ in requests]
+                tasks = [
+                    together.create_task(self._generate(request, event))
+                    for request, event in zip(requests, submitted, strict=True)
+                ]
+                # The engine core gets calls in their order: what was submitted now comes before the resume.
+                for event in submitted:
+                    await event.wait()
             finally:
                 await llm.resume_generation()
         return [task.result() for task in tasks]
@@ -138,8 +136,8 @@ class VllmEngine:
     async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
         """See Engine.
 
-        Running sequences are preempted, and continue with their context recomputed under the new
-        weights: from the next token on, log-probabilities are what the new weights alone would give.
+        Running sequences are preempted, and resume after a prefill of their context under the new weights: from the
+        next token on, log-probabilities are those of the new weights alone.
         Raises WeightSyncError; when a bucket does not fit, the engine goes on with its old weights,
         and when loading fails half-way, it refuses all further work.
         """
@@ -165,10 +163,9 @@ class VllmEngine:
         task.result()
 
     async def init_collective(self, master_address: str, master_port: int, rank_offset: int, world_size: int) -> None:
-        """Join the learner's NCCL group; returns when all of its `world_size` ranks have.
+        """See `rollout.engine.CollectiveReceiver`. The workers take `tensor_parallel_size` ranks from `rank_offset`.
 
-        The learner's sender is rank 0; this engine's workers take `tensor_parallel_size` ranks from
-        `rank_offset`. Needs GPUs; never run by the tests, which have none.
+        Needs GPUs; never run by the tests, which have none.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
@@ -186,7 +183,7 @@ class VllmEngine:
     async def receive_collective(
         self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
     ) -> None:
-        """`update_weights` from the NCCL group: the learner broadcasts these tensors, in this order, meanwhile."""
+        """See `rollout.engine.CollectiveReceiver`."""
         self._manifest.check_tensors(zip(names, shapes, dtypes, strict=True))
         await self._unless_engine_dies(self._load_collective(version, names, dtypes, shapes))
 
@@ -211,7 +208,7 @@ class VllmEngine:
     def _running(self) -> AsyncLLM:
         self._check_usable()
         if self._llm is None:
-            raise RolloutError("the vLLM engine is not running; call start first")
+            raise RolloutError("the vLLM engine is not running: it was closed")
         return self._llm
 
     def _check_usable(self) -> None:
@@ -262,57 +259,40 @@ class VllmEngine:
         except Exception as error:
             raise WeightSyncError(f"tensors '{names[0]}' to '{names[-1]}' were not loaded: {error}") from error
 
-    async def _sample(self, llm: AsyncLLM, request: SequenceRequest) -> CompletionOutput:
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
+    async def _sample(self, llm: AsyncLLM, request: SequenceRequest, submitted: asyncio.Event) -> CompletionOutput:
+        """Submit a request and wait for its end: vLLM's own `generate` in two parts, of which the first can be seen."""
         prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
-        completion: CompletionOutput | None = None
         try:
-            async for output in llm.generate(prompt, self._sampling_params(request), request.request_id):
-                completion = output.outputs[0]
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise RolloutError(f"the vLLM engine failed at request {request.request_id}: {error}") from error
-        if completion is None or completion.finish_reason not in ("stop", "length"):
-            reason = completion.finish_reason if completion else "no output"
-            raise RolloutError(f"the vLLM engine ended request {request.request_id} early: {reason}")
+            try:
+                parameters = sampling_params(request, self._checkpoint)
+                output = await llm.add_request(request.request_id, prompt, parameters)
+            finally:
+                submitted.set()
+            try:
+                completion: CompletionOutput = (await output.get()).outputs[0]  # FINAL_ONLY: there is one
+            except asyncio.CancelledError:
+                await llm.abort(output.request_id, internal=True)
+                raise
+            finally:
+                output.close()
+        except Exception as error:
+            raise RolloutError(f"the vLLM engine failed at request {request.request_id}: {error!r}") from error
         return completion
 
-    def _check_request(self, request: SequenceRequest) -> None:
-        num_tokens = len(request.prompt_ids) + request.max_new_tokens
-        if num_tokens > self._max_model_len:
-            raise ValueError(
-                f"request {request.request_id}: {len(request.prompt_ids)} prompt tokens and {request.max_new_tokens} "
-                f"new ones do not fit the engine's context of {self._max_model_len}"
-            )
-        begin_of_image = self._checkpoint.special_ids.begin_of_image
-        if request.phase == "image" and request.prompt_ids[-1] != begin_of_image:
-            raise ValueError(f"request {request.request_id}: its prompt does not end with begin-of-image")
 
-    def _sampling_params(self, request: SequenceRequest) -> SamplingParams:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+def _make_llm(arguments: Mapping[str, Any], variables: Mapping[str, str], checkpoint: JanusCheckpoint) -> AsyncLLM:
+    """Start vLLM in the loop that is running. Raises ModelError, LibraryError."""
+    check_vllm(arguments, variables)
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
 
-        from rollout.vllm.guidance_processor import GUIDANCE_SCALE
+    from rollout.vllm.plugin import register
 
-        draws = request.phase == "image"
-        return SamplingParams(
-            temperature=request.temperature,
-            max_tokens=request.max_new_tokens,
-            seed=request.seed,
-            ignore_eos=True,
-            stop_token_ids=None if draws else [self._checkpoint.special_ids.eos],
-            extra_args={GUIDANCE_SCALE: request.guidance_scale} if draws else None,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
-    def _result(self, request: SequenceRequest, completion: CompletionOutput) -> SequenceResult:
-        token_ids = np.asarray(completion.token_ids, dtype=np.int32)
-        if request.phase == "image":
-            token_ids -= np.int32(self._checkpoint.config.text_config.vocab_size)
-        logprobs = np.asarray(completion.logprobs.logprobs, dtype=np.float32)
-        assert len(logprobs) == len(token_ids), "vLLM gives one log-probability a token with logprobs=0"
-        versions = [int(span.version) for span in completion.weight_versions]
-        return SequenceResult(token_ids, logprobs, min(versions), max(versions))
+    register()
+    try:
+        # In this thread: vLLM ties its output handler to the loop that is running here.
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    except (RuntimeError, ValueError, OSError) as error:
+        # What vLLM calls "above" is in a log where this is an actor.
+        reason = str(error).replace("See root cause above.", "The output of this process says why.")
+        raise ModelError(f"vLLM cannot run model {checkpoint.folder}: {reason}") from error

@@ -17,8 +17,8 @@ The first two blocks are what vLLM reports for a sampled token in `logprobs_mode
 conditional log-probability at temperature 1, however the token was sampled. (In "processed_logprobs" vLLM
 reports the one it sampled with: guided, at the request's temperature.)
 
-Text decoding runs the unconditional stream for nothing: its KV is not needed later, since a
-picture is a request of its own. That is the price of one batch for both phases.
+While text is decoded, the unconditional stream is computed without being used: its KV cache is not needed later, since
+a picture is a request of its own. This is the cost of having both phases in one batch.
 
 This file and `rollout.vllm.guidance_processor` are all that depends on vLLM's model internals.
 """
@@ -40,8 +40,15 @@ from vllm.model_executor.models.llama import Attention, LlamaAttention, LlamaDec
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm.sequence import IntermediateTensors
 
+from configs.library_layout import require_attributes
 from rollout.guidance import unconditional_ids
+from rollout.janus_checkpoint import SpecialIds
 from rollout.weights.manifest import ENGINE_PARTS
+
+_ATTENTION_PARTS = (
+    "num_heads", "num_kv_heads", "head_dim", "scaling", "q_size", "kv_size", "qkv_proj", "rotary_emb", "attn", "o_proj",
+)  # fmt: skip
+"""What `TwinAttention` uses of its base."""
 
 
 class TwinAttention(LlamaAttention):
@@ -49,6 +56,7 @@ class TwinAttention(LlamaAttention):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        require_attributes("vllm", self, _ATTENTION_PARTS, "LlamaAttention")
         self.unconditional_attn = Attention(
             self.num_heads,
             self.head_dim,
@@ -106,7 +114,7 @@ class GuidedJanusModel(nn.Module):
         vq_config = config.vq_config
         self.text_vocab_size: int = config.text_config.text_vocab_size
         self.num_codes: int = vq_config.num_embeddings
-        self.special_ids: dict[str, int] = config.guidance_special_ids
+        self.special_ids = SpecialIds(**config.guidance_special_ids)
         self.language_model = TwinLanguageModel(vllm_config, f"{prefix}.language_model")
         # Replicated on every tensor-parallel rank: about 0.2 GB at 7B, and sharding them would cost
         # an all-reduce a layer on a few rows.
@@ -137,7 +145,7 @@ class GuidedJanusModel(nn.Module):
 
     def _embed_streams(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[2T, d] from int64 [T]."""
-        unconditional = unconditional_ids(input_ids, text_vocab_size=self.text_vocab_size, **self.special_ids)
+        unconditional = unconditional_ids(input_ids, self.special_ids, self.text_vocab_size)
         return self._embed(input_ids, [input_ids, unconditional])
 
     def _embed(self, input_ids: torch.Tensor, streams: list[torch.Tensor]) -> torch.Tensor:
@@ -146,7 +154,7 @@ class GuidedJanusModel(nn.Module):
         is_code = input_ids >= self.text_vocab_size
         codes = (input_ids - self.text_vocab_size).clamp(0, self.num_codes - 1)
         code_embeddings = self.generation_aligner(self.generation_embeddings(codes))
-        text_ids = stream_ids.masked_fill(stream_ids >= self.text_vocab_size, self.special_ids["pad_id"])
+        text_ids = stream_ids.masked_fill(stream_ids >= self.text_vocab_size, self.special_ids.pad)
         text_embeddings = self.language_model.embed_tokens(text_ids)
         is_code, code_embeddings = is_code.repeat(len(streams)), code_embeddings.repeat(len(streams), 1)
         return torch.where(is_code.unsqueeze(-1), code_embeddings, text_embeddings)
@@ -155,7 +163,7 @@ class GuidedJanusModel(nn.Module):
 class GuidedJanus(nn.Module):
     """The model class vLLM runs for `JanusForConditionalGeneration`.
 
-    Wants the config of `rollout.vllm.plugin.widen_vocabulary`.
+    Wants the config of `rollout.vllm.plugin.JanusOverride`.
     """
 
     hf_to_vllm_mapper = WeightsMapper(

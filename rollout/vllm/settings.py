@@ -1,23 +1,22 @@
-"""How vLLM is told to run Janus: engine arguments, context length, environment.
+"""vLLM's settings for Janus: engine arguments, context length, environment variables.
 
-Seeds: a seeded request draws one random number a token from a generator of its own, so its tokens
-depend on no other request (up to the rounding of matrix products, which may follow the batch's size
-on GPUs). That needs whole prompts: vLLM rewinds a generator after part of a prompt by a way that
-only one kind of generator has, and stops the engine with the others, so chunked prefill is off.
+Seeds: a request with a seed samples with a random generator of its own, so its tokens depend on no other request (up
+to the rounding of matrix products, which may depend on the size of the batch on GPUs). That excludes chunked prefill:
+after a part of a prompt vLLM resets the generator by a method that only one kind of generator has, and the engine
+stops with the others.
 """
 
 from __future__ import annotations
 
 import os
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from configs.errors import ConfigError
 from configs.schema import RolloutConfig
+from rollout.engine import EngineSettings
 from rollout.janus_checkpoint import JanusCheckpoint
-
-if TYPE_CHECKING:
-    from vllm import AsyncEngineArgs
 
 _CONTEXT_MARGIN = 32
 """Tokens of context beyond the longest sequence that the config allows, where the model has them."""
@@ -41,12 +40,26 @@ def context_length(config: RolloutConfig, checkpoint: JanusCheckpoint) -> int:
     return min(needed + _CONTEXT_MARGIN, max_positions)
 
 
+def quiet_environment() -> dict[str, str]:
+    """Environment that keeps libraries from filling the screen with what is no fault; set it before importing torch.
+
+    Each variable that the user has set stays as it is.
+    """
+    quiet = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        # The second: vLLM ends its engine core by a signal, and Python's tracker then counts a semaphore that it frees.
+        "PYTHONWARNINGS": "ignore::FutureWarning,ignore:resource_tracker:UserWarning",
+        # Of this module errors only: it remarks in each process that a CPU build has no Triton.
+        "TORCH_LOGS": "-torch._library.triton",
+    }
+    return {name: os.environ.get(name, value) for name, value in quiet.items()}
+
+
 def environment(config: RolloutConfig) -> dict[str, str]:
-    """Environment variables that vLLM reads, here and in its child processes; set them before importing it."""
+    """Environment variables that vLLM reads while it is imported and started, here and in its child processes."""
     variables = {
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
-        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
+        **quiet_environment(),
         "VLLM_NO_USAGE_STATS": "1",
         # `rollout.vllm.guidance_processor` speaks the interface of the first model runner.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
@@ -66,35 +79,23 @@ def environment(config: RolloutConfig) -> dict[str, str]:
     return variables
 
 
-def engine_args(
-    config: RolloutConfig,
-    checkpoint: JanusCheckpoint,
-    dtype: str,
-    sampled_logprobs: bool = False,
-    deterministic: bool = False,
-) -> AsyncEngineArgs:
-    """Arguments of `AsyncLLM` for a checkpoint; imports vLLM.
-
-    sampled_logprobs: see `rollout.engine.SequenceResult`.
-    deterministic: no step is scheduled before the last one's tokens are known, so timing decides no batch.
-    """
-    from vllm import AsyncEngineArgs
+def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> dict[str, Any]:
+    """Arguments of vLLM's `AsyncEngineArgs` for a checkpoint; imports vLLM."""
     from vllm.config.weight_transfer import WeightTransferConfig
 
-    from rollout.vllm.plugin import WEIGHT_BACKEND, widen_vocabulary
+    from rollout.vllm.plugin import WEIGHT_BACKEND, JanusOverride
 
-    special_ids = checkpoint.special_ids
-    model_ids = {"bos_id": special_ids.bos, "pad_id": special_ids.pad, "begin_of_image_id": special_ids.begin_of_image}
+    config = settings.rollout
     max_model_len = context_length(config, checkpoint)
     memory: dict[str, Any] = (
         {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
         if _on_cpu(config)
         else {"gpu_memory_utilization": config.gpu_memory_utilization}
     )
-    return AsyncEngineArgs(
+    return dict(
         model=str(checkpoint.folder),
-        hf_overrides=partial(widen_vocabulary, model_ids),
-        dtype=dtype,
+        hf_overrides=JanusOverride(checkpoint.special_ids),
+        dtype=settings.dtype,
         skip_tokenizer_init=True,
         generation_config="vllm",
         max_model_len=max_model_len,
@@ -102,19 +103,37 @@ def engine_args(
         max_num_batched_tokens=max(max_model_len, config.max_num_seqs, _MIN_BATCHED_TOKENS),
         enable_chunked_prefill=False,
         enable_prefix_caching=True,
-        async_scheduling=False if deterministic else None,
+        async_scheduling=False if settings.deterministic else None,
         enforce_eager=config.enforce_eager,
         tensor_parallel_size=config.tensor_parallel_size,
         distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else "uni",
         logits_processors=["rollout.vllm.guidance_processor:GuidanceProcessor"],
         # "Raw" is what the model gives, before guidance and temperature; "processed" is what vLLM samples from.
-        logprobs_mode="processed_logprobs" if sampled_logprobs else "raw_logits",
-        worker_extension_cls="rollout.vllm.plugin.WorkerExtension",
+        logprobs_mode="processed_logprobs" if settings.sampled_logprobs else "raw_logits",
         weight_transfer_config=WeightTransferConfig(backend=WEIGHT_BACKEND),
         disable_log_stats=True,
         use_tqdm_on_load=False,
         **memory,
     )
+
+
+@contextmanager
+def environment_set(variables: Mapping[str, str]) -> Iterator[None]:
+    """This process's environment with `variables` in it, as it was before once the context ends.
+
+    Environments belong to the whole process: nothing else may start processes or read the variables meanwhile. What
+    vLLM itself adds to the environment in this time is left there.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _on_cpu(config: RolloutConfig) -> bool:

@@ -1,4 +1,4 @@
-"""Takes new weights into a vLLM worker, from a file or from a collective.
+"""Weight updates inside a vLLM worker, from a file in shared memory or from an NCCL broadcast.
 
     WeightBucket ─► file in shared memory ─┐
                                            ├─► BicotWeightEngine (in every worker) ─► model.load_weights
@@ -8,8 +8,8 @@ vLLM drives it: `start_weight_update`, then `update_weights` a bucket, then `fin
 while generation is paused. A file is mapped, not read, so that the tensor-parallel workers of an
 engine share one copy of it.
 
-Parts of the model are rebuilt layer by layer by vLLM's own reload, since some kernels keep weights
-in another layout than the checkpoint's; only the parts an update touches are opened for it.
+vLLM's layerwise reload converts the weights of each layer again, since some kernels keep weights in another layout than
+the checkpoint. Only the parts of the model that an update holds are reloaded.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from configs.errors import WeightSyncError
 from rollout.records import WeightBucket
 from rollout.weights import unpack_bucket
 from rollout.weights.manifest import part_of
@@ -110,7 +111,8 @@ class BicotWeightEngine(WeightTransferEngine[CollectiveInit, TensorUpdate]):
     def _open(self, names: list[str]) -> None:
         """Prepare the parts that `names` belong to; vLLM would warn of each layer that gets no weights."""
         for part in {part_of(name) for name in names} - set(self._open_parts):
-            assert part is not None, "the manifest lets no other name through"
+            if part is None:  # `WeightManifest.check_tensors` lets no such name through
+                raise WeightSyncError(f"an update holds tensors of no part of the engine's model: {names}")
             module = self.model.get_submodule(part.removesuffix("."))
             initialize_layerwise_reload(module)
             self._open_parts[part] = module

@@ -1,6 +1,6 @@
-"""Tensors as bytes and back: what learner ranks publish and engines load.
+"""Serialization of weights: the buckets of bytes that the learner publishes and engines load.
 
-    named tensors ─► pack_buckets ─► WeightBucket, WeightBucket, … ─► unpack_bucket ─► named tensors
+    named tensors ─► pack_bucket ─► WeightBucket ─► unpack_bucket ─► named tensors
 
 NumPy has no bfloat16, so a bucket is raw bytes with each tensor's name, dtype and shape beside it.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,20 +45,6 @@ def pack_bucket(tensors: Sequence[tuple[str, torch.Tensor]]) -> WeightBucket:
         shapes=tuple(tuple(tensor.shape) for _, tensor in tensors),
         data=data,
     )
-
-
-def pack_buckets(tensors: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> Iterator[WeightBucket]:
-    """Buckets of at most `bucket_bytes` each, in order; a larger tensor has a bucket of its own."""
-    pending: list[tuple[str, torch.Tensor]] = []
-    pending_bytes = 0
-    for name, tensor in tensors:
-        if pending and pending_bytes + tensor.nbytes > bucket_bytes:
-            yield pack_bucket(pending)
-            pending, pending_bytes = [], 0
-        pending.append((name, tensor))
-        pending_bytes += tensor.nbytes
-    if pending:
-        yield pack_bucket(pending)
 
 
 def unpack_bucket(bucket: WeightBucket) -> Iterator[tuple[str, torch.Tensor]]:

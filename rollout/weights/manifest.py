@@ -1,7 +1,7 @@
-"""Which tensors an engine holds, and whether an update fits them.
+"""The names and shapes of an engine's tensors, and the check that a weight update fits them.
 
-An update is checked as a whole before the first tensor is loaded: an engine that has loaded half of
-one can no longer sample.
+An update is checked as a whole before the first tensor is loaded: an engine with half of an update can no longer
+sample.
 """
 
 from __future__ import annotations

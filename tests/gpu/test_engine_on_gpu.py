@@ -15,11 +15,11 @@ from transformers import JanusForConditionalGeneration
 
 from configs.schema import RolloutConfig, TinyJanusConfig
 from learner.warm_start.tiny_janus import save_random_tiny_janus
-from rollout.engine import SequenceRequest, SequenceResult
+from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.guidance import guided_logits
 from rollout.records import WeightBucket
 from rollout.vllm import VllmEngine
-from rollout.weights.buckets import pack_buckets
+from rollout.weights.buckets import pack_bucket
 
 pytestmark = [pytest.mark.gpu, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
@@ -54,8 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["float32", "bfloat16"])
 async def engine_and_dtype(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[tuple[VllmEngine, str]]:
-    engine = VllmEngine(folder, CONFIG, request.param)
-    await engine.start()
+    engine = await VllmEngine.start(EngineSettings(str(folder), CONFIG, request.param))
     yield engine, request.param
     await engine.close()
 
@@ -199,4 +198,4 @@ def _buckets_of(model: JanusForConditionalGeneration, dtype: str) -> list[Weight
         for name, parameter in model.named_parameters()
         if name.startswith(TRAINED)
     ]
-    return list(pack_buckets(trained, bucket_bytes=2**20))
+    return [pack_bucket(trained[start : start + 8]) for start in range(0, len(trained), 8)]

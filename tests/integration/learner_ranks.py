@@ -81,12 +81,13 @@ def _run_rank(rank: int, num_ranks: int, jobs: list[Job], ports: list[SimpleQueu
     faulthandler.dump_traceback_later(TIMEOUT_S - 60)  # shows where a rank hangs
     results = {}
     for job in jobs:
-        worker = LearnerWorker(job.config, job.config.model.path, rank, num_ranks)
         if rank == 0:  # only now: a port that was free a minute ago may be another's
             port = free_port()
             for queue in ports:
                 queue.put(port)
-        worker.setup("127.0.0.1", ports[rank].get())
+        worker = LearnerWorker.start(
+            job.config, job.config.model.path, rank, master_address="127.0.0.1", master_port=ports[rank].get()
+        )
         try:
             results[job.name] = _run_job(worker, job)
         except LearnerError as error:

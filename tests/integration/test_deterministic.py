@@ -34,12 +34,10 @@ class SequentialLoop:
         path = config.model.path
         fits = Conversation.from_pretrained(path).reason_against(config.rollout.max_prompt_tokens)
         prompts = PromptSource(load_prompts(config.data.train, 0).without(fits).prompts, config.run.seed)
-        rollout = RolloutWorker(path, config, "only")
-        await rollout.start()
+        rollout = await RolloutWorker.start(path, config, "only")
         reward = RewardWorker(config.rewards[0])
         await reward.start()
-        learner = LearnerWorker(config, path, 0, 1)
-        learner.setup("127.0.0.1", free_port())
+        learner = LearnerWorker.start(config, path, 0, master_address="127.0.0.1", master_port=free_port())
         made = []
         for step in range(config.run.steps):
             first = step * config.algorithm.groups_per_step

@@ -74,6 +74,14 @@ def test_the_seed_decides_the_pictures(folder: Path, tmp_path: Path):
     assert not np.array_equal(one, two)
 
 
+def test_a_second_call_into_the_same_folder_keeps_the_pictures_of_the_first(folder: Path, tmp_path: Path):
+    for seed in ("0", "1"):
+        assert generate(folder, tmp_path, "--prompt", "red star", "--num-images", "2", "--seed", seed) == 0
+    files = [line["file"] for line in manifest(tmp_path)]
+    assert files == [f"000{place}-red-star-{number}.png" for place in (0, 1) for number in (0, 1)]
+    assert {path.name for path in tmp_path.glob("*.png")} == set(files)
+
+
 def test_a_file_of_prompts_is_drawn_without_plans(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "red star"}\n{"prompt": 5}\n{"prompt": "blue circle"}\n')
@@ -95,7 +103,9 @@ def test_a_file_of_prompts_is_drawn_without_plans(folder: Path, tmp_path: Path, 
     ("options", "message"),
     [
         (["--prompt", "red " * 60], "takes 64 tokens with the words around it, at most 40 are allowed"),
-        (["--prompt", " "], "is empty"),
+        (["--prompt", " "], "missing or empty"),
+        (["--prompt", "red \udcff"], "half a character"),
+        (["--prompt", "<begin_of_image>"], "nothing but special tokens"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--prompt", "red", "--model", "./nowhere"], "model './nowhere': no such folder"),
         (["--prompt", "red", "--device", "cuda"], "no CUDA GPU"),

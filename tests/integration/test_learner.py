@@ -219,7 +219,7 @@ def _plain_batch_loss(
         advantages = (group.rewards - group.rewards.mean()) / (group.rewards.std(ddof=1) + 1e-4)
         for trajectory, advantage in zip(group.rollout.trajectories, advantages, strict=True):
             loss = loss + _plain_loss(model, reference, trajectory, float(advantage), guided)
-    return loss / sum(t.num_tokens for group in groups for t in group.rollout.trajectories)
+    return loss / sum(t.num_tokens() for group in groups for t in group.rollout.trajectories)
 
 
 def _plain_loss(
@@ -627,7 +627,7 @@ def _advantage_weighted_logprob(model: JanusForConditionalGeneration, batch: Tra
     for group in batch.groups:
         for trajectory, reward in zip(group.rollout.trajectories, group.rewards - group.rewards.mean(), strict=True):
             total += float(reward) * sum(float(values.sum()) for values in trajectory_logprobs(model, trajectory))
-            num_tokens += trajectory.num_tokens
+            num_tokens += trajectory.num_tokens()
     return total / num_tokens
 
 
@@ -645,7 +645,7 @@ def test_a_report_holds_every_metric_with_sensible_values(
     assert 0 < first["entropy/cot"] < math.log(100)
     assert 0 < first["entropy/image"] < math.log(SHAPE.num_codes)
     assert first["cot_length"] == sum(len(t.cot_ids) for t in trajectories) / len(trajectories)
-    assert first["tokens"] == sum(t.num_tokens for t in trajectories)
+    assert first["tokens"] == sum(t.num_tokens() for t in trajectories)
     assert first["tokens_per_s"] > 0
     assert first["lr"] == LR
     assert (second["staleness/mean"], second["staleness/max"]) == (1.0, 1.0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import copy
+import json
+import os
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +20,13 @@ from transformers import JanusForConditionalGeneration
 from configs.errors import ConfigError, ModelError, RolloutError, WeightSyncError
 from configs.schema import RolloutConfig
 from learner.janus_policy import JanusPolicy
-from learner.objective.phase_tokens import PhaseTokens
-from rollout.engine import SequenceRequest, SequenceResult
+from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
+from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
+from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import Int32Array, WeightBucket
 from rollout.vllm import VllmEngine
-from rollout.weights.buckets import pack_bucket, pack_buckets
+from rollout.vllm.settings import environment
+from rollout.weights.buckets import pack_bucket
 from tests.tiny_models import tiny_janus_folder
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
@@ -66,8 +70,10 @@ def perturbed(janus: JanusForConditionalGeneration) -> Iterator[JanusForConditio
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(folder: Path) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(folder, CONFIG, "float32")
-    await engine.start()
+    variables = environment(CONFIG)
+    before = [os.environ.get(name) for name in variables]
+    engine = await VllmEngine.start(EngineSettings(str(folder), CONFIG))
+    assert [os.environ.get(name) for name in variables] == before
     yield engine
     await engine.close()
 
@@ -123,9 +129,9 @@ def teacher_forced(
 
 
 def buckets_of(janus: JanusForConditionalGeneration) -> list[WeightBucket]:
-    """The trainable weights, cut between layers and within them."""
+    """The trainable weights, eight tensors a bucket: some buckets end within a layer."""
     trainable = [(name, tensor) for name, tensor in janus.named_parameters() if name.startswith(TRAINABLE)]
-    return list(pack_buckets(trainable, bucket_bytes=2**20))
+    return [pack_bucket(trainable[start : start + 8]) for start in range(0, len(trainable), 8)]
 
 
 def assert_teacher_forcing_agrees(
@@ -191,8 +197,7 @@ async def test_an_engine_can_record_the_logprobs_of_what_it_samples_from(
     folder: Path, janus: JanusForConditionalGeneration
 ) -> None:
     """Guided, at the request's temperature: equal to the slow engine's teacher forcing through both streams."""
-    engine = VllmEngine(folder, CONFIG, "float32", sampled_logprobs=True)
-    await engine.start()
+    engine = await VllmEngine.start(EngineSettings(str(folder), CONFIG, sampled_logprobs=True))
     try:
         requests = [
             *requests_for(ragged_prompts(6, 2, janus, image=True), "image", "guided", temperature=0.8),
@@ -202,7 +207,8 @@ async def test_an_engine_can_record_the_logprobs_of_what_it_samples_from(
         results = await generate(engine, requests)
     finally:
         await engine.close()
-    policy = JanusPolicy(copy.deepcopy(janus), logprob_chunk_tokens=64)
+    special_ids = JanusCheckpoint(folder).special_ids
+    policy = JanusPolicy(janus, special_ids=special_ids, logprob_chunk_tokens=64)
     for request, result in zip(requests, results, strict=True):
         expected = sampled_logprobs(policy, request, result)
         np.testing.assert_allclose(result.logprobs, expected, atol=TOLERANCE, err_msg=request.request_id)
@@ -214,7 +220,7 @@ def sampled_logprobs(policy: JanusPolicy, request: SequenceRequest, result: Sequ
     ids, targets = (torch.from_numpy(values).long()[None] for values in (request.prompt_ids, result.token_ids))
     tokens = PhaseTokens(request.phase, ids, torch.tensor([ids.shape[1]]), targets, torch.ones_like(targets).bool())
     scales = torch.tensor([request.guidance_scale]) if request.phase == "image" else None
-    logprobs, _ = policy(tokens, guidance_scales=scales, temperature=request.temperature)
+    logprobs, _ = policy(LogprobRequest(tokens, guidance_scales=scales, temperature=request.temperature))
     return logprobs[0].numpy()
 
 
@@ -326,13 +332,58 @@ async def test_a_request_that_does_not_fit_is_refused_with_its_numbers(
 
 async def test_a_missing_model_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no_such_model"):
-        await VllmEngine(tmp_path / "no_such_model", CONFIG, "float32").start()
+        await VllmEngine.start(EngineSettings(str(tmp_path / "no_such_model"), CONFIG))
 
 
 async def test_a_context_that_the_model_lacks_is_refused_with_its_numbers(folder: Path) -> None:
     config = CONFIG.model_copy(update={"max_cot_tokens": 200})
     with pytest.raises(ConfigError, match="64 image tokens = 328, but the model has 256 positions"):
-        await VllmEngine(folder, config, "float32").start()
+        await VllmEngine.start(EngineSettings(str(folder), config))
+
+
+BARE = """
+import asyncio, json, sys, threading
+import numpy as np
+from configs.schema import RolloutConfig
+from rollout.engine import EngineSettings, SequenceRequest
+from rollout.vllm import VllmEngine
+
+async def main(folder, config, prompt):
+    engine = await VllmEngine.start(EngineSettings(folder, RolloutConfig.model_validate_json(config)))
+    request = SequenceRequest("bare", "image", np.array(json.loads(prompt), np.int32), 64, 1.0, 5.0, seed=1000)
+    print("tokens", json.dumps((await engine.generate(request)).token_ids.tolist()), flush=True)
+    threading.Event().wait(600)
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_an_engine_without_the_entry_point_draws_the_same_and_ends_with_its_killed_process(
+    engine: VllmEngine, folder: Path, janus: JanusForConditionalGeneration, tmp_path: Path
+) -> None:
+    """As in a Ray job whose nodes have bicot on PYTHONPATH only, and whose worker Ray kills."""
+    (prompt,) = ragged_prompts(1, 17, janus, image=True)
+    (request,) = requests_for([prompt], "image", "installed")
+    expected = await engine.generate(request)
+    script = tmp_path / "bare.py"
+    script.write_text(BARE)
+    bare = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "VLLM_PLUGINS": ""}
+    arguments = [str(folder), CONFIG.model_dump_json(), str(prompt.tolist())]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), *arguments, env=bare, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(400):
+        while not (line := await process.stdout.readline()).startswith(b"tokens"):
+            assert line, "the process ended before it had drawn"
+    assert json.loads(line.removeprefix(b"tokens")) == expected.token_ids.tolist()
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("EngineCor" in child.name() for child in children)
+    process.kill()
+    await process.wait()
+    _, alive = await asyncio.to_thread(psutil.wait_procs, children, timeout=60)
+    assert not alive
 
 
 async def test_closing_ends_requests_and_processes_and_may_be_repeated(
@@ -340,7 +391,9 @@ async def test_closing_ends_requests_and_processes_and_may_be_repeated(
 ) -> None:
     # Others of this process's children are Python's own tracker of shared memory and the session's Ray.
     children = psutil.Process().children(recursive=True)
-    processes = [child for child in children if "EngineCore" in " ".join([child.name(), *child.cmdline()])]
+    # One that has ended already, and was not yet collected, has no command line.
+    running = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    processes = [child for child in running if "EngineCore" in " ".join([child.name(), *child.cmdline()])]
     assert processes
     request = requests_for(ragged_prompts(1, 16, janus, image=True), "image", "last")[0]
     running = asyncio.create_task(engine.generate(request))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -153,3 +154,15 @@ def test_an_example_too_long_for_the_model_is_named_before_training(warm_folder:
     with pytest.raises(DataError, match=r"long\.jsonl:2"):
         warm_start(config, tmp_path / "out", report=lambda *_: pytest.fail("nothing may be trained"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_more_than_allowed_end_it(examples: Path, tmp_path: Path):
+    folder = tmp_path / "examples"
+    shutil.copytree(examples.parent, folder)
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:50])
+    config = tiny_config(folder / "examples.jsonl", tmp_path)
+    with pytest.raises(DataError, match=r"examples\.jsonl:4: picture 3\.png cannot be read as a picture"):
+        warm_start(config, tmp_path / "refused")
+    lenient = config.model_copy(update={"data": config.data.model_copy(update={"max_bad_lines": 1})})
+    warm_start(lenient, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()

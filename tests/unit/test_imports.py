@@ -32,7 +32,13 @@ HOMES = {
     "deepspeed": {"learner"},
 }
 # Of rollout, rewards may use only what describes prompts and pictures.
-REWARDS_MAY_USE = ("rollout.records", "rollout.shapes", "rollout.prompts.files")
+REWARDS_MAY_USE = (
+    "rollout.records",
+    "rollout.shapes",
+    "rollout.prompts.files",
+    "rollout.prompts.formats",
+    "rollout.pictures.reader",
+)
 
 # The rooms of a package from the ground floor up. A module beside the rooms is named where it stands below one; all
 # others are the top floor, "". A module may import from lower floors and from its own room.
@@ -47,7 +53,8 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "rollout": [
         {"records"},
-        {"shapes", "weights", "engine", "guidance", "janus_checkpoint"},
+        {"shapes", "weights", "engine", "janus_checkpoint"},
+        {"guidance"},
         {"prompts", "pictures", "vllm", "conversion"},
         {""},
     ],

@@ -296,12 +296,107 @@ def test_what_trains_which_tokens_follows_from_weight_phase_and_use(config_file:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rewards=[{name: shapes, weight: 0}]", "none of shapes trains"),
-        ("rewards=[{name: shapes, evaluation_only: true}]", "none of shapes trains"),
+        ("rewards=[{name: shapes, weight: 0}]", "every reward has weight 0 or is for evaluations only"),
+        ("rewards=[{name: shapes, evaluation_only: true}]", "every reward has weight 0 or is for evaluations only"),
         ("rewards=[{name: shapes, phase: image}]", "no reward trains the phase 'cot', which algorithm.optimize both"),
-        ("rewards=[{name: my judge, kind: vlm_judge}]", "name 'my judge' of a reward of kind 'vlm_judge'"),
+        ("rewards=[{name: my judge, kind: vlm_judge}]", "name = 'my judge': expected the name of a reward, or"),
         ("rewards=[{name: shapes}, {name: shapes}]", "or give each a name of its own and what it is as kind"),
     ],
 )
 def test_rewards_that_train_nothing_or_have_no_plain_name_are_refused(config_file: Path, override: str, message: str):
     assert message in refusal_of(config_file, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rewards.shapes.weight=.nan", "rewards.shapes.weight = nan: Input should be a finite number"),
+        ("rewards.shapes.weight=.inf", "rewards.shapes.weight = inf: Input should be a finite number"),
+        ("rewards.shapes.weight='nan'", "rewards.shapes.weight = 'nan': Input should be a finite number"),
+        ("rewards.shapes.options.target=.nan", "target is not a finite number; write one, or leave it out"),
+        ("rewards.shapes.gpus_per_replica=.inf", "gpus_per_replica = inf: Input should be a finite number"),
+        ("algorithm.kl_coef=.inf", "algorithm.kl_coef = inf: Input should be a finite number"),
+        ("run.step_timeout_s=.inf", "run.step_timeout_s = inf: Input should be a finite number"),
+        ("run.step_timeout_s=1e12", "run.step_timeout_s = 1000000000000.0: more than 31622400 makes no sense here"),
+        ("run.steps=true", "run.steps = True: a truth value is no number; write the number"),
+        ("run.steps=yes", "run.steps = 'yes': Input should be a valid integer"),
+        ("run.steps=10:30", "run.steps = '10:30': Input should be a valid integer"),
+        ("learner.lr=on", "learner.lr = 'on': Input should be a valid number"),
+        ("learner.lr=0", "learner.lr = 0: Input should be greater than 0"),
+        ("learner.lr=1e30", "learner.lr = 1e+30: Input should be less than or equal to 1"),
+        ("learner.betas=[0.9, 1.5]", "learner.betas.1 = 1.5: Input should be less than 1"),
+        ("learner.betas=[-0.1, 0.9]", "learner.betas.0 = -0.1: Input should be greater than or equal to 0"),
+        ("learner.betas=[true, 0.9]", "a truth value is no number"),
+        ("algorithm.max_staleness=1000000000000", "Input should be less than or equal to 1000"),
+        ("algorithm.max_staleness=1000000000000000000000", "does not fit 64 bits; write a smaller one"),
+        (
+            "rollout.num_workers=4000000000",
+            "rollout.num_workers.min = 4000000000: Input should be less than or equal to",
+        ),
+        ("rollout.temperature=0", "Input should be greater than or equal to 0.01"),
+        ("model.tiny.hidden_size=1000000000000", "Input should be less than or equal to 32768"),
+        ("rewards=[{name: shapes, weight: 0}, {name: hps, weight: 0.0}]", "every reward has weight 0"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_with_field_and_value(config_file: Path, override: str, message: str):
+    assert message in refusal_of(config_file, override)
+
+
+def test_a_negative_weight_is_a_penalty_and_taken(config_file: Path):
+    assert load_config(config_file, ["rewards.shapes.weight=-0.5"]).rewards[0].weight == -0.5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["!!timestamp x", "!!int ''", "!!bool maybe", "!!float x", "&x [*x]", '"\\U00110000"', '"\\ud800"', "9" * 5000],
+)
+def test_what_yaml_itself_stumbles_over_is_broken_yaml_with_its_line(config_file: Path, text: str):
+    config_file.write_text(MINIMAL + f"run: {{name: {text}}}\n")
+    assert f"{config_file}:10:" in refusal_of(config_file) or "holds itself" in refusal_of(config_file)
+
+
+def test_nothing_of_an_override_is_left_out_as_a_comment(config_file: Path):
+    loaded = load_config(config_file, ["rollout.system_prompt=Draw #1 things", "data.train=prompts #2.txt"])
+    assert loaded.rollout.system_prompt == "Draw #1 things"
+    assert loaded.data.train == "prompts #2.txt"
+    assert load_config(config_file, ["rollout.system_prompt=#1"]).rollout.system_prompt == "#1"
+    refusal = refusal_of(config_file, "learner.betas=[0.9, 0.95] # as in the paper")
+    assert "'# as in the paper' would be left out as a comment; put quotes around the text" in refusal
+
+
+def test_an_override_reaches_a_reward_whose_module_has_dots_in_its_name(config_file: Path):
+    assert load_config(config_file, ["rewards.my.module:Own.weight=0.25"]).rewards[1].weight == 0.25
+
+
+@pytest.mark.parametrize("revision", ["7e12345", "1e-6", "0123", "on", "2024-01-01", "null", "a\x85b"])
+def test_a_text_that_looks_like_something_else_is_the_same_text_when_a_run_goes_on(config_file: Path, revision: str):
+    config = load_config(config_file)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"revision": revision})})
+    config_file.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(config_file) == config
+
+
+@pytest.mark.parametrize("name", ["a/b", "", ".", "..", "a b", "x" * 61, "a\n"])
+def test_an_evaluation_set_is_named_by_what_can_be_part_of_a_file_name(config_file: Path, name: str):
+    tree = yaml.safe_load(MINIMAL)
+    tree["data"]["evaluation"] = {name: "shapes:heldout:4"}
+    config_file.write_text(yaml.safe_dump(tree))
+    refusal = refusal_of(config_file)
+    assert "becomes part of file names: use letters, digits" in refusal
+    assert "data.evaluation" in refusal
+
+
+@pytest.mark.parametrize("name", ["", "shapes/x", "..x:y", "shapes:", "a b"])
+def test_a_reward_is_a_name_or_module_and_attribute(config_file: Path, name: str):
+    assert "rewards." in refusal_of(config_file, f"rewards.0.name='{name}'")
+
+
+def test_variables_in_paths_are_put_in_and_refused_where_they_are_not_set(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    config = load_config(config_file, ["run.dir=$SCRATCH/runs", "data.train=${SCRATCH}/p.txt", "model.path=a$"])
+    assert (config.run.dir, config.data.train, config.model.path) == ("/scratch/me/runs", "/scratch/me/p.txt", "a$")
+    refusal = refusal_of(config_file, "run.dir=$NOT_SET/runs")
+    assert "run.dir = '$NOT_SET/runs': the environment variable NOT_SET is not set" in refusal

@@ -3,6 +3,8 @@ without padding, all logits at once, in float64."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,16 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from configs.errors import ModelError
-from configs.schema import TinyJanusConfig
+from configs.schema import LoraConfig, TinyJanusConfig
 from learner.batch import right_pad
 from learner.janus_policy import JanusPolicy
 from learner.objective import LossSettings, bicot_grpo_terms
 from learner.objective.loss import TokenTensors
-from learner.objective.phase_tokens import PhaseTokens
+from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
 from learner.warm_start.tiny_janus import save_random_tiny_janus
+from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.prompts import Conversation
+from tests.transformers_streams import unconditional_context
 
 SHAPE = TinyJanusConfig(hidden_size=64, num_layers=2, num_heads=2, num_codes=32, image_size=16, max_positions=64)
 NUM_IMAGE_TOKENS = 16
@@ -83,7 +87,7 @@ def slow_logprobs(
     logits = slow_logits(model, phase, context, targets)
     if guidance_scale is not None:
         if phase == "image":
-            unconditional = slow_logits(model, phase, conversation.unconditional_prompt(context), targets)
+            unconditional = slow_logits(model, phase, unconditional_context(model, context).numpy(), targets)
             logits = unconditional + guidance_scale * (logits - unconditional)
         logits = logits / TEMPERATURE
     return logits.log_softmax(-1).gather(-1, torch.from_numpy(targets).long()[:, None])[:, 0]
@@ -101,7 +105,7 @@ def test_logprobs_loss_and_gradients_equal_those_of_transformers_own_forward(
     options = {"temperature": TEMPERATURE} if guided else {}
     if guided and phase == "image":
         options["guidance_scales"] = torch.tensor(SCALES, dtype=torch.float64)
-    logprobs, _ = policy(tokens, **options)
+    logprobs, _ = policy(LogprobRequest(tokens, **options))
     behaviour = logprobs.detach() + torch.linspace(-0.3, 0.3, logprobs.numel()).view_as(logprobs)
     advantages = torch.tensor([1.0, -0.5, 0.3], dtype=torch.float64)
     terms = bicot_grpo_terms(
@@ -137,8 +141,9 @@ def test_guidance_of_one_trains_the_conditional_distribution(folder: Path, polic
     conversation = Conversation.from_pretrained(str(folder))
     tokens = tokens_of("image", *ragged("image", conversation))
     with torch.no_grad():
-        plain, plain_entropy = policy(tokens)
-        guided, guided_entropy = policy(tokens, guidance_scales=torch.ones(3, dtype=torch.float64))
+        plain, plain_entropy = policy(LogprobRequest(tokens))
+        scales = torch.ones(3, dtype=torch.float64)
+        guided, guided_entropy = policy(LogprobRequest(tokens, guidance_scales=scales))
     torch.testing.assert_close(guided, plain, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(guided_entropy, plain_entropy, rtol=1e-10, atol=1e-10)
 
@@ -156,3 +161,104 @@ def test_the_language_model_trains_unless_other_names_are_given(folder: Path, po
 def test_a_pattern_that_no_parameter_matches_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"learner\.trainable: no parameter's name matches 'model\.vqmodel\.\*'"):
         JanusPolicy.load(str(folder), torch.float32, logprob_chunk_tokens=7, trainable=["model.vqmodel.*"])
+
+
+def test_the_model_that_a_policy_is_made_of_stays_whole_and_usable(
+    folder: Path, model: JanusForConditionalGeneration
+) -> None:
+    """Through adapters, gradient checkpointing, and a backward pass, until its shared weights are changed."""
+    conversation = Conversation.from_pretrained(str(folder))
+    contexts, targets = ragged("image", conversation)
+    names = [name for name, _ in model.named_modules()]
+    requires_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    prompt = torch.from_numpy(contexts[0]).long()[None]
+    before = model(input_ids=prompt).logits.detach(), slow_logits(model, "image", contexts[0], targets[0]).detach()
+    policy = JanusPolicy(
+        model,
+        special_ids=JanusCheckpoint(folder).special_ids,
+        logprob_chunk_tokens=7,
+        lora=LoraConfig(rank=2, targets=("q_proj",)),
+    )
+    policy.enable_gradient_checkpointing()
+    logprobs, _ = policy(LogprobRequest(tokens_of("image", contexts, targets)))
+    logprobs.sum().backward()
+
+    assert [name for name, _ in model.named_modules()] == names
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.model.language_model.is_gradient_checkpointing
+    after = model(input_ids=prompt).logits, slow_logits(model, "image", contexts[0], targets[0])
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert unconditional_context(model, contexts[0]).shape == prompt[0].shape  # its own generate runs
+
+    name = "model.language_model.norm.weight"
+    with torch.no_grad():
+        policy.model.get_parameter(name).mul_(2.0)
+    assert policy.model.get_parameter(name).data_ptr() == model.get_parameter(name).data_ptr()
+    assert not torch.equal(model(input_ids=prompt).logits, before[0])
+
+
+def test_names_and_order_of_parameters_are_those_that_older_checkpoints_hold(folder: Path) -> None:
+    """A rank's fragments are found by these names; see `learner.optimizer_state`."""
+    lora = LoraConfig(rank=2, targets=("q_proj",))
+    policy = JanusPolicy.load(str(folder), torch.float32, logprob_chunk_tokens=7, lora=lora)
+    names = [name for name, _ in policy.named_parameters()]
+    layer = "model.model.language_model.layers.0"
+    assert names[:14] == [
+        "model.model.generation_embeddings.weight",
+        "model.model.generation_aligner.fc1.weight",
+        "model.model.generation_aligner.fc1.bias",
+        "model.model.generation_aligner.hidden_layers.0.weight",
+        "model.model.generation_aligner.hidden_layers.0.bias",
+        "model.model.generation_head.proj_out.weight",
+        "model.model.generation_head.proj_out.bias",
+        "model.model.generation_head.vision_head.weight",
+        "model.model.generation_head.vision_head.bias",
+        "model.model.language_model.embed_tokens.weight",
+        f"{layer}.self_attn.q_proj.lora_a",
+        f"{layer}.self_attn.q_proj.lora_b",
+        f"{layer}.self_attn.q_proj.base.weight",
+        f"{layer}.self_attn.k_proj.weight",
+    ]
+    assert names[-2:] == ["model.model.language_model.norm.weight", "model.lm_head.weight"]
+
+
+def test_a_head_that_is_tied_to_the_embedding_stays_tied(model: JanusForConditionalGeneration, folder: Path) -> None:
+    model.lm_head.weight = model.model.language_model.embed_tokens.weight
+    special_ids = JanusCheckpoint(folder).special_ids
+    policy = JanusPolicy(model, special_ids=special_ids, logprob_chunk_tokens=7, trainable=["model.language_model.*"])
+    assert policy.model.lm_head.weight is policy.model.model.language_model.embed_tokens.weight
+    assert "lm_head.weight" not in [name for name, _ in policy.named_trainable_parameters()]
+
+
+def test_a_begin_of_image_id_where_transformers_own_conversion_writes_it_is_found(folder: Path, tmp_path: Path) -> None:
+    """At the top level of generation_config.json; rollout workers read the same place."""
+    other = tmp_path / "converted"
+    shutil.copytree(folder, other)
+    path = other / "generation_config.json"
+    content = json.loads(path.read_text())
+    content["boi_token_id"] = content.pop("generation_kwargs")["boi_token_id"]
+    path.write_text(json.dumps(content))
+    conversation = Conversation.from_pretrained(str(folder))
+    tokens = tokens_of("image", *ragged("image", conversation))
+    request = LogprobRequest(tokens, guidance_scales=torch.tensor(SCALES))
+    policies = [JanusPolicy.load(str(path), torch.float32, logprob_chunk_tokens=7) for path in (folder, other)]
+    with torch.no_grad():
+        one, two = (policy(request)[0] for policy in policies)
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("phase", "asked", "message"),
+    [
+        ("image", ("unconditional_rows", "guidance_scales"), "exclude each other"),
+        ("cot", ("unconditional_rows",), "no unconditional stream"),
+        ("cot", ("guidance_scales",), "no unconditional stream"),
+    ],
+)
+def test_a_request_that_has_no_meaning_is_refused(
+    folder: Path, phase: str, asked: tuple[str, ...], message: str
+) -> None:
+    tokens = tokens_of(phase, *ragged(phase, Conversation.from_pretrained(str(folder))))
+    with pytest.raises(ValueError, match=message):
+        LogprobRequest(tokens, **dict.fromkeys(asked, torch.ones(3)))

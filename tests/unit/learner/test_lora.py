@@ -11,7 +11,14 @@ from torch import nn
 from configs.errors import ModelError
 from configs.schema import LoraConfig, TinyJanusConfig
 from learner.janus_policy import JanusPolicy
-from learner.lora import LoraLinear, adapters_off, add_adapters, merged_weight, named_adapters
+from learner.lora import (
+    LoraLinear,
+    adapters_off,
+    add_adapters,
+    checkpoint_names,
+    merged_weight,
+    named_adapters,
+)
 from learner.warm_start.tiny_janus import save_random_tiny_janus
 
 
@@ -122,3 +129,13 @@ def test_a_policy_with_adapters_trains_them_alone_and_keeps_the_checkpoints_name
     language_model = [name for name, _ in plain.named_changing_parameters() if name.startswith("model.language_model.")]
     assert [name for name, _ in policy.named_changing_parameters()] == language_model
     assert set(policy.adapters()) <= set(language_model)
+
+
+def test_names_without_adapters_are_exact_where_a_module_of_the_model_is_called_base() -> None:
+    module = nn.ModuleDict({"base": nn.ModuleDict({"base": TwoLayers()}), "plain": TwoLayers()})
+    names = [name for name, _ in module.named_parameters()]
+    assert checkpoint_names(module) == {name: name for name in names}
+    add_adapters(module, LoraConfig(rank=2, targets=("down_proj",)))
+    assert sorted(checkpoint_names(module).values()) == sorted(names)
+    assert checkpoint_names(module)["base.base.down_proj.base.bias"] == "base.base.down_proj.bias"
+    assert not any("lora" in name for name in checkpoint_names(module))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import deepspeed
 import pytest
 import torch
 
-from configs.errors import LearnerError
-from learner.optimizer_state import Fragment, FragmentFiles, read_fragments, write_fragments
+from configs.errors import LearnerError, LibraryError
+from learner.optimizer_state import Fragment, FragmentFiles, check_layout, read_fragments, write_fragments
 
 SIZES = {"first": 7, "second": 5}
 
@@ -84,6 +87,8 @@ def test_missing_elements_are_named(tmp_path: Path):
     files = FragmentFiles([tmp_path / "part0.safetensors"])
     with pytest.raises(LearnerError, match="1 elements of weight of first are in no file"):
         files.read("weight", "first", 0, 7)
+    with pytest.raises(LearnerError, match="holds no weight of third"):
+        files.read_weight("third", 0, 1)
 
 
 def test_a_file_that_is_not_safetensors_is_named(tmp_path: Path):
@@ -91,3 +96,83 @@ def test_a_file_that_is_not_safetensors_is_named(tmp_path: Path):
     path.write_bytes(b"\x80\x04 a pickle, say")
     with pytest.raises(LearnerError, match=r"part0\.safetensors cannot be read"):
         FragmentFiles([path])
+
+
+Layout = tuple[list[tuple[str, torch.nn.Parameter]], SimpleNamespace]
+
+
+def layout_of_stage_1() -> Layout:
+    """Two bfloat16 parameters, and the float32 buffer that a ZeRO optimizer of stage 1 or 2 keeps of them."""
+    parameters = [(name, torch.nn.Parameter(torch.randn(size).bfloat16())) for name, size in SIZES.items()]
+    flat = torch.cat([parameter.detach().float() for _, parameter in parameters])
+    begin = 0
+    for _, parameter in parameters:
+        address = SimpleNamespace(start=begin, numel=parameter.numel())
+        parameter._hp_mapping = SimpleNamespace(
+            lp_fragment_address=SimpleNamespace(start=0, numel=parameter.numel()),
+            get_hp_fragment_address=lambda address=address: address,
+            param_group_index=0,
+        )
+        begin += parameter.numel()
+    return parameters, SimpleNamespace(optimizer=SimpleNamespace(param_groups=[{"params": [flat]}]))
+
+
+def layout_of_stage_3() -> Layout:
+    """The same as rank 1 of 2 has it at stage 3: half of each parameter, the second one padded."""
+    parameters, pieces, positions = [], [], {}
+    for name, size in SIZES.items():
+        share = (size + 1) // 2
+        parameter = torch.nn.Parameter(torch.empty(0))
+        parameter.ds_numel, parameter.ds_tensor = size, torch.randn(share)
+        positions[id(parameter)] = [0, sum(map(len, pieces)), share]
+        pieces.append(parameter.ds_tensor)
+        parameters.append((name, parameter))
+    flat = torch.cat(pieces)
+    return parameters, SimpleNamespace(grad_position=positions, get_param_id=id, fp32_partitioned_groups_flat=[flat])
+
+
+def test_the_layouts_of_this_deepspeed_are_taken():
+    check_layout(*layout_of_stage_1(), 1, 0)
+    parameters, optimizer = layout_of_stage_3()
+    with pytest.raises(LibraryError, match="5 of 12 elements were found"):  # the other rank has 7, and adds them
+        check_layout(parameters, optimizer, 3, 1)
+
+
+def _forget_mapping(parameters: list[tuple[str, torch.nn.Parameter]], optimizer: SimpleNamespace) -> None:
+    del parameters[1][1]._hp_mapping
+
+
+def _map_nowhere(parameters: list[tuple[str, torch.nn.Parameter]], optimizer: SimpleNamespace) -> None:
+    parameters[1][1]._hp_mapping = None
+
+
+def _shift(parameters: list[tuple[str, torch.nn.Parameter]], optimizer: SimpleNamespace) -> None:
+    flat = optimizer.optimizer.param_groups[0]["params"][0]
+    flat.copy_(flat.roll(1))
+
+
+def _rename_groups(parameters: list[tuple[str, torch.nn.Parameter]], optimizer: SimpleNamespace) -> None:
+    optimizer.flat_groups = optimizer.__dict__.pop("fp32_partitioned_groups_flat")
+
+
+def _reorder(parameters: list[tuple[str, torch.nn.Parameter]], optimizer: SimpleNamespace) -> None:
+    optimizer.fp32_partitioned_groups_flat[0] = optimizer.fp32_partitioned_groups_flat[0].flip(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "stage", "rank", "change", "message"),
+    [
+        (layout_of_stage_1, 1, 0, _forget_mapping, "no attribute '_hp_mapping'"),
+        (layout_of_stage_1, 2, 0, _map_nowhere, "7 of 12 elements were found"),
+        (layout_of_stage_1, 1, 0, _shift, "first is not where it was looked for"),
+        (layout_of_stage_3, 3, 1, _rename_groups, "no attribute 'fp32_partitioned_groups_flat'"),
+        (layout_of_stage_3, 3, 1, _reorder, "first is not where it was looked for"),
+    ],
+)
+def test_another_layout_is_refused_at_the_start_with_the_version(
+    make: Callable[[], Layout], stage: int, rank: int, change: Callable[..., None], message: str
+):
+    parameters, optimizer = make()
+    change(parameters, optimizer)
+    with pytest.raises(LibraryError, match=f"deepspeed {deepspeed.__version__} .* ZeRO stage {stage} .*{message}"):
+        check_layout(parameters, optimizer, stage, rank)

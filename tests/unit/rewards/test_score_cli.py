@@ -171,7 +171,7 @@ def test_records_that_name_no_picture_or_a_missing_one_are_skipped_by_name(tmp_p
     pairs, skipped = match_pictures(prompts, tmp_path)
     assert [pair.name for pair in pairs] == ["a.png"]
     assert [str(entry).split(": ")[0] for entry in skipped] == ["prompts.jsonl:2", "prompts.jsonl:3"]
-    assert "there is no picture b.png" in skipped[0].reason
+    assert "there is no picture 'b.png'" in skipped[0].reason
     assert "names no picture in image or file" in skipped[1].reason
 
 
@@ -445,7 +445,6 @@ def test_a_picture_in_the_place_of_its_name_is_skipped(tmp_path: Path) -> None:
     pairs, skipped = match_pictures(prompts, tmp_path)
     assert [pair.name for pair in pairs] == ["0.png"]
     assert len(skipped) == 2
-    assert "(5,022 characters)" in str(skipped[0])
     assert len(str(skipped[0])) < 400
 
 

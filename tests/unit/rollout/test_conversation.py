@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from configs.errors import ModelError
+from configs.errors import DataError, ModelError
 from configs.schema import TinyJanusConfig
 from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.janus_checkpoint import JanusCheckpoint
@@ -112,14 +112,6 @@ def test_the_tiny_policys_own_template_is_used(tiny_folder: Path):
     assert drawn[1:] == ["<|User|>", "a", "circle", ".", "top", "left", "<|Assistant|>", "<begin_of_image>"]
 
 
-def test_the_unconditional_prompt_keeps_only_bos_and_begin_of_image(tiny_folder: Path):
-    conversation = Conversation.from_pretrained(str(tiny_folder))
-    ids = conversation.image_prompt("a red circle", "")
-    unconditional = conversation.unconditional_prompt(ids)
-    expected = [conversation.bos_id, *[conversation.pad_id] * (len(ids) - 2), conversation.boi_id]
-    assert unconditional.tolist() == expected
-
-
 def test_the_stored_words_come_back_and_given_ones_win(tiny_folder: Path, tmp_path: Path):
     assert Conversation.from_pretrained(str(tiny_folder)).format == ConversationFormat("", "{prompt}")
     given = Conversation.from_pretrained(str(tiny_folder), instruction="the picture {prompt}")
@@ -156,6 +148,22 @@ def test_a_cot_that_does_not_fit_loses_its_end_but_a_prompt_never_does(byte_fold
         conversation.image_prompt("a cat", "on a mat", max_tokens=10)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("cot", ["on a mat \ufffd", "\ufffd" * 20, "😀" * 9, "on a mat 😀", "<|Us", "é\ufffd"])
+def test_a_cot_that_is_cut_within_a_character_gets_shorter_until_it_fits(byte_folder: Path, cot: str):
+    conversation = Conversation.from_pretrained(str(byte_folder))
+    least, most = (len(conversation.image_prompt("a cat", text)) for text in ("", cot))
+    for limit in range(least, most + 1):
+        assert len(conversation.image_prompt("a cat", cot, max_tokens=limit)) <= limit
+
+
+def test_a_prompt_of_special_tokens_alone_is_left_out_with_its_reason(byte_folder: Path):
+    reason_against = Conversation.from_pretrained(str(byte_folder)).reason_against(500)
+    reason = reason_against(Prompt("p:0", "<|User|> <begin_of_image>"))
+    assert reason == "prompt '<|User|> <begin_of_image>' is empty but for special tokens of the model"
+    assert reason_against(Prompt("p:1", "a cat")) is None
+
+
 def test_prompts_that_do_not_fit_are_left_out_with_their_reason(tiny_folder: Path):
     reason_against = Conversation.from_pretrained(str(tiny_folder)).reason_against(8)
     assert reason_against(Prompt("p:1", "a red circle")) is None
@@ -173,7 +181,7 @@ def test_a_folder_that_is_no_janus_is_named(tmp_path: Path):
     with pytest.raises(ModelError, match=r"config\.json is missing"):
         JanusCheckpoint(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "multi_modality"}')
-    with pytest.raises(ModelError, match=r"multi_modality.*deepseek-community"):
+    with pytest.raises(ModelError, match=r"authors' own format; convert it once.*rollout\.convert_janus"):
         JanusCheckpoint(tmp_path)
 
 
@@ -183,3 +191,21 @@ def test_a_checkpoint_without_a_chat_template_is_refused(byte_folder: Path, tmp_
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(ModelError, match="no chat template"):
         Conversation.from_pretrained(str(tmp_path))
+
+
+def test_words_that_the_tokenizer_reads_as_begin_of_image_are_the_datas_error(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    conversation = Conversation.from_pretrained(str(tiny_folder))
+    encode = conversation.tokenizer.encode
+    monkeypatch.setattr(
+        conversation.tokenizer,
+        "encode",
+        lambda text, **options: [conversation.boi_id if "star" in text else word for word in encode(text, **options)],
+    )
+    assert conversation.image_prompt("a circle", "")[-1] == conversation.boi_id
+    with pytest.raises(DataError, match=r"prompt 'a star': the tokenizer of .* as begin-of-image"):
+        conversation.image_prompt("a star", "")
+    reason = conversation.reason_against(64)(Prompt("p:1", "a star"))
+    assert reason is not None
+    assert "begin-of-image" in reason

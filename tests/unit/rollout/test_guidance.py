@@ -7,11 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import JanusForConditionalGeneration
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
 from rollout.guidance import guided_logits, unconditional_ids
+from rollout.janus_checkpoint import JanusCheckpoint, SpecialIds
 from rollout.vllm.guidance_processor import GuidanceProcessor, guidance_scale_of
+from tests.tiny_models import tiny_janus_folder
+from tests.transformers_streams import unconditional_context
 
 TEXT_VOCAB, NUM_CODES = 10, 4
 BOS, PAD, BOI = 1, 0, 7
@@ -22,8 +26,8 @@ def ids(*values: int) -> torch.Tensor:
 
 
 def unconditional(tokens: torch.Tensor) -> list[int]:
-    out = unconditional_ids(tokens, text_vocab_size=TEXT_VOCAB, bos_id=BOS, pad_id=PAD, begin_of_image_id=BOI)
-    return out.tolist()
+    special_ids = SpecialIds(bos=BOS, eos=2, pad=PAD, begin_of_image=BOI)
+    return unconditional_ids(tokens, special_ids, TEXT_VOCAB).tolist()
 
 
 def test_the_unconditional_stream_keeps_bos_begin_of_image_and_image_tokens_only() -> None:
@@ -34,6 +38,16 @@ def test_the_unconditional_stream_keeps_bos_begin_of_image_and_image_tokens_only
 def test_the_unconditional_token_depends_on_its_own_place_alone() -> None:
     tokens = ids(BOS, 5, BOI, TEXT_VOCAB + 1, 3)
     assert unconditional(tokens) == [unconditional(token.reshape(1))[0] for token in tokens]
+
+
+def test_the_unconditional_stream_is_the_one_that_transformers_draws_with() -> None:
+    """The ids that its own generate embeds for the second half of its doubled batch."""
+    folder = tiny_janus_folder()
+    checkpoint = JanusCheckpoint(folder)
+    special = checkpoint.special_ids
+    prompt = ids(special.bos, 30, special.eos, 41, special.bos, special.pad, special.begin_of_image)
+    expected = unconditional_context(JanusForConditionalGeneration.from_pretrained(folder), prompt)
+    assert unconditional_ids(prompt, special, checkpoint.text_vocab_size).tolist() == expected.tolist()
 
 
 def test_guidance_of_one_is_the_conditional_stream_and_of_zero_the_other() -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from configs.errors import DataError
 from rollout.prompts import PromptSet, PromptSource, load_prompts
-from rollout.prompts.source import PromptCursor
 from rollout.records import CountInfo, Prompt, SpatialInfo
 
 FULL = {
@@ -161,7 +160,7 @@ def test_a_bad_csv_cell_is_a_bad_line(tmp_path: Path):
         ("cut.json", b'[{"prompt": "a"},\n {"prom', "cut.json:2:3: broken JSON"),
         ("latin.txt", b"caf\xe9\n", "not UTF-8 text, at byte 3"),
         ("columns.csv", b"text,kind\na,b\n", "the header has no column 'prompt', only text, kind"),
-        ("wide.csv", b"prompt\n" + b"a" * 200_000, "wide.csv:2: broken CSV: field larger than field limit"),
+        ("wide.csv", b"prompt\n" + b"a" * 200_000, "line 2: broken CSV: field larger than field limit"),
         ("empty.csv", b"", "the header has no column 'prompt'"),
         ("not.parquet", b"PAR0", "broken Parquet"),
         ("prompts.xlsx", b"PK", "prompts are read from .csv, .json, .jsonl, .parquet, .txt files, not '.xlsx'"),
@@ -228,7 +227,7 @@ def test_a_set_of_which_no_prompt_is_left_is_an_error():
 def test_each_epoch_holds_every_prompt_once_in_its_own_order():
     prompts = numbered(20)
     source = PromptSource(prompts, seed=3)
-    epochs = [[source.next() for _ in prompts] for _ in range(3)]
+    epochs = [[source.prompt_at(20 * epoch + place) for place in range(20)] for epoch in range(3)]
     for epoch in epochs:
         assert sorted(epoch, key=prompts.index) == prompts
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
@@ -237,37 +236,16 @@ def test_each_epoch_holds_every_prompt_once_in_its_own_order():
 
 def test_the_order_depends_on_the_seed_alone():
     first, again, other = (PromptSource(numbered(20), seed=seed) for seed in (3, 3, 4))
-    order = [first.next() for _ in range(50)]
-    assert [again.prompt_at(index) for index in range(50)] == order
+    order = [first.prompt_at(index) for index in range(50)]
+    # In any order of asking: resuming asks for a place in the middle of an epoch first.
+    assert [again.prompt_at(index) for index in reversed(range(50))] == order[::-1]
     assert [other.prompt_at(index) for index in range(50)] != order
-
-
-def test_random_access_gives_what_the_stream_gives_in_any_order_of_asking():
-    source = PromptSource(numbered(7), seed=0)
-    stream = [source.next() for _ in range(60)]
-    assert [source.prompt_at(index) for index in reversed(range(60))] == stream[::-1]
 
 
 def test_without_shuffling_prompts_come_in_the_order_of_the_file():
     prompts = numbered(3)
     source = PromptSource(prompts, seed=0, shuffle=False)
-    assert [source.next() for _ in range(7)] == [*prompts, *prompts, prompts[0]]
-
-
-def test_a_cursor_resumes_a_fresh_source_where_the_old_one_stood():
-    old, fresh = PromptSource(numbered(5), seed=1), PromptSource(numbered(5), seed=1)
-    for _ in range(13):
-        old.next()
-    saved = json.dumps(dataclasses.asdict(old.cursor))
-    fresh.seek(PromptCursor(**json.loads(saved)))
-    assert fresh.cursor == PromptCursor(epoch=2, position=3)
-    assert [fresh.next() for _ in range(9)] == [old.next() for _ in range(9)]
-
-
-@pytest.mark.parametrize("cursor", [PromptCursor(0, 5), PromptCursor(-1, 0), PromptCursor(0, -1)])
-def test_a_cursor_from_other_data_is_refused(cursor: PromptCursor):
-    with pytest.raises(DataError, match="is not a place among 5 prompts"):
-        PromptSource(numbered(5), seed=0).seek(cursor)
+    assert [source.prompt_at(index) for index in range(7)] == [*prompts, *prompts, prompts[0]]
 
 
 def test_a_source_of_nothing_and_a_negative_index_are_the_callers_errors():
@@ -326,3 +304,125 @@ def test_a_prompt_written_as_a_record_is_read_as_itself(tmp_path: Path) -> None:
     prompts = [dataclasses.replace(FULL_PROMPT, metadata={"level": {"a": [1, None]}}), Prompt("", "a boat")]
     path = write(tmp_path / "p.jsonl", as_lines([prompt.to_record() for prompt in prompts]))
     assert without_ids(load_prompts(path, 0).prompts) == prompts
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (r'{"prompt": "a red star \ud83d"}', "half a character in 'a red star \\ud83d'"),
+        (r'{"prompt": "a", "nouns": ["\udc00"]}', "half a character"),
+        (r'{"prompt": "a", "of_my_own": {"x": ["\ud800"]}}', "half a character"),
+        (r'{"prompt": "a\u0000b"}', "prompt: holds the character U+0000"),
+        (r'{"prompt": "a", "nouns": ["\u0000"]}', "nouns: holds the character U+0000"),
+        ('{"prompt": "\u200b\u2060 "}', r"prompt: empty but for characters that nobody sees, '\u200b\u2060 '"),
+        ('{"prompt": "a", "prompt": "b"}', "'prompt' stands in an object twice"),
+        ('{"prompt": "a", "spatial_info": {"obj1": "b", "obj1": "c"}}', "'obj1' stands in an object twice"),
+        ('{"prompt": ' + "9" * 5000 + "}", "broken JSON: Exceeds the limit (4300 digits)"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"prompt": "a", "x": ' + "[" * 200 + "]" * 200 + "}", "nested more than 100 deep"),
+    ],
+)
+def test_a_line_that_ends_in_a_fault_further_on_is_bad_where_it_stands(tmp_path: Path, line: str, reason: str):
+    loaded = load_prompts(write(tmp_path / "p.jsonl", f'{{"prompt": "a boat"}}\n{line}\n'), max_bad_lines=1)
+    assert [prompt.text for prompt in loaded.prompts] == ["a boat"]
+    assert loaded.skipped[0].place == "line 2"
+    assert reason in loaded.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts", "skipped"),
+    [
+        (
+            "prompt\na red fox, a cat and a dog\na bird\n",
+            ["a bird"],
+            "line 2: 2 cells under a header of 1; put cells that hold commas in quotes: 'a red fox'",
+        ),
+        ('prompt\n"Stop" sign on a street\na cat\n', ["a cat"], "line 2: broken CSV: text follows a closing quote"),
+        (
+            'prompt\n"a red fox\na cat\n"a dog"\na bird\n',
+            ["a bird"],
+            "line 4: lines 2 to 4: broken CSV: text follows a closing quote",
+        ),
+        ("prompt,nouns\na boat\na cat,[]\n", ["a cat"], "line 2: 1 cells under a header of 2"),
+        (
+            "prompt,nouns\na fox and a cat,['fox' 'cat']\na boat,[]\n",
+            ["a boat"],
+            "line 2: nouns: expected JSON, found \"['fox' 'cat']\" (a comma is missing between two texts",
+        ),
+        ("prompt,nouns\na boat,{{}: 1}\na cat,[]\n", ["a cat"], "line 2: nouns: expected JSON, found '{{}: 1}'"),
+        ("prompt,nouns\na boat,fox\na cat,None\n", ["a cat"], "line 2: nouns: expected JSON, found 'fox'"),
+        ("prompt,nouns\na boat," + "[" * 5000 + "\na cat,\n", ["a cat"], "line 2: nouns: expected JSON, found '[[["),
+        ("prompt,nouns\na boat,\"{'x': '\\ud800'}\"\na cat,\n", ["a cat"], "half a character"),
+    ],
+)
+def test_a_table_is_read_as_it_is_written_or_its_line_is_named(
+    tmp_path: Path, text: str, prompts: list[str], skipped: str
+):
+    loaded = load_prompts(write(tmp_path / "p.csv", text), max_bad_lines=1)
+    assert [prompt.text for prompt in loaded.prompts] == prompts
+    (entry,) = loaded.skipped
+    assert skipped in str(entry)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "open.csv",
+            b'prompt\na cat\n"a red fox\na dog\na bird\n',
+            "open.csv:3: broken CSV: a quote opens a cell",
+        ),
+        ("twice.csv", b"prompt,prompt\na,b\n", "the header has the column 'prompt' twice"),
+        ("pretty.jsonl", b'{\n "prompts": [\n  "a"\n ]\n}\n', "one JSON object over 6 lines; expected an array"),
+        ("deep.json", b"[" * 100_000, "nested too deeply"),
+        ("digits.json", b"[" + b"9" * 5000 + b"]", "broken JSON: Exceeds the limit (4300 digits)"),
+        ("utf16.txt", "a cat\n".encode("utf-16-le"), "is the file UTF-16? convert it to UTF-8"),
+    ],
+)
+def test_a_file_that_can_only_be_guessed_at_is_refused(tmp_path: Path, name: str, content: bytes, message: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load_prompts(str(tmp_path / name), max_bad_lines=100)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["a\0b.txt", "\ud800.txt", "~nobody-of-this-name/p.txt", "x" * 5000 + ".txt", "shapes:train:" + "9" * 5000],
+)
+def test_a_source_that_no_file_can_have_is_refused(source: str):
+    with pytest.raises(DataError):
+        load_prompts(source, max_bad_lines=0)
+
+
+@pytest.mark.parametrize("name", ["folder.txt", "folder.parquet", "folder.jsonl"])
+def test_a_folder_is_no_file_of_prompts(tmp_path: Path, name: str):
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="it is a folder; name a file in it"):
+        load_prompts(str(tmp_path / name), max_bad_lines=0)
+
+
+def test_only_line_ends_end_a_line_of_a_text_file(tmp_path: Path):
+    text = "a red fox\u2028in the snow\na cat\x85on a mat\r\na dog\x0bat sea\x1con a boat\x0c\n"
+    loaded = load_prompts(write(tmp_path / "p.txt", text), max_bad_lines=0)
+    assert [prompt.text for prompt in loaded.prompts] == [
+        "a red fox\u2028in the snow",
+        "a cat\x85on a mat",
+        "a dog\x0bat sea\x1con a boat",
+    ]
+
+
+def test_a_json_array_of_texts_is_an_array_of_prompts(tmp_path: Path):
+    loaded = load_prompts(write(tmp_path / "p.json", '["a red fox", "a cat"]'), max_bad_lines=0)
+    assert [prompt.text for prompt in loaded.prompts] == ["a red fox", "a cat"]
+
+
+def test_parquet_columns_are_those_of_the_file_and_each_once(tmp_path: Path):
+    folder = tmp_path / "nouns=3"
+    folder.mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"]}), folder / "p.parquet")
+    assert load_prompts(str(folder / "p.parquet"), max_bad_lines=0).prompts[0].nouns == ()
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["prompt", "prompt"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="the column 'prompt' is there twice"):
+        load_prompts(str(tmp_path / "twice.parquet"), max_bad_lines=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.errors import ConfigError, RolloutError
+from configs.errors import ConfigError, ModelError, RolloutError, WeightSyncError
 from configs.schema import DataConfig, ModelConfig, RewardConfig, RolloutConfig, RunConfig, TinyJanusConfig
 from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.engine import SequenceRequest
@@ -292,8 +293,7 @@ def run_config(folder: Path, **rollout: int) -> RunConfig:
 
 
 async def test_a_worker_rolls_groups_and_takes_weights(folder: Path, conversation: Conversation):
-    worker = RolloutWorker(str(folder), run_config(folder), "rollout-7")
-    await worker.start()
+    worker = await RolloutWorker.start(str(folder), run_config(folder), "rollout-7")
     before, pictures = await worker.roll_group(request_of(group_size=2))
     again, _ = await worker.roll_group(request_of(group_size=2))
     name = "model.generation_head.vision_head.weight"
@@ -312,13 +312,35 @@ async def test_a_worker_rolls_groups_and_takes_weights(folder: Path, conversatio
     assert [image for _, image in tokens_of(after)] != [image for _, image in tokens_of(before)]
 
 
-async def test_a_worker_that_was_not_started_says_so(folder: Path):
-    worker = RolloutWorker(str(folder), run_config(folder), "rollout-0")
-    with pytest.raises(RolloutError, match="rollout-0 has not been started"):
+async def test_a_worker_that_was_closed_says_so(folder: Path):
+    worker = await RolloutWorker.start(str(folder), run_config(folder), "rollout-0")
+    await worker.close()
+    with pytest.raises(RolloutError, match="not running: it was closed"):
         await worker.roll_group(request_of())
 
 
+async def test_a_worker_whose_engine_has_no_collective_refuses_weights_by_nccl(folder: Path):
+    worker = await RolloutWorker.start(str(folder), run_config(folder), "rollout-0")
+    with pytest.raises(WeightSyncError, match=r"need rollout\.engine vllm"):
+        await worker.join_collective("127.0.0.1", 1, 1, 2)
+    with pytest.raises(WeightSyncError, match=r"need rollout\.engine vllm"):
+        await worker.receive_collective(1, [], [], [])
+    await worker.close()
+
+
+async def test_a_worker_whose_decoder_cannot_be_made_leaves_no_engine_behind(folder: Path, tmp_path: Path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "preprocessor_config.json").write_text('{"image_mean": [0.5]}')
+    before = {thread for thread in threading.enumerate() if "transformers-engine" in thread.name}
+    with pytest.raises(ModelError, match="must have 3 values each"):
+        await RolloutWorker.start(str(broken), run_config(broken), "rollout-0")
+    new = {thread for thread in threading.enumerate() if "transformers-engine" in thread.name} - before
+    for thread in new:  # ends by itself once its engine is closed
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+
+
 async def test_a_context_that_is_too_short_names_the_fields(folder: Path):
-    worker = RolloutWorker(str(folder), run_config(folder, max_cot_tokens=60), "rollout-0")
     with pytest.raises(ConfigError, match=r"rollout\.max_cot_tokens 60 .* 64 positions"):
-        await worker.start()
+        await RolloutWorker.start(str(folder), run_config(folder, max_cot_tokens=60), "rollout-0")

@@ -12,16 +12,18 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration
 
-from configs.errors import ModelError, WeightSyncError
-from configs.schema import TinyJanusConfig
+from configs.errors import ModelError, RolloutError, WeightSyncError
+from configs.schema import RolloutConfig, TinyJanusConfig
 from learner.warm_start.tiny_janus import save_random_tiny_janus
-from rollout.engine import SequenceRequest
+from rollout.engine import EngineSettings, SequenceRequest
 from rollout.prompts import Conversation
 from rollout.transformers_engine import TransformersEngine
 from rollout.weights.buckets import pack_bucket
+from tests.transformers_streams import unconditional_context
 
 CONFIG = TinyJanusConfig(hidden_size=64, num_layers=2, num_codes=32, image_size=16)
 NUM_IMAGE_TOKENS = 16
+ROLLOUT = RolloutConfig(engine="transformers")
 WORDS = ["red", "blue", "green", "circle", "square", "star", "top", "left"]
 PROMPTS = ["red circle", "blue square top left, red star", "star", "green star left, red circle"]
 
@@ -45,8 +47,7 @@ def conversation(folder: Path) -> Conversation:
 
 @pytest.fixture
 async def engine(folder: Path) -> AsyncIterator[TransformersEngine]:
-    engine = TransformersEngine(str(folder))
-    await engine.start()
+    engine = await TransformersEngine.start(EngineSettings(str(folder), ROLLOUT))
     yield engine
     await engine.close()
 
@@ -108,8 +109,7 @@ async def test_sampled_logprobs_are_those_of_the_guided_mix_at_its_temperature(
     folder: Path, model: JanusForConditionalGeneration, conversation: Conversation, temperature: float
 ):
     """By transformers' own forward, over the whole of both streams."""
-    engine = TransformersEngine(str(folder), sampled_logprobs=True)
-    await engine.start()
+    engine = await TransformersEngine.start(EngineSettings(str(folder), ROLLOUT, sampled_logprobs=True))
     prompt_ids = conversation.image_prompt(PROMPTS[1], "star left")
     drawn = await engine.generate(image_request(prompt_ids, seed=3, temperature=temperature))
     written = await engine.generate(cot_request(conversation.semantic_prompt(PROMPTS[0]), temperature=temperature))
@@ -117,7 +117,7 @@ async def test_sampled_logprobs_are_those_of_the_guided_mix_at_its_temperature(
     codes = torch.as_tensor(drawn.token_ids, dtype=torch.long)
     streams = []
     with torch.no_grad():
-        for context in (prompt_ids, conversation.unconditional_prompt(prompt_ids)):
+        for context in (prompt_ids, unconditional_context(model, prompt_ids).numpy()):
             prompt = model.get_input_embeddings()(row(context))
             picture = model.prepare_embeddings_for_image_generation(codes[None])
             hidden = model.model.language_model(inputs_embeds=torch.cat([prompt, picture], 1)).last_hidden_state[0]
@@ -211,8 +211,17 @@ async def test_requests_that_cannot_work_are_refused(engine: TransformersEngine,
 
 async def test_a_folder_without_weights_is_named(folder: Path, tmp_path: Path):
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    engine = TransformersEngine(str(tmp_path))
     with pytest.raises(ModelError, match=str(tmp_path)):
-        await engine.start()
+        await TransformersEngine.start(EngineSettings(str(tmp_path), ROLLOUT))
+
+
+async def test_a_closed_engine_says_so_and_may_be_closed_again(folder: Path, conversation: Conversation):
+    engine = await TransformersEngine.start(EngineSettings(str(folder), ROLLOUT))
+    running = asyncio.create_task(engine.generate(image_request(conversation.image_prompt("star", ""))))
+    await asyncio.sleep(0)
     await engine.close()
+    with pytest.raises(RolloutError, match="it was closed"):
+        await running
+    with pytest.raises(RolloutError, match="it was closed"):
+        await engine.update_weights(1, [])
     await engine.close()

@@ -9,7 +9,7 @@ import torch
 
 from configs.errors import WeightSyncError
 from rollout.weights import unpack_bucket
-from rollout.weights.buckets import pack_bucket, pack_buckets
+from rollout.weights.buckets import pack_bucket
 
 
 def some_tensors() -> list[tuple[str, torch.Tensor]]:
@@ -31,17 +31,6 @@ def test_tensors_come_back_bit_for_bit_from_a_read_only_bucket():
     for (_, before), (_, after) in zip(some_tensors(), unpacked, strict=True):
         assert after.dtype == before.dtype
         torch.testing.assert_close(after, before, rtol=0, atol=0)
-
-
-def test_buckets_keep_to_their_size_and_order():
-    buckets = list(pack_buckets(some_tensors(), bucket_bytes=90))
-    assert [bucket.names for bucket in buckets] == [("odd", "matrix", "scalar", "empty"), ("wide",)]
-    assert all(bucket.data.size <= 90 for bucket in buckets)
-
-
-def test_a_tensor_larger_than_a_bucket_has_its_own():
-    buckets = list(pack_buckets(some_tensors(), bucket_bytes=1))
-    assert [len(bucket.names) for bucket in buckets] == [1, 1, 1, 1, 1]
 
 
 def test_a_dtype_that_is_not_shipped_is_named():

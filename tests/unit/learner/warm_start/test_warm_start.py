@@ -16,12 +16,13 @@ from torch import Tensor
 from configs.errors import ConfigError, DataError
 from configs.schema import RunConfig, TinyJanusConfig, WarmStartConfig
 from learner.janus_policy import EVERYTHING, JanusPolicy
-from learner.objective.phase_tokens import PhaseTokens
+from learner.objective.phase_tokens import LogprobRequest
 from learner.warm_start import ensure_warm_start, warm_start, warm_start_folder
 from learner.warm_start.__main__ import main
 from learner.warm_start.data import check_skipped, load_examples, load_vq_pictures
 from learner.warm_start.supervised import Shard, TokenizedExamples, iterate_batches, train_supervised
 from learner.warm_start.tiny_janus import build_tiny_janus
+from rollout.janus_checkpoint import SpecialIds
 from rollout.shapes.objects import UNSEEN_PAIRS, parse_plan
 
 SHAPES = WarmStartConfig(examples="shapes", num_examples=40, steps=1, batch_size=2)
@@ -107,8 +108,8 @@ def test_bad_example_lines_are_named_with_their_fault(tmp_path: Path):
     for fault in (
         "line 2: broken JSON",
         "line 3: plan is missing",
-        "line 4: prompt: expected text, found ' '",
-        f"line 5: image: there is no file {tmp_path / 'gone.png'}",
+        "line 4: prompt: missing or empty",
+        f"line 5: image: there is no file 'gone.png' in {tmp_path}",
         "line 6: expected an object",
         "data.max_bad_lines allows 4",
     ):
@@ -123,7 +124,7 @@ def test_a_file_without_a_good_line_is_refused(tmp_path: Path):
 
 def test_a_file_that_is_no_picture_is_named_with_its_line(tmp_path: Path):
     config = write_examples(tmp_path, [GOOD.replace("red.png", "examples.jsonl")])
-    with pytest.raises(DataError, match=r"examples\.jsonl:1: cannot read the picture"):
+    with pytest.raises(DataError, match=r"examples\.jsonl:1: picture examples.jsonl cannot be read as a picture"):
         load_examples(config, 8).load_pictures([0])
 
 
@@ -206,10 +207,10 @@ class PlainEngine:
         self.optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=lr)
         self.unconditional_rows = 0
 
-    def __call__(self, tokens: PhaseTokens, unconditional: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if unconditional is not None:
-            self.unconditional_rows += int(unconditional.sum())
-        logprobs, entropy = self.policy(tokens, unconditional)
+    def __call__(self, request: LogprobRequest) -> tuple[Tensor, Tensor]:
+        if request.unconditional_rows is not None:
+            self.unconditional_rows += int(request.unconditional_rows.sum())
+        logprobs, entropy = self.policy(request)
         return logprobs, entropy
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
@@ -235,8 +236,10 @@ def make_examples(num: int) -> TokenizedExamples:
 
 def make_engine(lr: float = 1e-2) -> PlainEngine:
     config = TinyJanusConfig(hidden_size=32, num_layers=1, num_codes=8, image_size=8)
-    model, _ = build_tiny_janus(config, [f"word{index}" for index in range(10)])
-    return PlainEngine(JanusPolicy(model, logprob_chunk_tokens=64, trainable=EVERYTHING), lr)
+    model, tokenizer = build_tiny_janus(config, [f"word{index}" for index in range(10)])
+    boi_id = tokenizer.convert_tokens_to_ids("<begin_of_image>")
+    special_ids = SpecialIds(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, boi_id)
+    return PlainEngine(JanusPolicy(model, special_ids=special_ids, logprob_chunk_tokens=64, trainable=EVERYTHING), lr)
 
 
 def test_a_few_steps_lower_both_losses():

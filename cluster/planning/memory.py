@@ -1,0 +1,175 @@
+"""Bytes that each kind of process needs on its device.
+
+Learner rank     weights and gradients in the model's dtype, two AdamW moments and (from ZeRO 1 on) master weights in
+                 float32, divided as the ZeRO stage divides them; the reference; activations of a micro-batch; buffers
+Rollout worker   the engine's weights, its KV cache, the VQ decoder in float32 and its activations
+Both             the device's own context
+
+What a ZeRO stage divides by the number of ranks: 1 the optimizer's state, 2 the gradients, too, 3 the weights, too
+(Rajbhandari et al., arXiv:1910.02054, figure 1). The tests hold these sums against bytes measured on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cluster.planning.model_shape import ModelShape
+from configs.schema import RunConfig
+
+GIB = 2**30
+CONTEXT_BYTES = int(0.5 * GIB)
+"""CUDA context and libraries of one process; of its order, and not measured here."""
+FLOAT32 = 4
+BUFFER_ELEMENTS = 50_000_000
+"""Of DeepSpeed's communication buffer, as `learner.deepspeed_engine` sets it."""
+_MIDDLE_TOKENS = 64
+"""Tokens around a semantic CoT, for the length of an average sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes of one process, by what they are for."""
+
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def bytes_per_value(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else FLOAT32
+
+
+def learner_rank(config: RunConfig, shape: ModelShape) -> Need:
+    """One learner rank."""
+    learner, size = config.learner, bytes_per_value(config.model.dtype)
+    trained = _trained_parameters(config, shape)
+    frozen = shape.drawing - (0 if learner.lora else trained)
+    ranks = learner.num_ranks
+
+    def share(stage: int) -> int:
+        return ranks if learner.zero_stage >= stage else 1
+
+    is_partitioned = learner.zero_stage > 0
+    parts = {
+        "weights": trained * size // share(3) + frozen * size,
+        "gradients": trained * size // share(2),
+        # Master weights are kept apart at ZeRO 1 and above, of a float32 model, too.
+        "optimizer": trained * FLOAT32 * (3 if is_partitioned else 2) // share(1),
+        # A bfloat16 rank converts its part of the gradients to float32 for the update.
+        "update": trained * FLOAT32 // share(1) if size < FLOAT32 else 0,
+        # Seen in measurements: beside its partitions a rank keeps the gradient of the embedding whole.
+        "embedding": shape.text.embedding_parameters * size if is_partitioned else 0,
+        "buffers": BUFFER_ELEMENTS * size if learner.zero_stage == 3 or (is_partitioned and ranks > 1) else 0,
+        "reference": shape.drawing * size if config.algorithm.needs_reference and learner.lora is None else 0,
+        "activations": learner_activations(config, shape),
+        "context": CONTEXT_BYTES if learner.gpus_per_rank > 0 else 0,
+    }
+    return Need(parts)
+
+
+def _trained_parameters(config: RunConfig, shape: ModelShape) -> int:
+    lora, text = config.learner.lora, shape.text
+    if lora is None:
+        return shape.trainable
+    wide, narrow = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    sizes = {
+        "q_proj": text.hidden_size + wide,
+        "k_proj": text.hidden_size + narrow,
+        "v_proj": text.hidden_size + narrow,
+        "o_proj": text.hidden_size + wide,
+        "gate_proj": text.hidden_size + text.intermediate_size,
+        "up_proj": text.hidden_size + text.intermediate_size,
+        "down_proj": text.hidden_size + text.intermediate_size,
+    }
+    return text.num_layers * lora.rank * sum(sizes.get(target, 0) for target in lora.targets)
+
+
+def learner_activations(config: RunConfig, shape: ModelShape) -> int:
+    """Of the longer phase of one micro-batch, a picture with its context.
+
+    With gradient checkpointing a layer keeps its input, and one layer at a time all that it computes; without, all
+    layers keep all (counted in values of the hidden size: Korthikanti et al., arXiv:2205.05198, section 4, without the
+    attention matrix, which flash kernels do not store).
+    """
+    text, learner, size = shape.text, config.learner, bytes_per_value(config.model.dtype)
+    streams = 2 if config.algorithm.policy == "guided" else 1
+    tokens = learner.micro_batch_size * streams * sequence_tokens(config, shape)
+    whole_layer = 8 * text.hidden_size + 2 * text.num_kv_heads * text.head_dim + 3 * text.intermediate_size
+    if learner.gradient_checkpointing:
+        layers = text.num_layers * text.hidden_size + whole_layer
+    else:
+        layers = text.num_layers * whole_layer
+    chunk = min(learner.logprob_chunk_tokens, max(text.vocab_size, shape.vq.num_codes))
+    return tokens * layers * size + 3 * tokens * chunk * FLOAT32
+
+
+def sequence_tokens(config: RunConfig, shape: ModelShape) -> int:
+    """The longest sequence that is trained on or drawn: prompt, semantic CoT and picture."""
+    return config.rollout.max_prompt_tokens + config.rollout.max_cot_tokens + shape.num_image_tokens
+
+
+def mean_sequence_tokens(config: RunConfig, shape: ModelShape) -> int:
+    """A finished picture's sequence with a CoT of half its limit and a short prompt."""
+    return _MIDDLE_TOKENS + config.rollout.max_cot_tokens // 2 + shape.num_image_tokens
+
+
+def rollout_worker(config: RunConfig, shape: ModelShape, device_bytes: int | None) -> Need:
+    """One rollout worker, on each of its tensor-parallel devices; `device_bytes` of one, None on a CPU.
+
+    The engine takes `rollout.gpu_memory_utilization` of the device, of which the KV cache is what the weights leave.
+    """
+    rollout, size = config.rollout, bytes_per_value(config.model.dtype)
+    weights = shape.drawing * size // rollout.tensor_parallel_size
+    if device_bytes is None:
+        cache = int(rollout.kv_cache_gib * GIB)
+    else:
+        cache = max(0, int(rollout.gpu_memory_utilization * device_bytes) - weights - CONTEXT_BYTES)
+    decoder = shape.vq.parameters * FLOAT32 + decoder_activations(shape, rollout.decode_batch_size)
+    return Need(
+        {
+            "weights": weights,
+            "KV cache": cache,
+            "VQ decoder": decoder,
+            "context": 0 if device_bytes is None else 2 * CONTEXT_BYTES,
+        }
+    )
+
+
+def pictures_at_once(config: RunConfig, shape: ModelShape, cache_bytes: int) -> int:
+    """Finished pictures whose KV cache fits, with plans of the usual length."""
+    rollout = config.rollout
+    streams = 2 if rollout.guidance_scale != 1 else 1
+    per_token = shape.text.kv_bytes_per_token(bytes_per_value(config.model.dtype), streams)
+    return cache_bytes * rollout.tensor_parallel_size // (per_token * mean_sequence_tokens(config, shape))
+
+
+def decoder_activations(shape: ModelShape, batch_size: int) -> int:
+    """Peak of the VQ decoder's live float32 tensors for a batch.
+
+    Walks through the decoder as transformers runs it and keeps the largest sum of tensors that live at once: of a
+    residual block its input, what it has normalised, and the gate or the next convolution's output.
+    """
+    vq, side = shape.vq, shape.image_size // shape.patch_size
+    peak, width = 0, vq.widths[-1]
+    for level in reversed(range(len(vq.widths))):
+        area, out = side * side, vq.widths[level]
+        for _ in range(vq.num_res_blocks + 1):
+            peak = max(peak, area * _residual_block_peak(width, out))
+            width = out
+        if level:
+            # The upsampled input and the convolution's output.
+            peak = max(peak, (area + 4 * area * 2) * width)
+            side *= 2
+    peak = max(peak, side * side * 3 * width)  # the last normalisation, its gate, and its input
+    codes = (shape.image_size // shape.patch_size) ** 2 * (vq.latent_channels + vq.embed_dim)
+    return (peak + codes) * FLOAT32 * batch_size
+
+
+def _residual_block_peak(inputs: int, outputs: int) -> int:
+    """Most channels that live at once: input, normalised input and gate; input, conv's input and its output; input, the
+    first convolution's output and its normalised one; at the end a shortcut, if there is one, and the sum."""
+    with_shortcut = inputs + 3 * outputs if inputs != outputs else 0
+    return max(3 * inputs, 2 * inputs + outputs, inputs + 2 * outputs, with_shortcut)

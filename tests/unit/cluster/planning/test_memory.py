@@ -1,0 +1,97 @@
+"""Predicted bytes against those of the real modules; what DeepSpeed and vLLM hold is measured in tests/integration."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from cluster.planning.memory import BUFFER_ELEMENTS, decoder_activations, learner_activations, learner_rank
+from cluster.planning.model_shape import ModelShape
+from configs.schema import RunConfig
+from learner import deepspeed_engine
+from tests.unit.cluster.planning.test_model_shape import PRO_7B
+
+
+class PeakOfLiveTensors(TorchDispatchMode):
+    """Adds up the storages of all tensors that operators have made and that somebody still holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._holders: dict[int, set[int]] = {}
+        self._sizes: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage().data_ptr()):
+                holders = self._holders.setdefault(key, set())
+                if id(tensor) not in holders:
+                    self._sizes[key] = tensor.untyped_storage().nbytes()
+                    holders.add(id(tensor))
+                    weakref.finalize(tensor, self._release, key, id(tensor))
+        self.peak = max(self.peak, sum(self._sizes.values()))
+        return result
+
+    def _release(self, key: int, holder: int) -> None:
+        self._holders[key].discard(holder)
+        if not self._holders[key]:
+            del self._holders[key], self._sizes[key]
+
+
+@pytest.mark.parametrize(
+    ("vq", "patch_size"),
+    [
+        ({}, 16),  # Janus-Pro's own
+        ({"base_channels": 32, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1, "latent_channels": 16}, 4),
+        ({"base_channels": 32, "channel_multiplier": [1, 1, 1], "num_res_blocks": 0, "latent_channels": 32}, 4),
+        ({"base_channels": 64, "channel_multiplier": [1, 2, 4]}, 4),
+        ({"base_channels": 32, "channel_multiplier": [2, 1], "num_res_blocks": 1}, 2),
+        ({"base_channels": 32, "channel_multiplier": [1, 4], "num_res_blocks": 1}, 2),
+    ],
+)
+def test_the_decoders_activations_are_predicted_within_one_percent(vq: dict[str, Any], patch_size: int) -> None:
+    side, batch_size = 8, 2
+    config = JanusVQVAEConfig(num_patches=side, num_embeddings=64, **vq)
+    model = JanusVQVAE(config).eval()
+    codes = torch.randint(64, (batch_size, side**2), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), PeakOfLiveTensors() as measured:
+        model.decode(codes)
+    image = {"image_size": side * patch_size, "patch_size": patch_size}
+    predicted = decoder_activations(ModelShape.of({"vq_config": config.to_dict(), "vision_config": image}), batch_size)
+    assert predicted == pytest.approx(measured.peak, rel=0.01)
+
+
+def of_7b(**learner: Any) -> dict[str, int]:
+    settings = {"num_ranks": 4, "gpus_per_rank": 1, "gradient_checkpointing": True, **learner}
+    config = RunConfig.model_validate(
+        {
+            "model": {"path": "a/b", "dtype": "bfloat16"},
+            "data": {"train": "prompts.txt"},
+            "rewards": [{"name": "hps"}],
+            "learner": settings,
+            "rollout": {"gpus_per_worker": 1},
+        }
+    )
+    parts = learner_rank(config, ModelShape.of(PRO_7B.to_dict())).parts
+    assert parts["activations"] == learner_activations(config, ModelShape.of(PRO_7B.to_dict()))
+    return {name: round(size / 2**30, 1) for name, size in parts.items()}
+
+
+def test_a_rank_of_the_7b_needs_what_a_hand_computation_says() -> None:
+    # reviewed by hand for 4 ranks: GiB of bf16 weights, gradients, float32 master and moments, reference
+    zero3 = of_7b(zero_stage=3, micro_batch_size=2)
+    assert (zero3["weights"], zero3["gradients"], zero3["optimizer"], zero3["reference"]) == (3.4, 3.2, 19.3, 13.1)
+    zero2 = of_7b(zero_stage=2, micro_batch_size=8)
+    assert (zero2["weights"], zero2["gradients"], zero2["optimizer"], zero2["update"]) == (13.1, 3.2, 19.3, 6.4)
+
+
+def test_the_communication_buffer_is_the_one_that_deepspeed_is_given() -> None:
+    assert BUFFER_ELEMENTS == deepspeed_engine._BUFFER_ELEMENTS

@@ -1,0 +1,84 @@
+"""An engine is refused before it starts on a vLLM that lacks what the engine is built on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+import vllm
+from vllm import envs
+from vllm.model_executor.models.llama import LlamaAttention
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from configs.errors import LibraryError
+from configs.schema import RolloutConfig
+from rollout.engine import EngineSettings
+from rollout.janus_checkpoint import JanusCheckpoint
+from rollout.vllm import layout
+from rollout.vllm.layout import check_vllm
+from rollout.vllm.settings import engine_arguments, environment
+from rollout.vllm.weights import BicotWeightEngine
+from tests.tiny_models import tiny_janus_folder
+
+
+def settings_of(config: RolloutConfig) -> tuple[dict[str, object], dict[str, str]]:
+    folder = tiny_janus_folder()
+    return engine_arguments(EngineSettings(str(folder), config), JanusCheckpoint(folder)), environment(config)
+
+
+@pytest.mark.parametrize("gpus", [0.0, 1.0])
+def test_the_installed_vllm_has_all_that_is_used_of_it(gpus: float):
+    check_vllm(*settings_of(RolloutConfig(max_prompt_tokens=32, max_cot_tokens=32, gpus_per_worker=gpus)))
+
+
+def without_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(AsyncLLM, "pause_generation")
+
+
+def without_first_model_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(envs.environment_variables, "VLLM_USE_V2_MODEL_RUNNER")
+
+
+def with_another_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaAttention, "forward", lambda self, hidden_states: hidden_states)
+
+
+def without_weight_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "COMPLETION_FIELDS", (*layout.COMPLETION_FIELDS, "renamed_weight_versions"))
+
+
+def with_a_new_abstract_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BicotWeightEngine, "__abstractmethods__", frozenset({"prefetch_weights"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_pause, "has no pause_generation in AsyncLLM"),
+        (without_first_model_runner, "does not know VLLM_USE_V2_MODEL_RUNNER as a variable"),
+        (with_another_attention, "has no parameter positions in"),
+        (without_weight_versions, "does not know renamed_weight_versions as a field of CompletionOutput"),
+        (with_a_new_abstract_method, "asks prefetch_weights of BicotWeightEngine"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_version(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch], None], message: str
+):
+    arguments, variables = settings_of(RolloutConfig(max_prompt_tokens=32, max_cot_tokens=32))
+    change(monkeypatch)
+    with pytest.raises(LibraryError, match=f"vllm {vllm.__version__} {message}"):
+        check_vllm(arguments, variables)
+
+
+def test_an_engine_argument_that_is_gone_is_named():
+    arguments, variables = settings_of(RolloutConfig(max_prompt_tokens=32, max_cot_tokens=32))
+    with pytest.raises(LibraryError, match="does not know no_such_argument as an engine argument"):
+        check_vllm({**arguments, "no_such_argument": 1}, variables)
+
+
+def test_a_missing_vllm_is_answered_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
+    arguments, variables = settings_of(RolloutConfig(max_prompt_tokens=32, max_cot_tokens=32))
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(LibraryError, match=r"install bicot\[cpu\] or bicot\[gpu\]"):
+        check_vllm(arguments, variables)

@@ -1,0 +1,64 @@
+"""What vLLM answers is taken apart, and an answer that lacks something is no trajectory."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from configs.errors import RolloutError
+from rollout.engine import SequenceRequest
+from rollout.janus_checkpoint import JanusCheckpoint
+from rollout.vllm.requests import result_of, sampling_params
+from tests.tiny_models import tiny_janus_folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> JanusCheckpoint:
+    return JanusCheckpoint(tiny_janus_folder())
+
+
+def request(phase: str) -> SequenceRequest:
+    return SequenceRequest("r-1", phase, np.array([1, 4], np.int32), 3, 0.7, 5.0, seed=9)
+
+
+def answer(token_ids: list[int], **changed: object) -> SimpleNamespace:
+    spans = [SimpleNamespace(version="2"), SimpleNamespace(version="3")]
+    logprobs = SimpleNamespace(logprobs=[-0.5] * len(token_ids))
+    return SimpleNamespace(
+        **{"token_ids": token_ids, "logprobs": logprobs, "finish_reason": "length", "weight_versions": spans, **changed}
+    )
+
+
+def test_image_tokens_are_counted_from_the_end_of_the_text_vocabulary(checkpoint: JanusCheckpoint) -> None:
+    first = checkpoint.text_vocab_size
+    drawn = result_of(request("image"), answer([first, first + 5]), checkpoint)
+    assert drawn.token_ids.tolist() == [0, 5]
+    assert (drawn.oldest_weight_version, drawn.newest_weight_version) == (2, 3)
+    assert result_of(request("cot"), answer([7, 8]), checkpoint).token_ids.tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"finish_reason": "abort"}, "ended request r-1 early: abort"),
+        ({"finish_reason": None}, "ended request r-1 early: no reason given"),
+        ({"logprobs": None}, "gave 0 log-probabilities and 2 weight versions for the 2 tokens of request r-1"),
+        ({"logprobs": SimpleNamespace(logprobs=[-1.0])}, "gave 1 log-probabilities"),
+        ({"weight_versions": None}, "2 log-probabilities and 0 weight versions"),
+    ],
+)
+def test_an_answer_that_lacks_something_is_an_error(
+    checkpoint: JanusCheckpoint, changed: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RolloutError, match=message):
+        result_of(request("cot"), answer([7, 8], **changed), checkpoint)
+
+
+def test_only_a_picture_is_guided_and_only_a_cot_ends_with_eos(checkpoint: JanusCheckpoint) -> None:
+    picture, cot = (sampling_params(request(phase), checkpoint) for phase in ("image", "cot"))
+    assert picture.extra_args == {"guidance_scale": 5.0}
+    assert not picture.stop_token_ids
+    assert cot.extra_args is None
+    assert cot.stop_token_ids == [checkpoint.special_ids.eos]
