@@ -3,9 +3,10 @@
     python -m cluster.chaos --config configs/shapes_cpu.yaml --kills 20 --seed 0
 
 Processes of the run are killed (SIGKILL) and frozen (SIGSTOP): rollout workers and their engines, reward workers, the
-trajectory queue, learner ranks. Redis and the launcher are killed, Redis is made late, and the disk is filled
-(`cluster.faults.injuries`). What the run does not survive in place is resumed with `cluster.launch --resume`. At the
-end the run is stopped, the invariants of `cluster.faults.invariants` are checked, and that no process outlives it.
+trajectory queue, learner ranks. Redis and the launcher are killed, Redis is made late, the disk is filled, and replicas
+of rewards are told to misbehave for good (`cluster.faults.injuries`). What the run does not survive in place is resumed
+with `cluster.launch --resume`. At the end the run is stopped, the invariants of `cluster.faults.invariants` are
+checked, and that no process outlives it.
 Exit codes: 0 all held; 1 something did not; 2 wrong config.
 """
 
@@ -33,8 +34,9 @@ from cluster.faults.injuries import (
     small_disk,
     why_no_small_disk,
 )
-from cluster.faults.invariants import check_ledger, check_metrics
+from cluster.faults.invariants import check_ledger, check_metrics, check_rewards
 from cluster.faults.recovery import Fault, Recovery, read_registry
+from cluster.faults.sabotage import ORDERS, orders_of, sabotage
 from cluster.faults.supervisor import Supervisor
 from cluster.reports.progress import format_duration
 from cluster.session.ray_connection import PROJECT_ROOT
@@ -73,6 +75,9 @@ def _run(options: argparse.Namespace) -> int:
     directory = Path(options.output_dir or f"runs/chaos-{datetime.now(UTC):%Y%m%d-%H%M%S}").absolute()
     overrides = [*OVERRIDES, *options.set, f"run.dir={directory}"]
     config = load_config(options.config, overrides)
+    if set(options.kinds) & set(ORDERS):
+        overrides += sabotage(config, orders_of(directory))
+        config = load_config(options.config, overrides)
     directory.mkdir(parents=True)
     print(f"{describe_machine()}\n{options.kills} injuries, seed {options.seed}; all of it in {directory}", flush=True)
     if config.warm_start is not None:
@@ -83,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
         supervisor = Supervisor(Path(options.config), overrides, directory, RUN_NAME, options.timeout)
         stack.callback(supervisor.close)
         faults = _injure_many(supervisor, options)
-        broken = _stop_and_check(supervisor, config)
+        broken = _stop_and_check(supervisor, config, only_rewards=set(options.kinds) <= {"reward", *ORDERS})
     print(f"\n{_table(faults).markdown()}\n")
     print("\n".join(broken) if broken else f"all invariants hold after {len(faults)} of {options.kills} injuries")
     return 1 if broken else 0
@@ -133,15 +138,18 @@ def _injure(supervisor: Supervisor, injury: Injury) -> Fault:
     return recovery.fault(lasted_s + recovered_s)
 
 
-def _stop_and_check(supervisor: Supervisor, config: RunConfig) -> list[str]:
-    """End the run in good order after two more steps; returns what is broken."""
+def _stop_and_check(supervisor: Supervisor, config: RunConfig, *, only_rewards: bool) -> list[str]:
+    """End the run in good order after two more steps; returns what is broken. only_rewards: only they were injured."""
     last = supervisor.num_steps + 2
     supervisor.wait_until(lambda: supervisor.num_steps >= last, "two more steps after the last injury")
     exit_code = supervisor.stop()
     algorithm = config.algorithm
     max_in_flight = (algorithm.max_staleness + 1) * algorithm.groups_per_step
     broken = check_metrics(supervisor.rows())
-    broken += check_ledger(read_registry(supervisor), algorithm.groups_per_step, max_in_flight)
+    snapshot = read_registry(supervisor)
+    broken += check_ledger(snapshot, algorithm.groups_per_step, max_in_flight)
+    if only_rewards:
+        broken += check_rewards(snapshot, supervisor.rows(), algorithm.groups_per_step)
     if exit_code != 143:
         broken.append(f"the run did not end in good order on SIGTERM: exit code {exit_code}")
     return broken + [f"a process has outlived the run: {process}" for process in supervisor.orphans()]
@@ -185,7 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="how many injuries (default 20)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of injuries and moments (default 0)")
     parser.add_argument(
-        "--kinds", nargs="+", choices=KINDS, metavar="KIND", help="default: all that this machine allows"
+        "--kinds", nargs="+", metavar="KIND", help="with spaces or commas; default: all that this machine allows"
     )
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the run; repeatable")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="of each recovery (default 300)")
@@ -200,7 +208,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     reason = why_no_small_disk()
     if options.kinds is None:
         options.kinds = [kind for kind in KINDS if kind != DISK_FULL or reason is None]
-    elif DISK_FULL in options.kinds and reason is not None:
+    options.kinds = [kind for given in options.kinds for kind in given.split(",") if kind]
+    if unknown := sorted(set(options.kinds) - set(KINDS)):
+        parser.error(f"--kinds: '{unknown[0]}' is no kind of injury; use {', '.join(KINDS)}")
+    if DISK_FULL in options.kinds and reason is not None:
         parser.error(f"--kinds {DISK_FULL}: {reason}")
     return options
 

@@ -14,10 +14,7 @@ from cluster.session.dry_run import check_model_exists
 from cluster.state.run_directory import resolve_root
 from configs.errors import ConfigError
 from configs.schema import RewardConfig, RunConfig
-from rewards.registry import check_options, reward_path
-
-_OF_OTHER_PACKAGES = ("pip", "uv", "conda", "py_modules", "py_executable", "working_dir", "image_uri")
-"""Keys of a runtime_env with which a reward's replicas import other code than this process can."""
+from rewards.coverage import check_reward
 
 
 def check_first(config: RunConfig) -> None:
@@ -39,13 +36,10 @@ def check_first(config: RunConfig) -> None:
 
 
 def _check_reward(reward: RewardConfig) -> None:
-    """Import it, unless its replicas have packages of their own, and hold its options against its parameters."""
-    reward_path(reward.name)
-    if any(key in reward.runtime_env for key in _OF_OTHER_PACKAGES):
-        return
+    """Import it and hold its options against its parameters, as far as that can be done here."""
     if (current := os.getcwd()) not in sys.path and "" not in sys.path:
         sys.path.append(current)  # as Ray does for its workers
-    check_options(reward.name, reward.options)
+    check_reward(reward)
 
 
 def _check_model_folder(config: RunConfig) -> None:

@@ -26,7 +26,7 @@ from cluster.learning import LearnerGroup, WeightSync
 from cluster.learning.skipped_steps import SkippedSteps
 from cluster.pools import ActorPool
 from cluster.pools.cancellation import end_tasks
-from cluster.reports.step_metrics import StepTimes, step_metrics
+from cluster.reports.step_metrics import StepTimes, reward_work, step_metrics
 from cluster.state import RunState
 from cluster.state.ledger import GroupState
 from configs.errors import RunError
@@ -297,6 +297,9 @@ class Pipeline:
         metrics["groups_given_up"] = self._num_given_up
         metrics["scores_cached"] = self.machinery.roller.rewards.num_cached
         metrics["groups_resampled"] = self._num_resampled
+        metrics["groups_rolled_again"] = self.machinery.roller.counts.num_rolled_again
+        metrics["images_left_out"] = self.machinery.roller.counts.num_left_out
+        metrics |= reward_work(self.machinery.roller.rewards.take_figures())
         self.log.write(metrics)
         for sequence in sequences:
             self._replaced.pop(sequence, None)

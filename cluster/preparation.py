@@ -17,6 +17,7 @@ from cluster.learning import LearnerGroup
 from cluster.reports import RunLog
 from configs.errors import RunError
 from configs.schema import RunConfig
+from rewards.coverage import reason_against
 from rollout.prompts import Conversation, PromptSet
 
 
@@ -76,7 +77,8 @@ class StartingModel:
 def prompts_that_fit(
     config: RunConfig, model_path: str, train: PromptSet, evaluation: Mapping[str, PromptSet]
 ) -> tuple[PromptSet, dict[str, PromptSet]]:
-    """The prompt sets without what is too long: left out by name now, it cannot fail a group later.
+    """The prompt sets without what is too long, and without what no reward has anything to say of: left out by name
+    now, it cannot fail a group later.
 
     Raises DataError when none is left.
     """
@@ -85,4 +87,7 @@ def prompts_that_fit(
         model_path, rollout.system_prompt, rollout.instruction, revision=config.model.revision
     )
     too_long = conversation.reason_against(rollout.max_prompt_tokens)
-    return train.without(too_long), {name: prompts.without(too_long) for name, prompts in evaluation.items()}
+    unrewarded = reason_against(config.rewards)
+    return train.without(too_long).without(unrewarded), {
+        name: prompts.without(too_long).without(unrewarded) for name, prompts in evaluation.items()
+    }

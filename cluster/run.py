@@ -41,6 +41,7 @@ from cluster.state.run_state import digest_of
 from configs.errors import BicotError, CheckpointError, LearnerError, RunError
 from configs.schema import RunConfig
 from rollout.prompts import PromptSet, PromptSource
+from rollout.prompts.source import summarize_skipped
 
 
 @dataclass(slots=True)
@@ -140,7 +141,7 @@ class Run:
         timeout_s = self.config.run.start_timeout_s
         try:
             async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as starting:
-                starting.create_task(self._drop_long_prompts())
+                starting.create_task(self._drop_unfit_prompts())
                 starting.create_task(self._set_up_learner())
                 starting.create_task(self._rollouts.start())
                 starting.create_task(self._rewards.start())
@@ -162,11 +163,12 @@ class Run:
             await self._weights.restore(self._learner.ranks, self.state.step)
         self._live_weights.set()
 
-    async def _drop_long_prompts(self) -> None:
+    async def _drop_unfit_prompts(self) -> None:
         model = os.path.expanduser(self._model.path)
         fitting = await asyncio.to_thread(prompts_that_fit, self.config, model, self.train, self.evaluation)
         if num_dropped := len(self.train.prompts) - len(fitting[0].prompts):
-            self.log.note(f"{num_dropped} prompts of {self.train.source} are too long and left out")
+            reasons = summarize_skipped(fitting[0].skipped[len(self.train.skipped) :])
+            self.log.note(f"{num_dropped} prompts of {self.train.source} are left out:\n{reasons}")
         self.train, self.evaluation = fitting
 
     async def _train(self) -> bool:

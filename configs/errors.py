@@ -6,7 +6,9 @@
     ├── ModelError          a model folder or hub id cannot be used
     ├── RolloutError        a trajectory could not be generated
     ├── RewardError         a picture could not be scored: names the reward
-    │   └── RewardTimeoutError  the reward did not answer in time: its replica is stuck, and of no more use
+    │   ├── RewardTimeoutError  the reward did not answer in time: its replica is stuck, and of no more use
+    │   ├── RewardBrokenError   its replica can score nothing more: the GPU's context is lost, or it has ended
+    │   └── NoRewardAppliesError  no reward has anything to say of a prompt, and no further try will change that
     ├── LearnerError        an optimizer step could not be made
     │   └── CheckpointError     a checkpoint could not be written, say to a full disk: the learner itself is well
     ├── LibraryError        an installed library lacks what bicot uses of it: names it, its version, what is missing
@@ -49,6 +51,14 @@ class RewardError(BicotError):
 
 class RewardTimeoutError(RewardError):
     """A reward did not answer in time. Its thread cannot be stopped, so its replica has to be replaced."""
+
+
+class RewardBrokenError(RewardError):
+    """A replica of a reward can score nothing more, and has to be replaced."""
+
+
+class NoRewardAppliesError(RewardError):
+    """No reward has anything to say of a prompt."""
 
 
 class LearnerError(BicotError):

@@ -16,7 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from configs.errors import ConfigError
-from configs.schema import RunConfig
+from configs.schema import RewardConfig, RunConfig
 from configs.yaml_text import dump_yaml, parse_yaml, parse_yaml_value
 
 DEFAULT_CONFIG = str(Path(__file__).with_name("shapes_cpu.yaml"))
@@ -46,6 +46,15 @@ def config_from_tree(tree: Mapping[str, Any], source: str) -> RunConfig:
     except ValidationError as error:
         faults = "\n".join(f"  {line}" for line in _describe_faults(error, tree))
         raise ConfigError(f"{source}: the config is wrong\n{faults}") from None
+
+
+def load_rewards(path: str | Path) -> tuple[RewardConfig, ...]:
+    """The rewards of a config file, which may hold nothing else. Raises ConfigError as `load_config`."""
+    tree = _read_tree(Path(path))
+    if tree.keys() != {"rewards"}:
+        return load_config(path).rewards
+    around = {"model": {"path": "any/model", "dtype": "float32"}, "data": {"train": "any.txt"}}
+    return config_from_tree({**around, **tree}, str(path)).rewards
 
 
 def dump_config(config: RunConfig) -> str:

@@ -9,10 +9,13 @@ Units are in the names: `_s` seconds, `_ms` milliseconds, `_mb` 2**20 bytes, `_g
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import field_validator, model_validator
 
 # Re-exported: this module is where the whole config is imported from.
 from configs.algorithm_section import AlgorithmConfig as AlgorithmConfig
+from configs.algorithm_section import Phase
 from configs.learner_sections import LearnerConfig as LearnerConfig
 from configs.learner_sections import LoraConfig as LoraConfig
 from configs.learner_sections import ParityConfig as ParityConfig
@@ -61,9 +64,15 @@ class RunConfig(Section):
         names = [reward.name for reward in value]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"{', '.join(repeated)} is listed twice; list each reward once")
-        if not any(reward.weight for reward in value):
-            raise ValueError("every reward has weight 0, so there is nothing to learn; give one another weight")
+            raise ValueError(
+                f"{', '.join(repeated)} is listed twice; list each reward once, or give each a name of its own and "
+                "what it is as kind"
+            )
+        if not any(reward.trains for reward in value):
+            raise ValueError(
+                "every reward has weight 0 or is for evaluations only, so there is nothing to learn; "
+                "give one another weight"
+            )
         return value
 
     @model_validator(mode="after")
@@ -74,6 +83,7 @@ class RunConfig(Section):
             self._check_precision,
             self._check_weights,
             self._check_determinism,
+            self._check_phases,
         ):
             check()
         return self
@@ -139,11 +149,35 @@ class RunConfig(Section):
                 "new weights reach a group that is being rolled would decide its tokens; set max_staleness to 0"
             )
 
+    def _check_phases(self) -> None:
+        """Every phase that is trained must be told by a reward which of its tokens were good."""
+        for phase in self.algorithm.phases:
+            if not any(reward.trains and reward.phase in ("both", phase) for reward in self.rewards):
+                raise ValueError(
+                    f"no reward trains the phase '{phase}', which algorithm.optimize {self.algorithm.optimize} trains; "
+                    "set the phase of one to both, or change algorithm.optimize"
+                )
+
+    @property
+    def has_rewards_of_one_phase(self) -> bool:
+        """Whether some reward trains the tokens of one phase only."""
+        return any(reward.trains and reward.phase != "both" for reward in self.rewards)
+
+    @property
+    def rewards_by_phase(self) -> Mapping[Phase, frozenset[str]]:
+        """Phase that is trained -> names of the rewards that train its tokens."""
+        return {
+            phase: frozenset(
+                reward.name for reward in self.rewards if reward.trains and reward.phase in ("both", phase)
+            )
+            for phase in self.algorithm.phases
+        }
+
     @property
     def normalized_rewards(self) -> frozenset[str]:
         """Names of the rewards that are normalised within their group before the weighted sum."""
         default = self.algorithm.reward_normalization
-        return frozenset(reward.name for reward in self.rewards if (reward.normalization or default) == "group")
+        return frozenset(r.name for r in self.rewards if r.trains and (r.normalization or default) == "group")
 
     @property
     def max_queued_groups(self) -> int:

@@ -130,7 +130,21 @@ class RewardConfig(Section):
     name: str = Field(
         ..., min_length=1, description="a registered reward, or your own: module:Class or module:function"
     )
-    weight: float = Field(1.0, ge=-1e6, le=1e6, description="factor in the weighted sum; below 0 it is a penalty")
+    kind: str | None = Field(
+        None,
+        min_length=1,
+        description="the same, where the name is one of your choice: two judges may ask two questions. null: the name",
+    )
+    weight: float = Field(
+        1.0,
+        ge=-1e6,
+        le=1e6,
+        description="factor in the weighted sum; below 0 it is a penalty, 0 scores to watch and trains nothing",
+    )
+    phase: Literal["both", "cot", "image"] = Field(
+        "both", description="whose tokens it trains: the plan's (cot), the picture's, or both"
+    )
+    evaluation_only: bool = Field(False, description="scores evaluations and no training group; trains nothing")
     normalization: RewardNormalization | None = Field(
         None,
         description="before it is weighted: none takes it as it is, group its distance from its mean within the group, "
@@ -154,10 +168,20 @@ class RewardConfig(Section):
         description="of its replicas, as Ray has it: pip, uv or conda for packages that clash with the run's, env_vars",
     )
 
-    @field_validator("name")
+    @property
+    def implementation(self) -> str:
+        """What computes it: the name of a registered reward, module:Class or module:function."""
+        return self.kind or self.name
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has a say in the combined reward."""
+        return self.weight != 0 and not self.evaluation_only
+
+    @field_validator("name", "kind")
     @classmethod
-    def _name_is_one_or_a_path(cls, value: str) -> str:
-        if not _REWARD_NAME.fullmatch(value):
+    def _name_is_one_or_a_path(cls, value: str | None) -> str | None:
+        if value is not None and not _REWARD_NAME.fullmatch(value):
             raise ValueError("expected the name of a reward, or module:Class or module:function for your own")
         return value
 

@@ -11,7 +11,7 @@ Micro-batch j has the same padded shape on every rank, as ZeRO-3 demands.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from configs.algorithm_section import LossNormalization, Phase
 from configs.errors import LearnerError
 from configs.schema import RunConfig
 from learner.objective import AdvantageSettings
-from learner.objective.advantages import advantages_of, share_without_spread
+from learner.objective.advantages import advantages_by_phase, share_without_spread
+from learner.objective.group_rewards import columns_of, rewards_of
 from learner.objective.loss import normalization
 from learner.objective.phase_tokens import PhaseTokens
-from rollout.records import ScoredGroup, Trajectory, TrajectoryBatch
+from rollout.records import Trajectory, TrajectoryBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,9 @@ class PlanSettings:
             advantages=AdvantageSettings(
                 epsilon=algorithm.advantage_epsilon,
                 normalization=algorithm.advantage_normalization,
-                reward_weights={reward.name: reward.weight for reward in config.rewards},
+                reward_weights={reward.name: reward.weight for reward in config.rewards if reward.trains},
                 normalized_rewards=config.normalized_rewards,
+                rewards_by_phase=config.rewards_by_phase if config.has_rewards_of_one_phase else {},
             ),
             num_mini_batches=config.learner.mini_batches,
             phases=algorithm.phases,
@@ -112,6 +114,7 @@ class StepPlan:
 
     mini_batches: tuple[MiniBatch, ...]
     num_trajectories: int
+    """That are learned from: those without a reward are no part of this figure or of those below."""
     num_tokens_by_phase: Mapping[Phase, int]
     """Of the phases that are trained."""
     cot_lengths: Tensor
@@ -134,16 +137,21 @@ def plan_step(batch: TrajectoryBatch, settings: PlanSettings, rank: int) -> Step
     trajectories are sorted by the length of their CoT (ties in the batch's order) and dealt in turn,
     so that little is padding and all ranks have the same to do.
 
-    Raises LearnerError for a group whose rewards do not fit its trajectories or are not finite, for
+    A trajectory whose reward is NaN keeps its place, so that shapes do not vary, and none of its tokens counts.
+
+    Raises LearnerError for a group whose rewards do not fit its trajectories, are infinite or all but missing, for
     groups of different sizes, and when the trajectories of a mini-batch do not divide by num_ranks x
     micro_batch_size.
     """
-    rewards = _rewards(batch)
+    rewards = rewards_of(batch)
+    of_advantages = settings.advantages
     try:
-        columns = _columns(batch) if settings.advantages.normalized_rewards else {}
-        advantages = advantages_of(rewards, columns, settings.advantages).flatten()
+        columns = columns_of(batch) if of_advantages.normalized_rewards or of_advantages.rewards_by_phase else {}
+        by_phase = advantages_by_phase(rewards, columns, settings.phases, of_advantages)
     except ValueError as error:
         raise LearnerError(f"step {batch.step}: {error}") from error
+    advantages = {phase: of_phase.flatten() for phase, of_phase in by_phase.items()}
+    is_kept = ~rewards.isnan().flatten()
     trajectories = [trajectory for group in batch.groups for trajectory in group.rollout.trajectories]
     if len(batch.groups) % settings.num_mini_batches:
         raise LearnerError(
@@ -152,24 +160,38 @@ def plan_step(batch: TrajectoryBatch, settings: PlanSettings, rank: int) -> Step
         )
     size = len(trajectories) // settings.num_mini_batches
     mini_batches = tuple(
-        _mini_batch(trajectories[start : start + size], advantages[start : start + size], settings, rank, batch.step)
-        for start in range(0, len(trajectories), size)
+        _mini_batch(trajectories[part], _Learned.of(advantages, is_kept, part), settings, rank, batch.step)
+        for part in (slice(start, start + size) for start in range(0, len(trajectories), size))
     )
-    cot_lengths = torch.tensor([len(trajectory.cot_ids) for trajectory in trajectories])
+    kept = [trajectory for trajectory, is_own in zip(trajectories, is_kept.tolist(), strict=True) if is_own]
+    cot_lengths = torch.tensor([len(trajectory.cot_ids) for trajectory in kept])
+    counts = {"cot": int(cot_lengths.sum()), "image": sum(len(trajectory.image_ids) for trajectory in kept)}
     return StepPlan(
         mini_batches=mini_batches,
-        num_trajectories=len(trajectories),
-        num_tokens_by_phase={
-            phase: sum(trajectory.num_tokens((phase,)) for trajectory in trajectories) for phase in settings.phases
-        },
+        num_trajectories=len(kept),
+        num_tokens_by_phase={phase: counts[phase] for phase in settings.phases},
         cot_lengths=cot_lengths,
-        advantages=advantages,
+        advantages=torch.stack(list(advantages.values())).mean(dim=0)[is_kept],
         groups_without_spread=share_without_spread(rewards),
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    """What R trajectories are learned from with."""
+
+    advantages: Mapping[Phase, Tensor]
+    """float32 [R] each."""
+    is_kept: Tensor
+    """bool [R]; False: the trajectory has no reward and passes the policy without counting, as shapes must not vary."""
+
+    @classmethod
+    def of(cls, advantages: Mapping[Phase, Tensor], is_kept: Tensor, part: slice | NDArray[np.intp]) -> _Learned:
+        return cls({phase: of_phase[part] for phase, of_phase in advantages.items()}, is_kept[part])
+
+
 def _mini_batch(
-    trajectories: Sequence[Trajectory], advantages: Tensor, settings: PlanSettings, rank: int, step: int
+    trajectories: Sequence[Trajectory], learned: _Learned, settings: PlanSettings, rank: int, step: int
 ) -> MiniBatch:
     round_size = settings.num_ranks * settings.micro_batch_size
     if len(trajectories) % round_size:
@@ -177,11 +199,13 @@ def _mini_batch(
             f"step {step}: {len(trajectories)} trajectories do not divide by {settings.num_ranks} rank(s) x "
             f"learner.micro_batch_size {settings.micro_batch_size}"
         )
-    row_weights, divisor = normalization(
-        settings.loss_normalization,
-        torch.tensor([trajectory.num_tokens(settings.phases) for trajectory in trajectories]),
-        _max_tokens(trajectories, settings),
+    num_tokens = torch.tensor([trajectory.num_tokens(settings.phases) for trajectory in trajectories])
+    weights_of_kept, divisor = normalization(
+        settings.loss_normalization, num_tokens[learned.is_kept], _max_tokens(trajectories, settings)
     )
+    row_weights: Tensor | None = None
+    if weights_of_kept is not None:
+        row_weights = torch.zeros(len(trajectories)).masked_scatter(learned.is_kept, weights_of_kept.float())
     order = np.argsort([len(trajectory.cot_ids) for trajectory in trajectories], kind="stable")
     micro_batches = []
     for members in order.reshape(-1, round_size):
@@ -189,8 +213,8 @@ def _mini_batch(
         micro_batches.append(
             _micro_batch(
                 [trajectories[index] for index in own],
-                advantages[own],
-                None if row_weights is None else row_weights[own].float(),
+                _Learned.of(learned.advantages, learned.is_kept, own),
+                None if row_weights is None else row_weights[own],
                 _Widths.of([trajectories[index] for index in members]),
                 settings.phases,
             )
@@ -202,35 +226,6 @@ def _max_tokens(trajectories: Sequence[Trajectory], settings: PlanSettings) -> i
     """The most tokens that a trajectory could count with; all pictures of a model have as many."""
     most = {"cot": settings.max_cot_tokens, "image": max(len(trajectory.image_ids) for trajectory in trajectories)}
     return sum(most[phase] for phase in settings.phases)
-
-
-def _columns(batch: TrajectoryBatch) -> dict[str, Tensor]:
-    """Reward name -> float32 [num_groups, G]; of the names that all groups have."""
-    names = [name for name in batch.groups[0].reward_columns if all(name in g.reward_columns for g in batch.groups)]
-    return {name: torch.from_numpy(np.stack([g.reward_columns[name] for g in batch.groups])) for name in names}
-
-
-def _rewards(batch: TrajectoryBatch) -> Tensor:
-    """float32 [num_groups, G]."""
-    if not batch.groups:
-        raise LearnerError(f"step {batch.step}: the batch has no group")
-    group_size = len(batch.groups[0].rewards)
-    for group in batch.groups:
-        _check_group(group, group_size, batch.step)
-    return torch.from_numpy(np.stack([group.rewards for group in batch.groups]))
-
-
-def _check_group(group: ScoredGroup, group_size: int, step: int) -> None:
-    request = group.rollout.request
-    name = f"step {step}, group {request.sequence} (prompt {request.prompt.prompt_id})"
-    if len(group.rewards) != len(group.rollout.trajectories):
-        raise LearnerError(f"{name}: {len(group.rewards)} rewards for {len(group.rollout.trajectories)} trajectories")
-    if len(group.rewards) != group_size:
-        raise LearnerError(f"{name}: {len(group.rewards)} trajectories, but the batch's first group has {group_size}")
-    if not np.isfinite(group.rewards).all():
-        raise LearnerError(
-            f"{name}: rewards {group.rewards.tolist()} are not all finite; the rewards must not let it by"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +249,7 @@ class _Widths:
 
 def _micro_batch(
     trajectories: Sequence[Trajectory],
-    advantages: Tensor,
+    learned: _Learned,
     row_weights: Tensor | None,
     widths: _Widths,
     phases: Sequence[Phase],
@@ -264,7 +259,8 @@ def _micro_batch(
     batches = []
     for phase in phases:
         tokens, behaviour = (_cot_tokens if phase == "cot" else _image_tokens)(trajectories, widths)
-        batches.append(PhaseBatch(tokens, behaviour, advantages, row_weights, scales, versions))
+        tokens = replace(tokens, target_mask=tokens.target_mask & learned.is_kept[:, None])
+        batches.append(PhaseBatch(tokens, behaviour, learned.advantages[phase], row_weights, scales, versions))
     return MicroBatch(tuple(batches))
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import traceback
 from collections.abc import Mapping
-from functools import partial
+from pathlib import Path
 from typing import Any
 
-from configs.errors import ConfigError
-from rewards.protocol import FunctionReward, Reward
+from configs.errors import BicotError, ConfigError, RewardError
+from rewards.calling import LoadedReward
+from rewards.calling.loaded import Applies, takes
 
 REGISTERED: Mapping[str, str] = {
     "shapes": "rewards.shapes.reward:ShapesReward",
@@ -27,6 +29,7 @@ REGISTERED: Mapping[str, str] = {
     "image_reward": "rewards.preference.image_reward:ImageReward",
     "vqa_score": "rewards.alignment.vqa_score:VqaScoreReward",
     "vlm_judge": "rewards.judge.vlm_judge:VlmJudgeReward",
+    "http": "rewards.remote.http_reward:HttpReward",
     "unified_reward": "rewards.judge.vlm_judge:UnifiedReward",
     "ocr": "rewards.text.ocr:OcrReward",
     "nsfw": "rewards.safety.nsfw:NsfwReward",
@@ -68,39 +71,93 @@ def reward_path(name: str) -> str:
     )
 
 
-def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raises ConfigError unless the reward can be imported and takes these options. Makes nothing, loads no model."""
-    maker = _import(name)
-    given = (None, None) if inspect.isfunction(maker) else ()
-    device = {} if inspect.isfunction(maker) else {"device": "cpu"}
-    try:
-        inspect.signature(maker).bind(*given, **device, **options)
-    except TypeError as error:
-        raise ConfigError(f"rewards: '{name}' does not take options {dict(options)}: {error}") from error
-    except ValueError:
-        return  # it has no signature to hold them against
+def create_reward(kind: str, options: Mapping[str, Any], device: str, name: str | None = None) -> LoadedReward:
+    """Import and make a reward; what it is made of, `rewards.protocol` says. name: of the config, for messages.
+
+    Raises ConfigError when it cannot be imported or refuses its options, and RewardError when making it fails.
+    """
+    maker = import_reward(kind)
+    check_options(kind, options, maker)
+    made = maker
+    if inspect.isclass(maker):
+        try:
+            made = maker(**options, **({"device": device} if _wants_device(maker) else {}))
+        except BicotError:
+            raise
+        except Exception as error:
+            raise RewardError(
+                f"reward '{name or kind}' cannot be made: {type(error).__name__}: {error} ({_place_of(error)})"
+            ) from error
+    return LoadedReward(made, {} if inspect.isclass(maker) else options, _applicability(maker, options))
 
 
-def _import(name: str) -> Any:
-    path = reward_path(name)
+def import_reward(kind: str) -> Any:
+    """The class or callable behind a config's name or kind. Raises ConfigError, also for what is neither."""
+    path = reward_path(kind)
     module_name, _, attribute = path.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        maker = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"rewards: cannot import {path} for reward '{name}': {error}") from error
+        raise ConfigError(f"rewards: cannot import {path} for reward '{kind}': {error}") from error
+    if inspect.isclass(maker) and not _has_method(maker) and not any("__call__" in c.__dict__ for c in maker.__mro__):
+        raise ConfigError(f"rewards: the class {path} has no method score, score_group or __call__")
+    if not callable(maker) and not _has_method(maker):
+        raise ConfigError(
+            f"rewards: {path} is {type(maker).__name__} {maker!r}; a reward is a class, a function, or another callable"
+        )
+    return maker
 
 
-def create_reward(name: str, options: Mapping[str, Any], device: str) -> Reward:
-    """Import and make a reward; of a function, `options` are further keyword arguments, and `device` is not passed on.
-
-    Raises ConfigError when it cannot be imported or refuses its options.
-    """
-    maker = _import(name)
+def check_options(kind: str, options: Mapping[str, Any], maker: Any = None) -> None:
+    """Raise ConfigError unless the reward takes these options. Makes nothing and loads no model."""
+    maker = import_reward(kind) if maker is None else maker
+    pictures_and_prompts: tuple[Any, ...] = ()
+    given = dict(options)
     try:
-        if inspect.isfunction(maker):
-            inspect.signature(maker).bind(None, None, **options)
-            return FunctionReward(partial(maker, **options))
-        reward: Reward = maker(device=device, **options)
+        if inspect.isclass(maker):
+            signature = inspect.signature(maker)
+            given |= {"device": "cpu"} if _wants_device(maker) else {}
+        elif _has_method(maker):
+            signature = inspect.signature(lambda: None)  # it is made, and can be told nothing more
+        else:
+            signature = inspect.signature(maker)
+            pictures_and_prompts = (None, None)
+            given |= {"plans": ()} if takes(maker, "plans") else {}
+    except ValueError:
+        return  # written in C, without a signature
+    try:
+        signature.bind(*pictures_and_prompts, **given)
     except TypeError as error:
-        raise ConfigError(f"rewards: '{name}' does not take options {dict(options)}: {error}") from error
-    return reward
+        known = [name for name in signature.parameters if name not in ("device", "plans")][len(pictures_and_prompts) :]
+        raise ConfigError(
+            f"rewards: '{kind}' does not take options {dict(options)}: {error}; "
+            + (f"it has {', '.join(known)}" if known else "it has none")
+        ) from None
+
+
+def applicability(kind: str, options: Mapping[str, Any]) -> Applies | None:
+    """What the reward knows of a prompt without a picture; None where it does not say. Raises ConfigError."""
+    return _applicability(import_reward(kind), options)
+
+
+def _applicability(maker: Any, options: Mapping[str, Any]) -> Applies | None:
+    applies_to = getattr(maker, "applies_to", None)
+    return None if applies_to is None else lambda prompt: bool(applies_to(prompt, options))
+
+
+def _has_method(maker: Any) -> bool:
+    return hasattr(maker, "score") or hasattr(maker, "score_group")
+
+
+def _wants_device(maker: Any) -> bool:
+    try:
+        parameters = inspect.signature(maker).parameters
+    except ValueError:
+        return True
+    return "device" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _place_of(error: BaseException) -> str:
+    """`taste.py:12, in __init__`: where it was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}, in {frame.name}"

@@ -12,34 +12,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from configs.command_line import exit_code_of
-from configs.errors import DataError, RewardError
-from configs.load import load_config
 from configs.schema import RewardConfig
+from rewards.calling import Answer
 from rewards.pictures import match_pictures, read_picture
 from rewards.pictures.pairs import Pair, Skipped
-from rewards.registry import reward_path
+from rewards.scoring import ScoreFile, Summary, choose_rewards
+from rewards.scoring.output import as_line
 from rewards.worker import RewardWorker
-from rollout.records import Score, UInt8Array
+from rollout.records import UInt8Array
 
 WINDOW = 64
-"""Pictures that are in memory at once."""
-TIMEOUT_S = 3600.0
-"""A batch may take this long: a large model on CPU is slow, and nobody waits for the others here."""
-NUM_SKIPPED_SHOWN = 20
+"""Pictures that are in memory at once; more where a prompt has more and a reward compares them."""
+LINE_WIDTH = 200
+"""Characters of the summary's lines where it goes into a file and not onto a screen."""
 
 EXAMPLES = """\
 prompts: .jsonl, .json, .csv, .parquet or .txt, as for training.
@@ -47,15 +43,17 @@ prompts: .jsonl, .json, .csv, .parquet or .txt, as for training.
 which prompt belongs to which picture:
   Records of the prompts file with a field 'image' (or 'file', as in the images.jsonl of rollout.generate) name their
   picture in DIR. Without it, pictures go to the records in the order of their file names (2.png before 10.png); with
-  twice as many pictures as records, the first two belong to the first record, and so on.
+  twice as many pictures as records, the first two belong to the first record, and so on. Hidden files are no pictures.
 
 examples:
   python -m rewards.score --rewards hps,aesthetic --prompts prompts.jsonl --images pictures --output scores.jsonl
   python -m rewards.score --config my_run.yaml --prompts generated/images.jsonl --images generated
   python -m rewards.score --rewards my_rewards:brightness --prompts prompts.txt --images pictures
+  python -m rewards.score --rewards alignment,style --set alignment.kind=vlm_judge --set style.kind=vlm_judge \\
+      --set alignment.url=http://localhost:8000/v1 ... --prompts prompts.txt --images pictures
 
 Each line of the output: {"image", "prompt", "prompt_id", "scores": {reward: {"value", "parts"}}}; a reward that does
-not apply to a prompt is null there, one that failed has {"error"} instead.
+not apply to a prompt is null there, one that failed has {"error"} instead. What was skipped is in OUTPUT.skipped.jsonl.
 Exit codes: 0 all scored, 1 something was skipped or failed, 2 wrong input, 130 interrupted."""
 
 
@@ -66,13 +64,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    console = Console()
-    configs = choose_rewards(arguments)
+    console = Console(width=None if sys.stdout.isatty() else LINE_WIDTH)
+    configs = choose_rewards(arguments.rewards, arguments.config, arguments.set, arguments.device)
+    names = [config.name for config in configs]
     pairs, skipped = match_pictures(arguments.prompts, arguments.images)
-    columns = asyncio.run(_score_folder(arguments, configs, pairs, skipped, console))
-    num_failed = show_summary(columns, skipped, console)
+    summary = Summary(names)
+    output = ScoreFile(
+        arguments.output, arguments.prompts, names, resume=arguments.resume, overwrite=arguments.overwrite
+    )
+    with output:
+        for line in output.lines:
+            summary.add(line)
+        missing = [pair for pair in pairs if not output.is_done(pair)]
+        if len(missing) < len(pairs):
+            console.print(f"{len(pairs) - len(missing)} of {len(pairs)} pictures are scored already")
+        asyncio.run(_score_folder(arguments, configs, missing, skipped, output, summary, console))
+        output.write_skipped(skipped)
+    summary.show(skipped, output.skipped_path, console)
     console.print(f"scores: {arguments.output}", markup=False, highlight=False, soft_wrap=True)
-    return 1 if skipped or num_failed else 0
+    return 1 if skipped or summary.num_failed else 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,10 +99,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder of the pictures")
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="a run's config: options and batch sizes of its rewards"
+        "--config", type=Path, metavar="FILE", help="a run's config, or its section rewards: options and batch sizes"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME.OPTION=VALUE",
+        help="an option of a reward, such as hps.model=DIR, or a field of rewards[], such as hps.batch_size=8; "
+        "repeatable",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("scores.jsonl"), metavar="FILE", help="default: %(default)s"
+    )
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on with an output that an earlier run began")
+    existing.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    parser.add_argument(
+        "--convert", action="store_true", help="take grey, palette, CMYK and opaque pictures with alpha as RGB, too"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="of all; default: each as in --config, or cpu")
     return parser
@@ -107,135 +131,91 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def choose_rewards(arguments: argparse.Namespace) -> list[RewardConfig]:
-    """The rewards to run, in order, each once; options come from --config where it has a reward of that name.
-
-    Raises ConfigError for an unknown name or a wrong config.
-    """
-    configured = load_config(arguments.config).rewards if arguments.config else ()
-    by_name = {config.name: config for config in configured}
-    names = [name.strip() for name in (arguments.rewards or ",".join(by_name)).split(",")]
-    for name in names:
-        reward_path(name)
-    settings: dict[str, Any] = {"timeout_s": TIMEOUT_S, "retries": 0}
-    if arguments.device:
-        settings["gpus_per_replica"] = float(arguments.device == "cuda")
-    chosen = [by_name.get(name) or RewardConfig(name=name) for name in dict.fromkeys(names)]
-    return [config.model_copy(update=settings) for config in chosen]
-
-
 async def _score_folder(
     arguments: argparse.Namespace,
     configs: Sequence[RewardConfig],
     pairs: Sequence[Pair],
     skipped: list[Skipped],
+    output: ScoreFile,
+    summary: Summary,
     console: Console,
-) -> dict[str, list[Score | RewardError]]:
+) -> None:
     """Score all pairs, a line each into the output; pictures that cannot be read join `skipped`."""
     workers = {config.name: RewardWorker(config) for config in configs}
-    scored: dict[str, list[Score | RewardError]] = defaultdict(list)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with (
-            _open_output(arguments.output) as output,
-            Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-        ):
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("loading the rewards", total=len(pairs))
             for worker in workers.values():
                 await worker.start()
-            output.truncate(0)
+            output.begin()
             progress.update(task, description="scoring")
-            for start in range(0, len(pairs), WINDOW):
-                window = list(_read_pictures(pairs[start : start + WINDOW], skipped))
-                for (pair, _), scores in zip(window, await _score_window(workers, window), strict=True):
-                    output.write(json.dumps(as_line(pair, scores), ensure_ascii=False, default=_as_plain) + "\n")
-                    for name, score in scores.items():
-                        scored[name].append(score)
-                output.flush()
-                progress.update(task, completed=min(start + WINDOW, len(pairs)))
+            compares = any(worker.reward.is_group_wise for worker in workers.values())
+            for window in _windows(pairs, compares):
+                read = list(_read_pictures(window, skipped, convert=arguments.convert))
+                answers = await _score_window(workers, read)
+                lines = [as_line(pair, answer) for (pair, _), answer in zip(read, answers, strict=True)]
+                output.write(lines)
+                for line in lines:
+                    summary.add(line)
+                for note in filter(None, (worker.take_note() for worker in workers.values())):
+                    console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+                progress.update(task, advance=len(window))
     finally:
         for worker in workers.values():
             await worker.close()
-    return scored
 
 
-def _open_output(path: Path) -> TextIO:
-    """Open, but not yet emptied: scores of an earlier run outlive a model that cannot be loaded."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot write the scores: {error.strerror or error}") from error
+def _windows(pairs: Sequence[Pair], compares: bool) -> Iterator[Sequence[Pair]]:
+    """WINDOW pairs at a time; compares: pictures of one prompt that follow each other stay together."""
+    if not compares:
+        yield from (pairs[start : start + WINDOW] for start in range(0, len(pairs), WINDOW))
+        return
+    window: list[Pair] = []
+    for _, group in groupby(pairs, key=lambda pair: pair.prompt.prompt_id):
+        members = list(group)
+        if window and len(window) + len(members) > WINDOW:
+            yield window
+            window = []
+        window += members
+    if window:
+        yield window
 
 
-def _read_pictures(pairs: Sequence[Pair], skipped: list[Skipped]) -> Iterator[tuple[Pair, UInt8Array]]:
+def _read_pictures(
+    pairs: Sequence[Pair], skipped: list[Skipped], *, convert: bool
+) -> Iterator[tuple[Pair, UInt8Array]]:
     for pair in pairs:
         try:
-            yield pair, read_picture(pair.path)
+            yield pair, read_picture(pair.path, convert=convert)
         except ValueError as error:
             skipped.append(Skipped(pair.name, str(error)))
 
 
 async def _score_window(
     workers: Mapping[str, RewardWorker], window: Sequence[tuple[Pair, UInt8Array]]
-) -> list[dict[str, Score | RewardError]]:
-    """What each reward says of each picture. Picture by picture, so that one failure is one picture's; the worker
-    makes batches of them."""
-    calls = [worker.score(picture[None], [pair.prompt]) for pair, picture in window for worker in workers.values()]
-    answers = await asyncio.gather(*calls, return_exceptions=True)
-    outcomes: list[Score | RewardError] = []
-    for answer in answers:
-        if isinstance(answer, list):
-            outcomes.append(answer[0])
-        elif isinstance(answer, RewardError):
-            outcomes.append(answer)
-        else:
-            raise answer
-    width = len(workers)
-    return [dict(zip(workers, outcomes[i * width : (i + 1) * width], strict=True)) for i in range(len(window))]
+) -> list[dict[str, Answer]]:
+    """What each reward says of each picture. Raises RewardError when a reward can score nothing more."""
+    columns = await asyncio.gather(*(_score_column(worker, window) for worker in workers.values()))
+    return [dict(zip(workers, answers, strict=True)) for answers in zip(*columns, strict=True)]
 
 
-def as_line(pair: Pair, scores: Mapping[str, Score | RewardError]) -> dict[str, Any]:
-    """The output line of a picture."""
-    said: dict[str, dict[str, Any] | None] = {}
-    for name, score in scores.items():
-        if isinstance(score, RewardError):
-            said[name] = {"error": str(score)}
-        else:
-            said[name] = {"value": score.value, "parts": dict(score.parts)} if score.applicable else None
-    return {"image": pair.name, "prompt": pair.prompt.text, "prompt_id": pair.prompt.prompt_id, "scores": said}
-
-
-def _as_plain(value: Any) -> Any:
-    """NumPy in the parts of a user's own reward."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    return str(value)
-
-
-def show_summary(
-    columns: Mapping[str, Sequence[Score | RewardError]], skipped: Sequence[Skipped], console: Console
-) -> int:
-    """Print a row a reward, what failed and what was skipped; returns how many scores failed."""
-    table = Table("reward", *(("mean", "std", "min", "max", "pictures", "not applicable", "failed")))
-    failures = []
-    for name, column in columns.items():
-        values = [score.value for score in column if isinstance(score, Score) and score.applicable]
-        failed = [score for score in column if isinstance(score, RewardError)]
-        failures += failed
-        numbers = [np.mean(values), np.std(values), min(values), max(values)] if values else []
-        cells = [f"{number:.4f}" for number in numbers] or ["-"] * 4
-        others = (len(values), len(column) - len(values) - len(failed), len(failed))
-        table.add_row(name, *cells, *map(str, others))
-    console.print(table)
-    for title, entries in (("skipped", skipped), ("failed", failures)):
-        if entries:
-            console.print(f"{len(entries)} {title}:", style="yellow")
-            for entry in entries[:NUM_SKIPPED_SHOWN]:
-                console.print(f"  {entry}", markup=False, highlight=False, soft_wrap=True)
-            if len(entries) > NUM_SKIPPED_SHOWN:
-                console.print(f"  and {len(entries) - NUM_SKIPPED_SHOWN} more")
-    return len(failures)
+async def _score_column(worker: RewardWorker, window: Sequence[tuple[Pair, UInt8Array]]) -> list[Answer]:
+    """Picture by picture, of which the worker makes batches; all of a prompt and a size for one that compares."""
+    groups: dict[object, list[int]] = {}
+    for place, (pair, picture) in enumerate(window):
+        key = (pair.prompt.prompt_id, picture.shape) if worker.reward.is_group_wise else place
+        groups.setdefault(key, []).append(place)
+    calls = []
+    for places in groups.values():
+        pairs, pictures = zip(*(window[place] for place in places), strict=True)
+        plans = [pair.plan for pair in pairs if pair.plan is not None]
+        prompts = [pair.prompt for pair in pairs]
+        calls.append(worker.score(np.stack(pictures), prompts, plans if len(plans) == len(pairs) else None))
+    answers: dict[int, Answer] = {}
+    for places, answered in zip(groups.values(), await asyncio.gather(*calls), strict=True):
+        answers |= dict(zip(places, answered, strict=True))
+    return [answers[place] for place in range(len(window))]
 
 
 if __name__ == "__main__":

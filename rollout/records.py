@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -55,6 +55,14 @@ class Prompt:
     attr_nouns: tuple[str, ...] = ()
     spatial_info: SpatialInfo | None = None
     numeracy_info: tuple[CountInfo, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Whatever else the data say of it, as JSON has it: for rewards to read. Never changed by anybody."""
+
+    def to_record(self) -> dict[str, Any]:
+        """The record of a prompt file that gives this prompt, without its id and without empty fields."""
+        tree = asdict(self)
+        del tree["prompt_id"]
+        return {"prompt": tree.pop("text")} | {name: value for name, value in tree.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +129,16 @@ class GroupRollout:
 class Score:
     """What one reward says of one picture. Produced by a Reward."""
 
-    value: float
-    """Finite; its range is the reward's own."""
+    value: float | None
+    """Finite; its range is the reward's own. None: the reward does not apply to this prompt; it is left out of the
+    combination, not scored 0."""
     parts: Mapping[str, Any] = field(default_factory=dict)
     """Why: objects found, boxes, answers. Plain values, shown to people."""
-    applicable: bool = True
-    """False: the reward does not apply to this prompt; it is left out of the combination, not scored 0."""
+
+    @property
+    def applicable(self) -> bool:
+        """Whether the reward applies to the prompt."""
+        return self.value is not None
 
 
 @dataclass(frozen=True, slots=True)

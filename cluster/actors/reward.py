@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cluster.actors.score_cache import RewardAnswer, ScoreCache
 from cluster.actors.spawning import node_id
+from configs.errors import RewardError
 from configs.schema import RewardConfig
 from rollout.records import Prompt, UInt8Array
 
@@ -16,16 +18,49 @@ class RewardActor:
     def __init__(self, config: RewardConfig, cache_url: str | None) -> None:
         from rewards.worker import RewardWorker
 
+        self._name = config.name
         self._worker = RewardWorker(config)
         self._cache = None if cache_url is None else ScoreCache(cache_url, config)
 
     async def start(self) -> None:
         await self._worker.start()
 
-    async def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> RewardAnswer:
-        if self._cache is None:
-            return RewardAnswer(await self._worker.score(pictures, prompts))
-        return await self._cache.score(self._worker.score, pictures, prompts)
+    async def score(
+        self,
+        pictures: UInt8Array,
+        prompts: Sequence[Prompt],
+        plans: Sequence[str] | None = None,
+        only: Sequence[int] | None = None,
+    ) -> RewardAnswer:
+        """One answer a picture, as `RewardWorker.score`, and from the cache what is known.
+
+        only: places of the pictures to score, None for all; a group-wise reward scores all, and answers of these.
+        Raises RewardTimeoutError and RewardBrokenError, after which this replica is of no more use; RewardError for
+        whatever else goes wrong here.
+        """
+        reward = self._worker.reward
+        if not reward.reads_plans:
+            plans = None
+        if only is not None and not reward.is_group_wise:
+            pictures, prompts = pictures[list(only)], [prompts[place] for place in only]
+            plans = None if plans is None else [plans[place] for place in only]
+        try:
+            if self._cache is None:
+                answer = RewardAnswer(await self._worker.score(pictures, prompts, plans))
+            else:
+                answer = await self._cache.score(self._worker.score, pictures, prompts, plans)
+        except RewardError:
+            raise
+        except Exception as error:
+            raise RewardError(f"reward '{self._name}': {type(error).__name__}: {error}") from error
+        warning = answer.warning or self._worker.take_note()
+        if only is not None and reward.is_group_wise:
+            answer = replace(answer, scores=[answer.scores[place] for place in only])
+        return replace(answer, warning=warning, figures=self._worker.take_figures())
 
     async def ping(self) -> str:
         return node_id()
+
+    async def close(self) -> None:
+        """Let the reward end what it has begun."""
+        await self._worker.close()

@@ -3,10 +3,11 @@
     pictures, prompts ─► keys ─► MGET ─┬─ known ────────────────────────────► scores, in order
                                        └─ unknown ─► the reward ─► SET ─────►
 
-    bicot:score:DIGEST   string   JSON {"value", "parts", "applicable"}, for KEEP_S after it was written
+    bicot:score:DIGEST   string   JSON {"value", "parts"}; value null: does not apply, for KEEP_S after it was written
 
 A key is a digest of all that a score may depend on: the picture's bytes and size, the prompt with its
-metadata, the reward's name and options, and the source of its module and of those beside it. (Model
+metadata, the plan where the reward reads it, what computes it with which options, and the source of its module and of
+those beside it. (Model
 weights enter by their name: a folder whose weights change in place must change its name, too.)
 
 Redis may go at any time: the cache is then left alone for a while, and everything is scored.
@@ -20,7 +21,7 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,9 @@ from redis.exceptions import RedisError
 
 from configs.load import mask_url
 from configs.schema import RewardConfig
+from rewards.calling import Answer
 from rewards.registry import reward_path
+from rewards.worker import RewardFigures
 from rollout.records import Prompt, Score, UInt8Array
 
 KEEP_S: Final = 7 * 24 * 3600
@@ -37,18 +40,21 @@ SOCKET_TIMEOUT_S: Final = 1.0
 LEFT_ALONE_S: Final = 60.0
 """After a failure, before the server is tried again."""
 
-Compute = Callable[[UInt8Array, Sequence[Prompt]], Awaitable[list[Score]]]
+Compute = Callable[[UInt8Array, Sequence[Prompt], Sequence[str] | None], Awaitable[list[Answer]]]
 
 
 @dataclass(frozen=True, slots=True)
 class RewardAnswer:
     """What a replica answers. Produced by `cluster.actors.reward.RewardActor`; consumed by `cluster.groups.scoring`."""
 
-    scores: list[Score]
+    scores: list[Answer]
+    """One a picture; an error where it could not be scored."""
     num_cached: int = 0
     """Of which so many were known before."""
     warning: str | None = None
     """For the user; given once in a replica's life."""
+    figures: RewardFigures = field(default_factory=RewardFigures)
+    """What the replica did since its last answer."""
 
 
 class ScoreCache:
@@ -63,24 +69,36 @@ class ScoreCache:
         self._left_alone_until_s = -math.inf
         self._has_warned = False
 
-    async def score(self, compute: Compute, pictures: UInt8Array, prompts: Sequence[Prompt]) -> RewardAnswer:
-        """The scores of `pictures`, of which `compute` is asked for those that are not known.
+    async def score(
+        self, compute: Compute, pictures: UInt8Array, prompts: Sequence[Prompt], plans: Sequence[str] | None = None
+    ) -> RewardAnswer:
+        """The scores of `pictures`, of which `compute` is asked for those that are not known. Errors are not kept.
 
+        plans: what pictures were drawn by, for a reward that reads them; None for one that does not.
         Raises what `compute` raises; never because of Redis.
         """
-        keys = [self._key(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
+        shown = [None] * len(prompts) if plans is None else plans
+        keys = [
+            self._key(picture, prompt, plan) for picture, prompt, plan in zip(pictures, prompts, shown, strict=True)
+        ]
         known, warning = await self._read(keys)
         missing = [index for index, key in enumerate(keys) if key not in known]
+        answers: dict[str, Answer] = dict(known)
         if missing:
-            computed = await compute(pictures[missing], [prompts[index] for index in missing])
-            fresh = {keys[index]: score for index, score in zip(missing, computed, strict=True)}
-            not_written = await self._write(fresh)
+            plans_missing = None if plans is None else [plans[index] for index in missing]
+            computed = await compute(pictures[missing], [prompts[index] for index in missing], plans_missing)
+            answers |= {keys[index]: answer for index, answer in zip(missing, computed, strict=True)}
+            fresh = {key: answers[key] for key in (keys[index] for index in missing)}
+            not_written = await self._write({k: a for k, a in fresh.items() if isinstance(a, Score)})
             warning = warning or not_written
-            known = {**known, **fresh}
-        return RewardAnswer([known[key] for key in keys], len(keys) - len(missing), warning)
+        return RewardAnswer([answers[key] for key in keys], len(keys) - len(missing), warning)
 
-    def _key(self, picture: UInt8Array, prompt: Prompt) -> str:
+    def _key(self, picture: UInt8Array, prompt: Prompt, plan: str | None = None) -> str:
         asked = {name: value for name, value in asdict(prompt).items() if name != "prompt_id"}
+        if not prompt.metadata:
+            del asked["metadata"]
+        if plan is not None:
+            asked["plan"] = plan
         digest = hashlib.sha256(f"{self._scope}\0{picture.shape}\0{json.dumps(asked, sort_keys=True)}\0".encode())
         digest.update(picture.tobytes())
         return f"bicot:score:{digest.hexdigest()}"
@@ -95,11 +113,12 @@ class ScoreCache:
         known: dict[str, Score] = {}
         warning: str | None = None
         for key, text in zip(keys, texts, strict=True):
-            try:
-                if text is not None:
-                    known[key] = _from_json(text)
-            except (ValueError, TypeError, KeyError) as error:  # of another version, or not of bicot
-                warning = warning or self._warn(f"holds a score that cannot be read ({type(error).__name__}: {error})")
+            if text is None:
+                continue
+            if (score := _from_json(text)) is not None:
+                known[key] = score
+            else:
+                warning = warning or self._warn("holds a score that cannot be read")
         return known, warning
 
     async def _write(self, scores: dict[str, Score]) -> str | None:
@@ -131,7 +150,7 @@ def reward_digest(reward: RewardConfig) -> str:
 
     Raises ConfigError for an unknown name, ModuleNotFoundError when its package is not there.
     """
-    path = reward_path(reward.name)
+    path = reward_path(reward.implementation)
     spec = importlib.util.find_spec(path.partition(":")[0])
     digest = hashlib.sha256(json.dumps([path, reward.options], sort_keys=True, default=str).encode())
     if spec is not None and spec.origin is not None:
@@ -140,19 +159,19 @@ def reward_digest(reward: RewardConfig) -> str:
     return digest.hexdigest()
 
 
+def _from_json(text: str | bytes) -> Score | None:
+    """None for what another version of bicot, or another program, has written."""
+    try:
+        tree = json.loads(text)
+        value, parts = tree["value"], tree["parts"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    is_known = (value is None or is_number) and isinstance(parts, dict) and tree.keys() == {"value", "parts"}
+    return Score(value, parts) if is_known else None
+
+
 def _to_json(score: Score) -> str:
     """Parts that JSON does not know become text: they are for people."""
-    return json.dumps(
-        {"value": float(score.value), "parts": dict(score.parts), "applicable": score.applicable}, default=str
-    )
-
-
-def _from_json(text: str | bytes) -> Score:
-    """Raises ValueError, TypeError or KeyError for anything but what `_to_json` writes."""
-    tree = json.loads(text)
-    value = float(tree["value"])
-    if set(tree) != {"value", "parts", "applicable"} or not isinstance(tree["parts"], dict):
-        raise ValueError(f"fields {sorted(tree)}")
-    if not isinstance(tree["applicable"], bool) or not math.isfinite(value):
-        raise ValueError(f"value {tree['value']}, applicable {tree['applicable']}")
-    return Score(value, tree["parts"], tree["applicable"])
+    value = None if score.value is None else float(score.value)
+    return json.dumps({"value": value, "parts": dict(score.parts)}, default=str)

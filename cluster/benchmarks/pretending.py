@@ -40,6 +40,9 @@ class PretendingWorker:
     async def start(self) -> None:
         return None
 
+    async def close(self) -> None:
+        return None
+
     async def ping(self) -> str:
         self._pings["sent"] += 1
         return "here"
@@ -48,5 +51,5 @@ class PretendingWorker:
         await asyncio.sleep(self._work_s)
         return GroupRollout(request, (_TRAJECTORY,) * request.group_size, "rollout", 0.0, self._work_s), self._pictures
 
-    async def score(self, pictures: Any, prompts: Sequence[Prompt]) -> RewardAnswer:
+    async def score(self, pictures: Any, prompts: Sequence[Prompt], plans: Any, only: Any) -> RewardAnswer:
         return RewardAnswer([Score(0.5)] * len(prompts))

@@ -7,6 +7,7 @@ pool         groups through RewardPools: replicas are Ray actors that batch acro
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,7 +24,9 @@ from cluster.groups import RewardPools
 from cluster.pools import Patience, PoolHooks
 from cluster.session import ray_session
 from cluster.session.placement import PlacementPlan
+from configs.errors import RewardError
 from configs.schema import ClusterConfig, RewardConfig
+from rewards.calling import Answer
 from rewards.registry import create_reward
 from rollout.records import Prompt, Score, UInt8Array
 
@@ -84,7 +87,7 @@ async def _measure_speeds(reward: RewardConfig, num_groups: int, num_rounds: int
             references = [(ray.put(pictures), prompt) for pictures, prompt in groups]
             moments = [time.perf_counter()]
             expected = [
-                [plain.score(pictures[i : i + 1], [prompt])[0].value for i in range(GROUP_SIZE)]
+                [_value(plain.score(pictures[i : i + 1], [prompt])[0]) for i in range(GROUP_SIZE)]
                 for pictures, prompt in groups
             ]
             moments.append(time.perf_counter())
@@ -128,6 +131,12 @@ def _pools(reward: RewardConfig, replicas: int) -> RewardPools:
 
     sized = RewardConfig.model_validate({**reward.model_dump(), "replicas": replicas})
     return RewardPools((sized,), GROUP_SIZE, f"bench-{replicas}-{reward.batch_size}", hooks, Patience())
+
+
+def _value(answer: Answer) -> float:
+    if isinstance(answer, RewardError):
+        raise answer
+    return math.nan if answer.value is None else answer.value
 
 
 def _group(seed: int) -> tuple[UInt8Array, Prompt]:

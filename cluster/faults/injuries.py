@@ -5,6 +5,7 @@ rollout, engine, …  SIGKILL to a process of that kind (`cluster.faults.victims
 freeze-rollout, …   SIGSTOP: the process keeps its memory and its sockets, and is mute  when the run has replaced it
 redis-slow          Redis answers nobody for a while (CLIENT PAUSE)                    by itself, after SLOW_REDIS_S
 disk-full           the file system of the run directory has no byte left              after DISK_FULL_S
+reward-fails, …     a replica of a reward misbehaves (`cluster.faults.sabotage`)       when the run has replaced it
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from typing import Final, Protocol, TypeVar
 import psutil
 import redis
 
+from cluster.faults.sabotage import ORDERS, SLOW, give_order, orders_of
 from cluster.faults.supervisor import Supervisor
 from cluster.faults.victims import KINDS as KILLS
 from cluster.faults.victims import find_victims
 
 FREEZES: Final = tuple(f"freeze-{kind}" for kind in KILLS if kind not in ("launcher", "redis"))
 REDIS_SLOW, DISK_FULL = "redis-slow", "disk-full"
-KINDS: Final = (*KILLS, *FREEZES, REDIS_SLOW, DISK_FULL)
+KINDS: Final = (*KILLS, *FREEZES, REDIS_SLOW, DISK_FULL, *ORDERS)
 SLOW_REDIS_S: Final = 12.0
 DISK_FULL_S: Final = 10.0
 SMALL_DISK_MIB: Final = 512
@@ -132,12 +134,35 @@ class FullDisk:
         (self.directory / FILLER).unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Misbehave:
+    """A replica of a reward is told what to do wrong from now on, for as long as it lives."""
+
+    kind: str
+    process: psutil.Process
+    folder: Path
+    lasts_s: float = 0.0
+
+    @property
+    def victim(self) -> str:
+        """One that is slow still scores, and is not replaced."""
+        return "run" if self.kind == SLOW else "reward"
+
+    def inflict(self) -> None:
+        give_order(self.folder, self.process.pid, self.kind)
+
+    def end(self) -> None:
+        """It is for good."""
+
+
 def find_injuries(supervisor: Supervisor, kinds: Sequence[str]) -> list[Injury]:
     """All that can be done to the run as it is now, of these kinds."""
     server = psutil.Process(supervisor.redis.process_id)
     injuries: list[Injury] = []
     for found in find_victims(supervisor.launcher, server):
         injuries += [Kill(found.kind, found.process), Freeze(found.kind, found.process)]
+        if found.kind == "reward":
+            injuries += [Misbehave(order, found.process, orders_of(supervisor.directory)) for order in ORDERS]
     injuries += [SlowRedis(supervisor.redis.url), FullDisk(supervisor.directory)]
     return [injury for injury in injuries if injury.kind in kinds]
 

@@ -47,6 +47,19 @@ def check_ledger(snapshot: RunSnapshot, groups_per_step: int, max_in_flight: int
     return broken
 
 
+def check_rewards(snapshot: RunSnapshot, rows: Sequence[MetricsRow], groups_per_step: int) -> list[str]:
+    """For faults of rewards alone: no prompt is given up for them, and hardly a group is drawn again.
+
+    rows: of a launcher that was never started again.
+    """
+    broken = [f"prompt {prompt_id} was given up: {record}" for prompt_id, record in snapshot.given_up.items()]
+    num_groups = len(rows) * groups_per_step
+    num_again = int(rows[-1]["groups_rolled_again"] or 0) if rows else 0
+    if num_again > max(1, num_groups // 100):
+        broken.append(f"{num_again} groups were drawn again, of {num_groups}: more than one in a hundred")
+    return broken
+
+
 def _first_jump(values: Sequence[float | None]) -> str:
     for place, value in enumerate(values):
         if value != place + 1:

@@ -1,7 +1,8 @@
 """One injury, and when the run has recovered from it.
 
 injured                                  recovered when
-rollout worker or engine, reward worker  another worker of its pool, that was not there before, is READY
+rollout worker or engine, reward worker  another worker of its pool, that was not there before, is READY: also where it
+                                         lives and fails, which has to be found out first
 anything else                            the optimizer step after the one it died in is made
 """
 
@@ -46,7 +47,7 @@ class Recovery:
         self._victim = victim
         self._step = self._lowest_step = supervisor.num_steps
         self._until = self._step + 2
-        self._num_failed = self._groups_failed()
+        self._num_rolled_again = self._rolled_again()
         self._num_resumes = supervisor.num_resumes
         self._known = self._ready_workers()
 
@@ -70,7 +71,7 @@ class Recovery:
             step=self._step,
             recovery_s=recovery_s,
             steps_redone=self._step - self._lowest_step,
-            groups_rolled_again=max(0, self._groups_failed() - self._num_failed),
+            groups_rolled_again=max(0, self._rolled_again() - self._num_rolled_again),
             resumed=self._was_resumed,
         )
 
@@ -78,9 +79,9 @@ class Recovery:
     def _was_resumed(self) -> bool:
         return self._supervisor.num_resumes > self._num_resumes
 
-    def _groups_failed(self) -> int:
+    def _rolled_again(self) -> int:
         rows = self._supervisor.rows()
-        return int(rows[-1]["groups_failed"] or 0) if rows else 0
+        return int(rows[-1]["groups_rolled_again"] or 0) if rows else 0
 
     def _ready_workers(self) -> set[str]:
         if self._victim not in _POOL_OF:

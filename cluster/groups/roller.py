@@ -1,9 +1,12 @@
 """One group's way from prompt to scored pictures, with its failures.
 
     prompt ─► rollout pool ─► pictures ─► reward pools ─► ScoredGroup
-                  ▲                                │
-                  └─── rolled again, attempt + 1 ◄─┘  a worker died, a trajectory or a score failed, the node
-                                                      went that held the pictures
+                  ▲   │                     ▲      │
+                  └───┘ rolled again:       └──────┘ scored again, after a while: fewer than two pictures have
+                        a worker died, a           a score
+                        trajectory failed, or
+                        the node went that
+                        held the pictures
 
 Seeds do not depend on the attempt, so under the same weights a group rolled again is the same group.
 """
@@ -13,15 +16,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import ray
 
 from cluster.groups.scoring import RewardPools
 from cluster.pools import ActorPool
 from cluster.pools.remote_errors import CallFailedError, WorkerLostError
-from configs.errors import DataError, RewardError, RolloutError
+from configs.errors import DataError, NoRewardAppliesError, RewardError, RolloutError
 from rollout.records import GroupRequest, GroupRollout, ScoredGroup
 
 
@@ -40,7 +44,17 @@ class RolledGroup:
     @property
     def has_spread(self) -> bool:
         """Whether any two of its rewards differ; a group without spread has advantages of 0."""
-        return bool(self.scored.rewards.min() < self.scored.rewards.max())
+        return bool(np.nanmin(self.scored.rewards) < np.nanmax(self.scored.rewards))
+
+
+@dataclass(slots=True)
+class RollCounts:
+    """Since the roller was made."""
+
+    num_rolled_again: int = 0
+    """Groups drawn once more, because drawing them had failed."""
+    num_left_out: int = 0
+    """Pictures that could not be scored, of groups that went on without them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +66,34 @@ class GroupRoller:
     max_attempts: int
     timeout_s: float
     on_failure: Callable[[GroupRequest, str], Awaitable[None]]
+    score_again_s: float = 1.0
+    """Before the first further try to score a group; doubles with each."""
+    counts: RollCounts = field(default_factory=RollCounts)
 
     async def roll(self, request: GroupRequest) -> RolledGroup:
         """Roll and score one group, again if need be; attempts count from `request.attempt`.
 
-        Raises GroupGivenUpError after `max_attempts`.
+        Raises GroupGivenUpError after `max_attempts` rolls, or as many tries to score one of them.
         """
         reason = ""
         for attempt in range(request.attempt, request.attempt + self.max_attempts):
+            this = replace(request, attempt=attempt)
             try:
-                return await self._roll_once(replace(request, attempt=attempt))
+                rollout, pictures = await self._roll_once(this)
+                return await self._score(rollout, pictures)
             except DataError as error:
                 raise GroupGivenUpError(f"prompt {request.prompt.prompt_id} cannot be rolled: {error}") from error
-            except (RolloutError, RewardError, WorkerLostError, CallFailedError) as error:
+            except (RolloutError, WorkerLostError, CallFailedError) as error:
+                if isinstance(error, GroupGivenUpError):
+                    raise
                 reason = str(error).splitlines()[0]
-                await self.on_failure(replace(request, attempt=attempt), reason)
+                self.counts.num_rolled_again += 1
+                await self.on_failure(this, reason)
         raise GroupGivenUpError(
             f"prompt {request.prompt.prompt_id} failed {self.max_attempts} times, at last because: {reason}"
         )
 
-    async def _roll_once(self, request: GroupRequest) -> RolledGroup:
+    async def _roll_once(self, request: GroupRequest) -> tuple[GroupRollout, Any]:
         pictures: Any = None
 
         def invoke(handle: Any) -> Any:
@@ -80,13 +102,37 @@ class GroupRoller:
             return rollout_reference
 
         try:
-            rollout: GroupRollout = await self.rollouts.call(invoke, self.timeout_s)
+            return await self.rollouts.call(invoke, self.timeout_s), pictures
         except asyncio.CancelledError:
             if pictures is not None:
                 ray.cancel(pictures)  # nobody waits for the group any more; the worker is to leave it, too
             raise
-        started = time.monotonic()
-        combined = await self.rewards.score(pictures, request.prompt, request.group_size)
+
+    async def _score(self, rollout: GroupRollout, pictures: Any) -> RolledGroup:
+        """Score a group that is drawn. What fails is scored again after a while, and not drawn again: it would be the
+        same pictures."""
+        request, started = rollout.request, time.monotonic()
+        plans = [trajectory.cot_text for trajectory in rollout.trajectories]
+        reason = ""
+        for number in range(self.max_attempts):
+            try:
+                combined = await self.rewards.score(
+                    pictures, request.prompt, request.group_size, plans, is_evaluation=request.sequence < 0
+                )
+                break
+            except NoRewardAppliesError as error:
+                raise GroupGivenUpError(f"prompt {request.prompt.prompt_id} cannot be scored: {error}") from error
+            except RewardError as error:
+                reason = str(error).splitlines()[0]
+                await self.on_failure(request, reason)
+                if number + 1 < self.max_attempts:
+                    await asyncio.sleep(self.score_again_s * 2**number)
+        else:
+            raise GroupGivenUpError(
+                f"prompt {request.prompt.prompt_id} could not be scored {self.max_attempts} times, "
+                f"at last because: {reason}"
+            )
+        self.counts.num_left_out += len(combined.errors)
         scored = ScoredGroup(
             rollout=rollout,
             rewards=combined.rewards,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -131,6 +131,14 @@ class Membership:
     def num_idle(self) -> int:
         """READY members without a call."""
         return sum(member.num_calls == 0 for member in self.members)
+
+    def _take(self, max_calls: float, but: Collection[str] = ()) -> Member | None:
+        """The least busy READY member with fewer calls than `max_calls`, but for these; it then has one more."""
+        free = [member for member in self.members if member.num_calls < max_calls and member.worker_id not in but]
+        member = min(free, key=lambda candidate: candidate.num_calls, default=None)
+        if member is not None:
+            member.num_calls += 1
+        return member
 
     def describe(self) -> str:
         """`rollout: 1 of 2 READY; rollout-1 JOINING`."""

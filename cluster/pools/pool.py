@@ -22,6 +22,7 @@ the pool.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,13 +103,17 @@ class ActorPool(Membership):
             await self._end_if_drained(member)
         self._adjust()
 
-    async def call(self, invoke: Callable[[ActorHandle], Any], timeout_s: float) -> Any:
+    async def call(self, invoke: Callable[[ActorHandle], Any], timeout_s: float, asked: list[str] | None = None) -> Any:
         """Await `invoke(handle)`, an object reference, on the least busy member.
 
+        asked: ids of the members that were asked before: another one stands in for them, beyond `max_calls` if need
+        be. The id of the one that is asked now joins them.
         Raises WorkerLostError when the member dies, needs more than `timeout_s` or proves unusable; CallFailedError
         for any other accident; and what the worker's method raises on purpose.
         """
-        member = await self._acquire()
+        member = (self._take(math.inf, but=asked) if asked else None) or await self._acquire()
+        if asked is not None:
+            asked.append(member.worker_id)
         try:
             return await self.call_member(member, invoke, timeout_s)
         finally:
@@ -150,6 +155,13 @@ class ActorPool(Membership):
         except BicotError as error:
             await self._lose(member, f"could not load what it needs: {told(error.__cause__ or error)}")
         return None
+
+    async def take_out(self, worker_id: str, reason: str) -> None:
+        """End a member that is of no use, and put another in its place; nothing when it has gone already."""
+        for member in self._members:
+            if member.worker_id == worker_id:
+                await self._lose(member, reason)
+                return
 
     async def close(self) -> None:
         """End every member, whatever it is at."""
@@ -246,16 +258,7 @@ class ActorPool(Membership):
         if self._failure is not None:
             self._turns.end()
         else:
-            self._turns.serve(self._take_free)
-
-    def _take_free(self) -> Member | None:
-        """The least busy member that may have one more call, which then counts."""
-        free = [member for member in self.members if member.num_calls < self.max_calls]
-        if not free:
-            return None
-        member = min(free, key=lambda candidate: candidate.num_calls)
-        member.num_calls += 1
-        return member
+            self._turns.serve(lambda: self._take(self.max_calls))
 
     def _num_others(self, member: Member) -> int:
         """Other members that have started, because of which a start that fails is not the end: even when none is

@@ -59,6 +59,8 @@ METRICS: Final[Mapping[str, str]] = {
     "groups_given_up": "prompts given up since the start of the run, and replaced by others",
     "groups_resampled": "prompts replaced since the start of the run, since all their rewards were equal "
     "(algorithm.max_resamples)",
+    "groups_rolled_again": "groups drawn once more since the launcher was started, because drawing them had failed",
+    "images_left_out": "pictures since the launcher was started that could not be scored and were not learned from",
     "skipped_steps": "optimizer updates since the start of the run that left the weights as they were: not finite",
     "cot_length": "semantic CoT, mean length in tokens",
     "cot_length/min": "shortest one",
@@ -82,7 +84,10 @@ METRICS: Final[Mapping[str, str]] = {
 METRIC_PREFIXES: Final[Mapping[str, str]] = {
     "reward/": "of each reward of the config, over the pictures that it applies to: NAME its mean, NAME/std_in_group "
     "its spread, NAME/no_spread the share of groups without any, NAME/at_min and NAME/at_max the shares of scores at "
-    "the step's least and greatest; see cluster.reports.reward_health",
+    "the step's least and greatest, see cluster.reports.reward_health; and of its replicas since the last step: "
+    "NAME/queue_ms mean wait of a picture for its batch, NAME/batch_ms mean time of a batch, NAME/images_per_s what "
+    "one replica scores while it is at work, NAME/failed pictures that it could not score, NAME/repeated pictures "
+    "that were shown to it again because their batch had failed",
     "reward_correlation/": "of each pair of rewards, ONE~OTHER: Pearson's r within groups; null without spread",
     "evaluation/": "of each set of data.evaluation, after every data.evaluate_every_steps steps: SET its mean reward, "
     "SET/change that less the one before training, SET/NAME and SET/NAME/change the same of each reward: one that is "

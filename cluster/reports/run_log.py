@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from ray.exceptions import RayError
 
 from cluster.groups.roller import RolledGroup
@@ -186,9 +187,8 @@ async def samples_of(rolled: Sequence[RolledGroup], num_pictures: int) -> list[S
     samples: list[SampleEntry] = []
     for group in rolled:
         if len(samples) < num_pictures and (pictures := await _pictures_of(group)) is not None:
-            samples.extend(
-                _sample(group.scored, index, pictures[index]) for index in range(min(per_group, len(pictures)))
-            )
+            scored_first = np.argsort(np.isnan(group.scored.rewards), kind="stable")
+            samples.extend(_sample(group.scored, index, pictures[index]) for index in scored_first[:per_group].tolist())
     return samples[:num_pictures]
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from cluster.session.placement import plan_placement
 from configs.errors import ModelError
 from configs.load import dump_config
-from configs.schema import TINY_JANUS, ModelConfig, RunConfig
+from configs.schema import TINY_JANUS, ModelConfig, RewardConfig, RunConfig
+from rewards.coverage import check_reward, describe_coverage
 from rewards.registry import reward_path
 from rollout.prompts import PromptSet, load_prompts
 from rollout.prompts.source import summarize_skipped
@@ -20,11 +21,12 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def describe_run(config: RunConfig) -> str:
     """The text of `--dry-run`.
 
-    Raises what the run itself would raise at its start: ConfigError for an unknown reward, ModelError for
-    a missing model folder, DataError for data that cannot be used, PlacementError for an impossible plan.
+    Raises what the run itself would raise at its start: ConfigError for an unknown reward or one that does not take
+    its options, ModelError for a missing model folder, DataError for data that cannot be used, PlacementError for an
+    impossible plan.
     """
     check_model_exists(config.model)
-    rewards = [f"{reward.name}: {reward_path(reward.name)}, weight {reward.weight:g}" for reward in config.rewards]
+    rewards = [_describe_reward(reward) for reward in config.rewards]
     sections = (
         ("config", dump_config(config).rstrip()),
         ("prompts", "\n".join(_describe_data(config))),
@@ -66,10 +68,24 @@ def _describe_data(config: RunConfig) -> Iterator[str]:
     data = config.data
     train = load_prompts(data.train, data.max_bad_lines)
     yield from _describe_prompts(f"train ({data.train})", train)
+    yield from (f"  {line}" for line in describe_coverage(config.rewards, train.prompts))
     for name, source in data.evaluation.items():
         prompts = load_prompts(source, data.max_bad_lines)
         num_scored = min(len(prompts.prompts), data.num_evaluation_prompts)
         yield from _describe_prompts(f"evaluation {name} ({source}), scoring {num_scored}", prompts)
+
+
+def _describe_reward(reward: RewardConfig) -> str:
+    """`git_vqa: rewards.alignment.git_vqa:GitVqaReward, weight 1`, and what sets it apart."""
+    unknown = check_reward(reward)
+    remarks = [f"{reward.name}: {reward_path(reward.implementation)}", f"weight {reward.weight:g}"]
+    if reward.evaluation_only:
+        remarks.append("for evaluations only")
+    elif not reward.trains:
+        remarks.append("watched only")
+    elif reward.phase != "both":
+        remarks.append(f"trains the tokens of the {'plan' if reward.phase == 'cot' else 'picture'} only")
+    return ", ".join(remarks) + (f"; {unknown}" if unknown else "")
 
 
 def _describe_prompts(title: str, prompts: PromptSet) -> Iterator[str]:

@@ -5,17 +5,20 @@
 
 The default is GRPO's group advantage (DeepSeekMath, arXiv:2402.03300, section 4.1.2), as T2I-R1 has it
 (arXiv:2505.00703, section 3). A group of equal R has advantages of exactly 0, in every variant: it teaches nothing.
+
+R is NaN where a picture could not be scored. Such a trajectory is left out: its group's mean and spread are those of
+the others, and its own advantage is 0. Where rewards train one phase only, each phase has an R and an A of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from configs.algorithm_section import AdvantageNormalization
+from configs.algorithm_section import AdvantageNormalization, Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +31,46 @@ class AdvantageSettings:
     """Reward name -> factor; only read where a reward is normalised."""
     normalized_rewards: Collection[str] = ()
     """Names of the rewards that are normalised within their group before the weighted sum."""
+    rewards_by_phase: Mapping[Phase, Collection[str]] = field(default_factory=dict)
+    """Phase -> names of the rewards that train its tokens; empty where every reward trains every phase."""
+
+
+def advantages_by_phase(
+    rewards: Tensor, columns: Mapping[str, Tensor], phases: Sequence[Phase], settings: AdvantageSettings
+) -> dict[Phase, Tensor]:
+    """Phase -> advantages [num_groups, G], of the rewards that train this phase's tokens. As `advantages_of`."""
+    if not settings.rewards_by_phase:
+        return dict.fromkeys(phases, advantages_of(rewards, columns, settings))
+    advantages: dict[Phase, Tensor] = {}
+    for phase in phases:
+        names = settings.rewards_by_phase[phase]
+        weights = {name: settings.reward_weights[name] for name in names}
+        normalized = frozenset(settings.normalized_rewards) & weights.keys()
+        total = sum_of_rewards(_among(columns, weights, rewards), weights, normalized, settings.epsilon)
+        advantages[phase] = _normalize(total.masked_fill(rewards.isnan(), torch.nan), settings)
+    return advantages
 
 
 def advantages_of(rewards: Tensor, columns: Mapping[str, Tensor], settings: AdvantageSettings) -> Tensor:
     """The advantages [num_groups, G] of a step's trajectories.
 
-    rewards: float [num_groups, G], the weighted sums; columns: name -> float [num_groups, G], NaN where a reward
-    does not apply. Raises ValueError for shapes that do not fit, and as the functions below do.
+    rewards: float [num_groups, G], the weighted sums, NaN for a trajectory that is left out; columns: name -> float
+    [num_groups, G], NaN where a reward does not apply. Raises ValueError for shapes that do not fit, and as the
+    functions below do.
     """
     if settings.normalized_rewards:
         weights, normalized = settings.reward_weights, settings.normalized_rewards
-        rewards = sum_of_rewards(columns, weights, normalized, settings.epsilon)
+        total = sum_of_rewards(_among(columns, weights, rewards), weights, normalized, settings.epsilon)
+        rewards = total.masked_fill(rewards.isnan(), torch.nan)
+    return _normalize(rewards, settings)
+
+
+def _among(columns: Mapping[str, Tensor], names: Collection[str], rewards: Tensor) -> dict[str, Tensor]:
+    """The columns of these names; NaN where the trajectory is left out, so that it is no part of a mean."""
+    return {name: column.masked_fill(rewards.isnan(), torch.nan) for name, column in columns.items() if name in names}
+
+
+def _normalize(rewards: Tensor, settings: AdvantageSettings) -> Tensor:
     match settings.normalization:
         case "group":
             return group_advantages(rewards, settings.epsilon)
@@ -51,12 +83,18 @@ def advantages_of(rewards: Tensor, columns: Mapping[str, Tensor], settings: Adva
 def group_advantages(rewards: Tensor, epsilon: float) -> Tensor:
     """A_i = (R_i - mean(R)) / (std(R) + epsilon), within each group; std is the unbiased one.
 
-    rewards: float [num_groups, G], G >= 2, finite. Returns the same shape and dtype. A group of
-    equal rewards has advantages of exactly 0: it teaches nothing.
+    rewards: float [num_groups, G], G >= 2, finite, or NaN for a trajectory that is left out. Returns the same shape
+    and dtype. A group of equal rewards has advantages of exactly 0: it teaches nothing.
 
-    Raises ValueError for another shape, and for a reward that is not finite, naming its group.
+    Raises ValueError for another shape, for an infinite reward, and for a group of which fewer than two trajectories
+    are left, naming the group.
     """
-    return centred_advantages(rewards) / (rewards.std(dim=1, keepdim=True) + epsilon)
+    centred = centred_advantages(rewards)
+    left_out = rewards.isnan()
+    if not left_out.any():
+        return centred / (rewards.std(dim=1, keepdim=True) + epsilon)
+    num_others = (~left_out).sum(dim=1, keepdim=True) - 1
+    return centred / ((centred.square().sum(dim=1, keepdim=True) / num_others).sqrt() + epsilon)
 
 
 def centred_advantages(rewards: Tensor) -> Tensor:
@@ -64,13 +102,16 @@ def centred_advantages(rewards: Tensor) -> Tensor:
     or all but hopeless (Dr. GRPO, arXiv:2503.20783, section 3.2). Shapes and errors as `group_advantages`."""
     if rewards.dim() != 2 or rewards.shape[1] < 2:
         raise ValueError(f"rewards must be [num_groups, G] with G of 2 or more; got {tuple(rewards.shape)}")
-    finite = rewards.isfinite().all(dim=1)
-    if not finite.all():
-        row = int((~finite).nonzero()[0])
-        raise ValueError(f"the rewards of group {row} are not finite: {rewards[row].tolist()}")
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    left_out = rewards.isnan()
+    wrong = rewards.isinf().any(dim=1) | ((~left_out).sum(dim=1) < 2)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"the rewards of group {row} are infinite, or fewer than two are left: {rewards[row].tolist()}"
+        )
+    mean = rewards.nanmean(dim=1, keepdim=True) if left_out.any() else rewards.mean(dim=1, keepdim=True)
     # The mean of equal numbers may be off by a rounding error, which 1 / epsilon would blow up.
-    return centred.masked_fill(without_spread(rewards)[:, None], 0.0)
+    return (rewards - mean).masked_fill(without_spread(rewards)[:, None] | left_out, 0.0)
 
 
 def batch_advantages(rewards: Tensor, epsilon: float) -> Tensor:
@@ -81,7 +122,7 @@ def batch_advantages(rewards: Tensor, epsilon: float) -> Tensor:
     Shapes and errors as `group_advantages`.
     """
     centred = centred_advantages(rewards)
-    return centred / (centred.std() + epsilon)
+    return centred / (centred[~rewards.isnan()].std() + epsilon)
 
 
 def sum_of_rewards(
@@ -136,5 +177,7 @@ def share_without_spread(rewards: Tensor) -> float:
 
 
 def without_spread(rewards: Tensor) -> Tensor:
-    """bool [num_groups]: whether all rewards of a group are equal."""
-    return rewards.amax(dim=1) == rewards.amin(dim=1)
+    """bool [num_groups]: whether all rewards of a group are equal, but for those left out."""
+    left_out = rewards.isnan()
+    largest = rewards.masked_fill(left_out, -torch.inf).amax(dim=1)
+    return largest <= rewards.masked_fill(left_out, torch.inf).amin(dim=1)

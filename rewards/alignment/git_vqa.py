@@ -1,9 +1,10 @@
 """GIT-VQA: does the picture show each object with its attributes? (GIT: Wang et al. 2022, arXiv 2205.14100.)
 
-GIT, fine-tuned on VQAv2, is asked `red apple?` for every attribute noun of the prompt. With z the logits of its
-first answer token, an answer counts P(yes) / (P(yes) + P(no)) = sigmoid(z_yes - z_no), and a picture the mean over
-its questions (T2I-R1, section 3.3). A prompt without attribute nouns has nothing to ask, so the reward does not
-apply to it.
+GIT, fine-tuned on VQAv2, is asked `red apple?` for every attribute noun of the prompt, or `apple?` for every noun when
+it has none with attributes. With z the logits of its first answer token, an answer counts
+P(yes) / (P(yes) + P(no)) = sigmoid(z_yes - z_no), and a picture the mean over its questions (T2I-R1, section 3.3). A
+prompt without either has nothing to ask, and where or how many things are is not asked: the reward does not apply to
+a relation or a count that names no attributes.
 
     [picture | CLS question]  ─►  GIT  ─►  hidden state of the question's last token  ─►  logits
 """
@@ -11,7 +12,8 @@ apply to it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,24 +22,43 @@ from transformers import CLIPImageProcessorPil, GitForCausalLM
 from rewards.loading import load_model, load_tokenizer, model_errors
 from rewards.loading.pretrained import single_token_id
 from rewards.pictures import check_pictures, to_pil
-from rewards.t2i_r1 import rules as t2i_r1
+from rewards.t2i_r1.git_vqa import T2IR1Questions
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "microsoft/git-large-vqav2"
+_PLACES_AND_COUNTS = ("spatial", "numeracy")
+
+
+class Questions:
+    """What GIT is asked, and what a prompt earns that it is not asked about."""
+
+    def nouns(self, prompt: Prompt) -> tuple[str, ...]:
+        """The nouns to ask for, each one question."""
+        if prompt.attr_nouns:
+            return prompt.attr_nouns
+        kind_unknown = not prompt.task_type
+        place_or_count = prompt.task_type in _PLACES_AND_COUNTS or (
+            kind_unknown and (prompt.spatial_info is not None or bool(prompt.numeracy_info))
+        )
+        return () if place_or_count else prompt.nouns
+
+    def fixed_score(self, prompt: Prompt) -> Score:
+        """The score of a prompt without questions: not applicable."""
+        return Score(None)
 
 
 class GitVqaReward:
     """Mean probability of "yes" over the attribute questions of a prompt, 0 to 1.
 
     model: hub id or folder of transformers' GitForCausalLM with its tokenizer and image processor.
-    t2i_r1_compat: a constant 0 for relations and counts, as in T2I-R1 (rewards/t2i_r1/rules.py).
+    t2i_r1_compat: a constant where there is nothing to ask, as in T2I-R1 (rewards/t2i_r1/git_vqa.py).
     Raises ModelError when it cannot be loaded.
     """
 
     def __init__(
         self, device: str, model: str = DEFAULT_MODEL, dtype: str = "float32", t2i_r1_compat: bool = False
     ) -> None:
-        self._t2i_r1_compat = t2i_r1_compat
+        self._questions = T2IR1Questions() if t2i_r1_compat else Questions()
         with model_errors("git_vqa", model):
             git = load_model(GitForCausalLM, model, dtype, device)
             self._tokenizer = load_tokenizer(model)
@@ -45,6 +66,11 @@ class GitVqaReward:
             self._yes_id = single_token_id(self._tokenizer, "yes")
             self._no_id = single_token_id(self._tokenizer, "no")
         self._git: GitForCausalLM = git
+
+    @staticmethod
+    def applies_to(prompt: Prompt, options: Mapping[str, Any]) -> bool:
+        """Whether there is something to ask. T2I-R1's rules have a number for every prompt."""
+        return bool(options.get("t2i_r1_compat") or Questions().nouns(prompt))
 
     @torch.inference_mode()
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
@@ -55,19 +81,16 @@ class GitVqaReward:
         check_pictures(pictures, prompts)
         # Pictures with equally many questions go together: GIT tiles a picture's features over its questions.
         by_num_questions: dict[int, list[int]] = defaultdict(list)
-        scores = [Score(0.0, applicable=False)] * len(prompts)
-        for i, prompt in enumerate(prompts):
-            if self._t2i_r1_compat and t2i_r1.git_adds_nothing(prompt):
-                scores[i] = Score(0.0)
-            else:
-                by_num_questions[len(prompt.attr_nouns)].append(i)
+        questions = [[f"{noun}?" for noun in self._questions.nouns(prompt)] for prompt in prompts]
+        for i, asked in enumerate(questions):
+            by_num_questions[len(asked)].append(i)
+        scores = [self._questions.fixed_score(prompt) for prompt in prompts]
         for num_questions, indices in by_num_questions.items():
             if num_questions == 0:
                 continue
-            questions = [[f"{noun}?" for noun in prompts[i].attr_nouns] for i in indices]
-            probabilities = self._probabilities(pictures[indices], questions)
-            for i, asked, answers in zip(indices, questions, probabilities.tolist(), strict=True):
-                scores[i] = Score(sum(answers) / num_questions, parts=dict(zip(asked, answers, strict=True)))
+            probabilities = self._probabilities(pictures[indices], [questions[i] for i in indices])
+            for i, answers in zip(indices, probabilities.tolist(), strict=True):
+                scores[i] = Score(sum(answers) / num_questions, parts=dict(zip(questions[i], answers, strict=True)))
         return scores
 
     def _probabilities(self, pictures: UInt8Array, questions: Sequence[Sequence[str]]) -> Tensor:

@@ -5,12 +5,13 @@ the probability of "yes" against "no" at a temperature, read off one forward pas
 
     score = sigmoid((z_yes - z_no) / temperature)
 
-at T2I-R1's temperature, without the noise of sampling an answer (`t2i_r1_compat` samples; see rewards/t2i_r1/rules.py).
+at T2I-R1's temperature, without the noise of sampling an answer (`t2i_r1_compat` samples; see rewards/t2i_r1/orm.py).
 
     [system, user | picture | question, assistant]  ─►  logits after the last token
 
 The picture is seen as the checkpoint says: as one gray-padded square (`pad`: 729 patches and a newline), or as a
-square and in tiles of full resolution (`anyres_max_N`).
+square and in tiles of full resolution (`anyres_max_N`: with LLaVA-OneVision's own anyres_max_9 twice the tokens, and
+other scores). T2I-R1 forces `pad`, whatever the checkpoint says, and so does `view: pad`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ from rewards.loading.llava_qwen import KEY_MAPPING, MODEL_TYPE, convert_config
 from rewards.loading.pretrained import single_token_id
 from rewards.pictures import check_pictures, to_pil
 from rewards.pictures.input import pad_to_square
-from rewards.t2i_r1 import rules as t2i_r1
+from rewards.t2i_r1.orm import SampledReply
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "CaraJ/ORM-T2I-R1"
@@ -47,16 +48,38 @@ QUESTION = (
     "Please answer yes or no without explanation.<|im_end|>\n<|im_start|>assistant\n"
 )
 """Word for word what the model was trained on."""
+VIEWS = ("checkpoint", "pad")
 PADDING_GRAY = 127
 """Around pictures that are not square: SigLIP's mean."""
+
+
+class Reply(Protocol):
+    """How an answer is scored."""
+
+    def scores(self, logits: Tensor) -> list[Score]:
+        """A score a row of logits of the first answered token, float32 [B, vocabulary]."""
+
+
+class LikelierReply:
+    """P(yes) against P(no), read off the logits."""
+
+    def __init__(self, temperature: float, yes_id: int, no_id: int) -> None:
+        self._temperature, self._yes_id, self._no_id = temperature, yes_id, no_id
+
+    def scores(self, logits: Tensor) -> list[Score]:
+        """As the protocol says; parts: the likelier answer."""
+        values = torch.sigmoid((logits[:, self._yes_id] - logits[:, self._no_id]) / self._temperature).tolist()
+        return [Score(value, parts={"answer": "yes" if value > 0.5 else "no"}) for value in values]
 
 
 class OrmReward:
     """Probability that the picture represents its prompt, 0 to 1.
 
     model: hub id or folder of a `llava_qwen` checkpoint, or of transformers' LlavaOnevisionForConditionalGeneration,
-    with its tokenizer. temperature: T2I-R1's is 0.3. t2i_r1_compat: sample an answer, and 0 for any but yes or no.
-    Raises ModelError when the model cannot be loaded, ConfigError for a temperature that is not positive.
+    with its tokenizer. temperature: T2I-R1's is 0.3. view: `checkpoint` for what its config says, or `pad`.
+    t2i_r1_compat: sample an answer, and 0 for any but yes or no; the view is `pad`.
+    Raises ModelError when the model cannot be loaded, ConfigError for a temperature that is not positive and for
+    another view.
     """
 
     def __init__(
@@ -65,20 +88,28 @@ class OrmReward:
         model: str = DEFAULT_MODEL,
         dtype: str = "float32",
         temperature: float = 0.3,
+        view: str = "checkpoint",
         t2i_r1_compat: bool = False,
     ) -> None:
         if not temperature > 0:
             raise ConfigError(f"rewards[].options.temperature of orm is {temperature}; set it above 0, say 0.3")
-        self._temperature = temperature
+        if view not in VIEWS:
+            raise ConfigError(f"rewards[].options.view of orm is '{view}'; set it to {' or '.join(VIEWS)}")
         self.is_random = t2i_r1_compat
-        self._generator = torch.Generator().manual_seed(0)
         with model_errors("orm", model):
             self._llava = _load_llava(model, dtype, device)
             tokenizer = load_tokenizer(model)
             self._yes_id = single_token_id(tokenizer, "yes")
             self._no_id = single_token_id(tokenizer, "no")
-            self._embed_pictures = choose_view(self._llava)
+            self._embed_pictures = choose_view(self._llava, "pad" if t2i_r1_compat else view)
         self._tokenizer = tokenizer
+        self._read: Reply
+        if t2i_r1_compat:
+            self._read = SampledReply(
+                temperature, self._llava.generation_config, self._yes_id, self._no_id, tokenizer.convert_ids_to_tokens
+            )
+        else:
+            self._read = LikelierReply(temperature, self._yes_id, self._no_id)
 
     @torch.inference_mode()
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
@@ -89,11 +120,7 @@ class OrmReward:
             torch.cat([before, patches, self._embed(QUESTION.format(prompt=prompt.text))])
             for patches, prompt in zip(self._embed_pictures(pictures), prompts, strict=True)
         ]
-        logits = self._last_logits(rows)
-        if self.is_random:
-            return t2i_r1.sample_orm(logits, self._yes_id, self._temperature, self._tokenizer.decode, self._generator)
-        values = torch.sigmoid((logits[:, self._yes_id] - logits[:, self._no_id]) / self._temperature).tolist()
-        return [Score(value, parts={"answer": "yes" if value > 0.5 else "no"}) for value in values]
+        return self._read.scores(self._last_logits(rows))
 
     def _embed(self, text: str) -> Tensor:
         """[N, d] embeddings of a text, without special tokens of the tokenizer's own."""
@@ -116,12 +143,12 @@ class OrmReward:
         return logits.float()
 
 
-def choose_view(llava: LlavaOnevisionForConditionalGeneration) -> Callable[[UInt8Array], Tensor]:
-    """How the checkpoint wants pictures seen: uint8 [B, height, width, 3] to embeddings [B, N_image, d].
+def choose_view(llava: LlavaOnevisionForConditionalGeneration, view: str) -> Callable[[UInt8Array], Tensor]:
+    """How pictures are seen, uint8 [B, height, width, 3] to embeddings [B, N_image, d]; `view`: one of VIEWS.
 
-    Raises ValueError for an aspect ratio rule that is neither `pad` nor `anyres_max_N`.
+    Raises ValueError for an aspect ratio rule of the checkpoint that is neither `pad` nor `anyres_max_N`.
     """
-    rule = llava.config.vision_aspect_ratio
+    rule = "pad" if view == "pad" else llava.config.vision_aspect_ratio
     if rule == "pad":
         return partial(_see_as_square, llava)
     if re.fullmatch(r"anyres_max_\d+", rule):

@@ -86,15 +86,25 @@ class VlmJudgeReward:
         )
         self._threads = ThreadPoolExecutor(max_workers=num_parallel, thread_name_prefix="judge")
 
-    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score | RewardError]:
         """The judge's number for each picture; pictures uint8 [B, height, width, 3]. Parts: its reply.
 
-        Raises RewardError when the server does not answer, or with no number in range.
+        A RewardError for a picture to which the server does not answer, or with no number in range.
         """
         check_pictures(pictures, prompts)
         questions = [self._question.replace("{prompt}", prompt.text) for prompt in prompts]
-        replies = self._threads.map(self._client.ask, questions, pictures)
-        return [Score(self._value_of(reply), parts={"reply": reply}) for reply in replies]
+        return list(self._threads.map(self._judge, questions, pictures))
+
+    def close(self) -> None:
+        """End the threads; a request that is out is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _judge(self, question: str, picture: UInt8Array) -> Score | RewardError:
+        try:
+            reply = self._client.ask(question, picture)
+            return Score(self._value_of(reply), parts={"reply": reply})
+        except RewardError as error:
+            return error
 
     def _value_of(self, reply: str) -> float:
         found = list(self._pattern.finditer(reply))

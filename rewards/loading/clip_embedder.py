@@ -30,14 +30,18 @@ class ClipEmbedder:
         """exp(logit_scale), the factor of its cosines in training."""
         return float(self._clip.logit_scale.float().exp())
 
-    @torch.inference_mode()
     def cosines(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
-        """Cosine of each picture's and its text's embedding, float32 [B].
+        """Cosine of each picture's and its text's embedding, float32 [B]. The arguments are those of `embed`."""
+        return cosines(*self.embed(pixels, texts))
+
+    @torch.inference_mode()
+    def embed(self, pixels: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Unit embeddings of pictures and of their texts, both float32 [B, e].
 
         pixels: float32 [B, 3, image_size, image_size], normalised as the model wants it.
         """
         pictures = self._clip.get_image_features(pixels.to(self._clip.device, self._clip.dtype)).pooler_output
-        return (normalize(pictures) * self._embed_texts(texts)).sum(dim=-1)
+        return normalize(pictures), self._embed_texts(texts)
 
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings, float32 [B, e]. The prompts of a group are one text, embedded once."""
@@ -57,6 +61,11 @@ class ClipEmbedder:
 def normalize(embedded: Tensor) -> Tensor:
     """In float32 whatever the model's dtype: in float16 the cosine moves in steps of 2.4e-4 and makes ties."""
     return functional.normalize(embedded.float(), dim=-1)
+
+
+def cosines(pictures: Tensor, texts: Tensor) -> Tensor:
+    """Cosine of each row of two [B, e] of unit length, float32 [B]."""
+    return (pictures * texts).sum(dim=-1)
 
 
 def load_clip(

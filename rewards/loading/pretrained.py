@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from configs.errors import ConfigError, ModelError
+from rewards.loading.hub import cache_alone_where_offline, is_hub_reachable, is_local
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -21,14 +22,33 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @contextmanager
 def model_errors(reward: str, model: str) -> Iterator[None]:
-    """Turn the errors of a missing or broken model folder or hub id into one ModelError."""
+    """Turn the errors of loading a model into one ModelError that says what to do: about a folder or hub id that is
+    missing or broken, a hub that does not answer, a device without room or out of order."""
     try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        with cache_alone_where_offline(model):
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"reward '{reward}' cannot load its model '{model}' ({type(error).__name__}: {error}); "
-            "set rewards[].options.model to a hub id that this machine can reach, or to a local path"
+            f"{_remedy(model, error)}"
         ) from error
+
+
+def _remedy(model: str, error: Exception) -> str:
+    text = str(error).lower()
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in text:
+        return (
+            "it does not fit into the memory that is free: set rewards[].options.dtype to bfloat16, or put fewer "
+            "rewards and workers on one device (gpus_per_replica)"
+        )
+    if "cuda" in text and not isinstance(error, OSError | ValueError | KeyError):
+        return "the GPU failed, not the model: look at nvidia-smi and the driver's log on that machine"
+    if not is_local(model) and (constants.HF_HUB_OFFLINE or not is_hub_reachable()):
+        return (
+            f"this machine does not reach {constants.ENDPOINT}, and its cache lacks the model: set "
+            "rewards[].options.model to a local path, or fill the cache (hf download) and set HF_HUB_OFFLINE=1"
+        )
+    return "set rewards[].options.model to a hub id that this machine can reach, or to a local path"
 
 
 def parse_dtype(dtype: str) -> torch.dtype:

@@ -5,14 +5,18 @@ confident one:
 
     angle      between the line from centre 2 to centre 1 and the wanted direction:
                1 up to 45 degrees, falling linearly to 0 at 90
+    clear      how far the centres are apart in the wanted direction: 0 up to a tenth of the two boxes' sides in that
+               direction, GenEval's least distance (arXiv 2310.11513), 1 from twice that; or else a small object drawn
+               a pixel from the centre of a large one stood "left of" it
     apart      min(1, 0.1 / IoU): two names for one object are not two objects (T2I-CompBench, arXiv 2307.06350)
+    distinct   1 up to an IoU of 0.5, falling linearly to 0 at 0.8: the same for objects that may well overlap
     near       min(1, size / gap), with gap the distance between the nearest edges, 0 if the boxes touch,
                and size the mean of the two objects' sides, each the square root of its area
 
-    left of, right of, above, below     angle x apart
-    on top of                           angle x min(1, 2 (1 - IoU)): what lies on a thing may overlap it, but is not it
-    next to, near                       near x apart
-    on side of                          near x apart x angle to the nearer horizontal direction
+    left of, right of, above, below     angle x clear x apart
+    on top of                           angle x clear x distinct: what lies on a thing may overlap it, but is not it
+    next to, near                       near x distinct: a dog before a bench overlaps it, and is next to it
+    on side of                          near x distinct x angle and clear of the nearer horizontal direction
 """
 
 from __future__ import annotations
@@ -53,6 +57,10 @@ RELATIONS: Mapping[str, Relation] = {
 
 OVERLAP_OF_TWO = 0.1
 """IoU up to which two boxes surely hold two objects."""
+MAYBE_TWO, SURELY_ONE = 0.5, 0.8
+"""IoU up to which, and from which, boxes that may overlap hold two objects, or one."""
+LEAST_STEP = 0.1
+"""Of the two boxes' sides together: GenEval's least distance between the centres of a relation."""
 _DIRECTIONS: Mapping[str, tuple[float, float]] = {
     "left": (-1.0, 0.0),
     "right": (1.0, 0.0),
@@ -91,14 +99,25 @@ def suppress_overlapping(boxes: FloatArray, confidences: FloatArray, max_iou: fl
 
 def relation_score(relation: Relation, first: FloatArray, second: FloatArray) -> float:
     """How well box `first` stands in `relation` to box `second`, 0 to 1; the rules are at the top of this file."""
+    distinct = float(np.clip((SURELY_ONE - intersection_over_union(first, second)) / (SURELY_ONE - MAYBE_TWO), 0, 1))
     if relation in _DIRECTIONS:
-        distinct = min(1.0, 2 * (1 - intersection_over_union(first, second)))
         apart = distinct if relation == "on top" else _apart_score(first, second)
-        return apart * _angle_score(first, second, _DIRECTIONS[relation])
-    score = _near_score(first, second) * _apart_score(first, second)
+        return apart * _direction_score(first, second, _DIRECTIONS[relation])
+    score = _near_score(first, second) * distinct
     if relation == "beside":
-        score *= max(_angle_score(first, second, _DIRECTIONS[side]) for side in ("left", "right"))
+        score *= max(_direction_score(first, second, _DIRECTIONS[side]) for side in ("left", "right"))
     return score
+
+
+def _direction_score(first: FloatArray, second: FloatArray, direction: tuple[float, float]) -> float:
+    return _angle_score(first, second, direction) * _clear_score(first, second, direction)
+
+
+def _clear_score(first: FloatArray, second: FloatArray, direction: tuple[float, float]) -> float:
+    axis = 0 if direction[0] else 1
+    step = abs((first[axis] + first[axis + 2]) - (second[axis] + second[axis + 2])) / 2
+    least = LEAST_STEP * ((first[axis + 2] - first[axis]) + (second[axis + 2] - second[axis]))
+    return float(np.clip((step - least) / least, 0, 1)) if least > 0 else 1.0
 
 
 def _angle_score(first: FloatArray, second: FloatArray, direction: tuple[float, float]) -> float:

@@ -18,7 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rewards.objects.boxes import RELATIONS, FloatArray, relation_score, suppress_overlapping, to_corners
+from rewards.objects.captions import Caption, caption_of
 from rollout.records import CountInfo, Prompt, Score, SpatialInfo
 
 OBJECT_SHARE = 0.2
@@ -37,6 +40,12 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def joined(self, other: Candidates) -> Candidates:
+        """These, then the other's."""
+        return Candidates(
+            np.concatenate([self.boxes, other.boxes]), np.concatenate([self.confidences, other.confidences])
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Detections:
@@ -51,6 +60,28 @@ class Detections:
         return len(self.boxes)
 
 
+class DetectionRules:
+    """The rules at the top of this file, on what a detector gives.
+
+    max_iou: of two boxes of a noun that overlap more, one counts.
+    """
+
+    def __init__(self, max_iou: float) -> None:
+        self._max_iou = max_iou
+
+    def caption(self, prompt: Prompt) -> Caption | None:
+        """The nouns of the prompt, or None when it has none."""
+        nouns = wanted_nouns(prompt)
+        return caption_of(nouns) if nouns else None
+
+    def score(self, prompt: Prompt, found: Mapping[str, Candidates], width: int, height: int) -> Score:
+        """The score of a picture of this size in pixels; not applicable when nothing was looked for."""
+        if not found:
+            return Score(None)
+        objects = {noun: drop_duplicates(boxes, width, height, self._max_iou) for noun, boxes in found.items()}
+        return score_detections(prompt, objects)
+
+
 def drop_duplicates(candidates: Candidates, width: int, height: int, max_iou: float) -> Detections:
     """One box an object, in a picture of this size in pixels: of two that overlap more than `max_iou`, the surer."""
     boxes = to_corners(candidates.boxes, width, height)
@@ -61,8 +92,6 @@ def drop_duplicates(candidates: Candidates, width: int, height: int, max_iou: fl
 def wanted_nouns(prompt: Prompt) -> list[str]:
     """The nouns to look for, in order, each once; none if the reward does not apply to the prompt."""
     if prompt.spatial_info is not None:
-        if normalize(prompt.spatial_info.locality) not in RELATIONS:
-            return []
         names = [prompt.spatial_info.obj1, prompt.spatial_info.obj2]
     elif prompt.numeracy_info:
         names = [item.obj_name for item in prompt.numeracy_info]
@@ -73,9 +102,9 @@ def wanted_nouns(prompt: Prompt) -> list[str]:
 
 def score_detections(prompt: Prompt, found: Mapping[str, Detections]) -> Score:
     """The score of a picture in which these objects were found; `found` holds every noun of `wanted_nouns`."""
-    if prompt.spatial_info is not None:
+    if prompt.spatial_info is not None and normalize(prompt.spatial_info.locality) in RELATIONS:
         value, parts = _score_relation(prompt.spatial_info, found)
-    elif prompt.numeracy_info:
+    elif prompt.numeracy_info and prompt.spatial_info is None:
         value, parts = _score_counts(prompt.numeracy_info, found)
     else:
         value, parts = sum(1 for detections in found.values() if len(detections)) / len(found), {}

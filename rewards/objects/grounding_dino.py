@@ -9,8 +9,8 @@ per noun: mean over its tokens ─► boxes above `box_threshold`: Candidates �
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,13 +20,24 @@ from transformers import GroundingDinoForObjectDetection, GroundingDinoImageProc
 from configs.errors import ConfigError
 from rewards.loading import load_model, load_tokenizer, model_errors
 from rewards.objects.boxes import FloatArray
-from rewards.objects.detections import Candidates, drop_duplicates, score_detections, wanted_nouns
+from rewards.objects.captions import Caption, Phrase, phrase_tokens
+from rewards.objects.detections import Candidates, DetectionRules, wanted_nouns
 from rewards.pictures import check_pictures, to_pil
-from rewards.t2i_r1 import rules as t2i_r1
+from rewards.t2i_r1.grounding_dino import T2IR1DetectionRules
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "IDEA-Research/grounding-dino-tiny"
 """The Swin-T checkpoint (groundingdino_swint_ogc), which T2I-R1 uses."""
+
+
+class Rules(Protocol):
+    """What to look for in a picture, and what the boxes found say of its prompt."""
+
+    def caption(self, prompt: Prompt) -> Caption | None:
+        """What the detector is asked; None when there is nothing to look for."""
+
+    def score(self, prompt: Prompt, found: Mapping[str, Candidates], width: int, height: int) -> Score:
+        """The score of a picture of this size in pixels; `found` is empty when there was nothing to look for."""
 
 
 class GroundingDinoReward:
@@ -34,7 +45,7 @@ class GroundingDinoReward:
 
     model: hub id or folder of transformers' GroundingDinoForObjectDetection with tokenizer and image processor.
     box_threshold: a noun's boxes below it do not count. max_iou: of two boxes of a noun that overlap more, one counts.
-    t2i_r1_compat: score by T2I-R1's own rules, defects included (rewards/t2i_r1/rules.py).
+    t2i_r1_compat: score by T2I-R1's own rules, defects included (rewards/t2i_r1/grounding_dino.py).
     Raises ModelError when the model cannot be loaded, ConfigError for a threshold outside 0..1.
     """
 
@@ -50,8 +61,8 @@ class GroundingDinoReward:
         for name, value in (("box_threshold", box_threshold), ("max_iou", max_iou)):
             if not 0 < value < 1:
                 raise ConfigError(f"rewards[].options.{name} of grounding_dino is {value}; set it between 0 and 1")
-        self._box_threshold, self._max_iou = box_threshold, max_iou
-        self._t2i_r1_compat = t2i_r1_compat
+        self._box_threshold = box_threshold
+        self._rules: Rules = T2IR1DetectionRules(max_iou) if t2i_r1_compat else DetectionRules(max_iou)
         with model_errors("grounding_dino", model):
             detector = load_model(GroundingDinoForObjectDetection, model, dtype, device)
             self._tokenizer = load_tokenizer(model)
@@ -60,44 +71,45 @@ class GroundingDinoReward:
                 raise ValueError("its tokenizer gives no character offsets; a tokenizer.json is needed")
         self._detector: GroundingDinoForObjectDetection = detector
 
+    @staticmethod
+    def applies_to(prompt: Prompt, options: Mapping[str, Any]) -> bool:
+        """Whether there is something to look for. T2I-R1's rules have a number for every prompt."""
+        return bool(options.get("t2i_r1_compat") or wanted_nouns(prompt))
+
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """Presence, relation or count for each picture; pictures uint8 [B, height, width, 3].
 
-        Not applicable to a prompt without nouns, or with a locality that boxes cannot tell ("behind").
+        Not applicable to a prompt without nouns, or with more of them than the detector reads.
         Parts: objects found and missing, and each object's boxes in pixels with their confidences.
         """
         check_pictures(pictures, prompts)
-        nouns = [self._nouns(prompt) for prompt in prompts]
-        asked = [i for i, names in enumerate(nouns) if names]
+        captions = {i: caption for i, prompt in enumerate(prompts) if (caption := self._rules.caption(prompt))}
+        too_long = {i for i, caption in captions.items() if self._num_tokens(caption) > self._max_tokens}
+        asked = [i for i in captions if i not in too_long]
         found: list[dict[str, Candidates]] = [{} for _ in prompts]
         if asked:
-            for i, candidates in zip(asked, self.detect(pictures[asked], [nouns[i] for i in asked]), strict=True):
+            for i, candidates in zip(asked, self.detect(pictures[asked], [captions[i] for i in asked]), strict=True):
                 found[i] = candidates
         height, width = pictures.shape[1:3]
+        reason = f"its nouns take more than {self._max_tokens} tokens"
         return [
-            self._score_one(prompt, candidates, width, height)
-            for prompt, candidates in zip(prompts, found, strict=True)
+            Score(None, parts={"not applicable": reason})
+            if i in too_long
+            else self._rules.score(prompt, found[i], width, height)
+            for i, prompt in enumerate(prompts)
         ]
 
-    def _nouns(self, prompt: Prompt) -> list[str]:
-        return t2i_r1.detector_nouns(prompt) if self._t2i_r1_compat else wanted_nouns(prompt)
+    @property
+    def _max_tokens(self) -> int:
+        return int(self._detector.config.max_text_len)
 
-    def _score_one(self, prompt: Prompt, found: dict[str, Candidates], width: int, height: int) -> Score:
-        if self._t2i_r1_compat:
-            return t2i_r1.score_candidates(prompt, found, self._max_iou)
-        if not found:
-            return Score(0.0, applicable=False)
-        objects = {noun: drop_duplicates(boxes, width, height, self._max_iou) for noun, boxes in found.items()}
-        return score_detections(prompt, objects)
+    def _num_tokens(self, caption: Caption) -> int:
+        return len(self._tokenizer(caption.text).input_ids)
 
     @torch.inference_mode()
-    def detect(self, pictures: UInt8Array, nouns: Sequence[Sequence[str]]) -> list[dict[str, Candidates]]:
-        """noun -> its Candidates, for each picture and its own nouns."""
-        captions = [". ".join(names) + "." for names in nouns]
-        encoding = self._tokenizer(captions, padding=True, return_tensors="pt")
-        max_tokens = self._detector.config.max_text_len
-        if encoding.input_ids.shape[1] > max_tokens:
-            raise ValueError(f"the nouns of a prompt take more than {max_tokens} tokens: {max(captions, key=len)}")
+    def detect(self, pictures: UInt8Array, captions: Sequence[Caption]) -> list[dict[str, Candidates]]:
+        """Phrase -> its Candidates, for each picture, uint8 [B, height, width, 3], and its own caption."""
+        encoding = self._tokenizer([caption.text for caption in captions], padding=True, return_tensors="pt")
         device = self._detector.device
         # All pictures of a call have one size, so none is padded, and the batch changes no score.
         pixels = self._image_processor(to_pil(pictures), return_tensors="pt")
@@ -109,27 +121,28 @@ class GroundingDinoReward:
         )
         token_scores = outputs.logits.float().sigmoid().cpu()
         boxes = outputs.pred_boxes.float().cpu().numpy()
-        found = []
-        for i, names in enumerate(nouns):
-            tokens = noun_tokens(encoding, i, names)
-            found.append({name: self._candidates(boxes[i], token_scores[i], tokens[name]) for name in names})
-        return found
-
-    def _candidates(self, boxes: FloatArray, token_scores: Tensor, tokens: Sequence[int]) -> Candidates:
-        """Boxes [N, 4] whose mean score over the noun's tokens is above the threshold."""
-        confidences: FloatArray = token_scores[:, list(tokens)].mean(dim=1).numpy()
-        above = np.flatnonzero(confidences > self._box_threshold)
-        return Candidates(boxes[above], confidences[above])
+        return [
+            collect_candidates(encoding, i, caption.phrases, boxes[i], token_scores[i], self._box_threshold)
+            for i, caption in enumerate(captions)
+        ]
 
 
-def noun_tokens(encoding: Any, row: int, nouns: Sequence[str]) -> dict[str, list[int]]:
-    """noun -> positions of all its tokens in the row's caption "a. b." (a fast tokenizer's encoding)."""
-    tokens: dict[str, list[int]] = {}
-    start = 0
-    for noun in nouns:
-        positions = (encoding.char_to_token(row, at) for at in range(start, start + len(noun)))
-        tokens[noun] = sorted({position for position in positions if position is not None})
-        if not tokens[noun]:
-            raise ValueError(f"the tokenizer makes no token of the noun '{noun}'")
-        start += len(noun) + len(". ")
-    return tokens
+def collect_candidates(
+    encoding: Any, row: int, phrases: Sequence[Phrase], boxes: FloatArray, token_scores: Tensor, threshold: float
+) -> dict[str, Candidates]:
+    """Phrase -> the boxes whose mean score over its tokens is above the threshold, in the detector's order.
+
+    encoding: of all captions, by a fast tokenizer; row: of this picture's. boxes: [N, 4], centre x, centre y, width,
+    height in 0..1. token_scores: float [N, tokens], each 0..1.
+    """
+    found: dict[str, Candidates] = {}
+    for phrase in phrases:
+        tokens = phrase_tokens(encoding, row, phrase)
+        if tokens:
+            confidences: FloatArray = token_scores[:, tokens].mean(dim=1).numpy()
+        else:
+            confidences = np.zeros(len(boxes), dtype=np.float32)
+        above = np.flatnonzero(confidences > threshold)
+        candidates = Candidates(boxes[above], confidences[above])
+        found[phrase.name] = found[phrase.name].joined(candidates) if phrase.name in found else candidates
+    return found

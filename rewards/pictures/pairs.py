@@ -25,6 +25,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 IMAGE_FIELDS = ("image", "file")
 """Fields that name a record's picture; `file` is what rollout.generate writes."""
 
+DRAWN_FIELDS = ("plan", "guidance_scale", "trajectory_seed", "model", "temperature", "seed")
+"""Fields by which rollout.generate says how it drew a picture."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -34,6 +37,8 @@ class Pair:
     """Path within the folder."""
     path: Path
     prompt: Prompt
+    plan: str | None = None
+    """What it was drawn by, where the record has a field `plan`, as rollout.generate writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ def _match_by_name(records: Sequence[tuple[str, Any]], folder: Path) -> tuple[li
     for place, record in records:
         name = _image_of(record)
         try:
-            prompt = parse_prompt(record, place)
+            prompt, plan = _prompt_and_plan(record, place)
         except BadRecord as error:
             skipped.append(Skipped(place, str(error)))
             continue
@@ -95,7 +100,7 @@ def _match_by_name(records: Sequence[tuple[str, Any]], folder: Path) -> tuple[li
         elif not is_file(folder / name):
             skipped.append(Skipped(place, f"there is no picture {show(name)} in {folder}"))
         else:
-            pairs.append(Pair(name, folder / name, prompt))
+            pairs.append(Pair(name, folder / name, prompt, plan))
     return pairs, skipped
 
 
@@ -105,12 +110,25 @@ def _match_by_order(records: Sequence[tuple[str, Any]], pictures: Sequence[Path]
     for i, (place, record) in enumerate(records):
         own = pictures[i * num_each : (i + 1) * num_each]
         try:
-            prompt = parse_prompt(record, place)
+            prompt, plan = _prompt_and_plan(record, place)
         except BadRecord as error:
             skipped += [Skipped(path.name, f"its prompt, {place}, is bad: {error}") for path in own]
         else:
-            pairs += [Pair(path.name, path, prompt) for path in own]
+            pairs += [Pair(path.name, path, prompt, plan) for path in own]
     return pairs, skipped
+
+
+def _prompt_and_plan(record: Any, place: str) -> tuple[Prompt, str | None]:
+    """The prompt under the id that the record gives it, else its place; what only names the picture is no metadata.
+
+    Raises BadRecord.
+    """
+    if not isinstance(record, Mapping):
+        return parse_prompt(record, place), None
+    plan, prompt_id = record.get("plan"), record.get("prompt_id")
+    asked = {name: value for name, value in record.items() if name not in (*IMAGE_FIELDS, *DRAWN_FIELDS)}
+    prompt = parse_prompt(asked, prompt_id if isinstance(prompt_id, str) and prompt_id else place)
+    return prompt, plan if isinstance(plan, str) else None
 
 
 def _image_of(record: Any) -> str | None:

@@ -14,10 +14,11 @@ from torch.nn import functional
 from transformers import CLIPModel
 
 from rewards.loading import ClipEmbedder, load_model, load_tokenizer, model_errors
+from rewards.loading.clip_embedder import cosines
 from rewards.loading.open_clip import convert_state_dict, infer_config
 from rewards.loading.pretrained import fetch_file, freeze, parse_dtype, read_state_dict, refuse_missing
 from rewards.pictures import check_pictures
-from rewards.t2i_r1 import rules as t2i_r1
+from rewards.t2i_r1.hps import half_cosines
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "xswu/HPSv2/HPS_v2.1_compressed.pt"
@@ -33,7 +34,7 @@ class HPSReward:
 
     model: an open_clip checkpoint file, local or on the hub as `owner/repo/file.pt`; or a folder or hub id of
     transformers' CLIPModel. tokenizer: hub id or folder; null is the model's own, or that of ViT-H/14 for a file.
-    t2i_r1_compat: end in float16, as T2I-R1 does (rewards/t2i_r1/rules.py).
+    t2i_r1_compat: end in float16, as T2I-R1 does (rewards/t2i_r1/hps.py).
     Raises ModelError when either cannot be loaded.
     """
 
@@ -45,7 +46,7 @@ class HPSReward:
         tokenizer: str | None = None,
         t2i_r1_compat: bool = False,
     ) -> None:
-        self._t2i_r1_compat = t2i_r1_compat
+        self._cosines = half_cosines if t2i_r1_compat else cosines
         is_file = model.endswith(CHECKPOINT_SUFFIXES)
         with model_errors("hps", model):
             clip = _load_open_clip(model, dtype, device) if is_file else load_model(CLIPModel, model, dtype, device)
@@ -57,10 +58,8 @@ class HPSReward:
         """The cosine for each picture; pictures uint8 [B, height, width, 3]."""
         check_pictures(pictures, prompts)
         pixels = preprocess(torch.tensor(pictures), self._clip.image_size)
-        cosine = self._clip.cosines(pixels, [prompt.text for prompt in prompts])
-        if self._t2i_r1_compat:
-            cosine = t2i_r1.round_hps(cosine)
-        return [Score(value) for value in cosine.tolist()]
+        embedded = self._clip.embed(pixels, [prompt.text for prompt in prompts])
+        return [Score(value) for value in self._cosines(*embedded).tolist()]
 
 
 def preprocess(pictures: Tensor, size: int) -> Tensor:

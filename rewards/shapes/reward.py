@@ -14,7 +14,7 @@ Each part is graded where it can be, so that half-right pictures of a group diff
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,11 @@ class ShapesReward:
     def __init__(self, device: str = "cpu") -> None:
         """`device` is what every reward is given; this one computes on the CPU, whatever it says."""
 
+    @staticmethod
+    def applies_to(prompt: Prompt, options: Mapping[str, Any]) -> bool:
+        """Whether the prompt has metadata. Those of another world are refused later, by name."""
+        return bool(prompt.nouns or prompt.attr_nouns or prompt.spatial_info or prompt.numeracy_info)
+
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """One Score a picture, uint8 [B, 32, 32, 3]; not applicable to a prompt without metadata.
 
@@ -59,7 +64,7 @@ class ShapesReward:
     def _score_drawing(self, drawing: Drawing, prompt: Prompt) -> Score:
         expected = expected_objects(prompt)
         if not expected:
-            return Score(0.0, {"why": "the prompt has no nouns, attr_nouns, spatial_info or numeracy_info"}, False)
+            return Score(None, {"why": "the prompt has no nouns, attr_nouns, spatial_info or numeracy_info"})
         matches = _match(expected, drawing.objects)
         values = [_match_value(item, match) if match else 0.0 for item, match in zip(expected, matches, strict=True)]
         objects = sum(values) / len(expected)

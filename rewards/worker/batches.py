@@ -1,11 +1,11 @@
 """A reward worker: one reward, fed with micro-batches from many groups at once.
 
     score(group a) ─┐            batch_size pictures of one size,
-    score(group b) ─┼─► pending ─► or what is there after max_wait_ms ─► thread: reward.score
+    score(group b) ─┼─► pending ─► or what is there after max_wait_ms ─► thread: the reward
     score(group c) ─┘                                                        │
-          ▲                                                                  │ raised, or wrong Scores
-          │                                                                  ▼
-          └──── Scores, or RewardError ◄── one by one ◄── `retries` more times as a batch
+          ▲                                                                  │ raised: the batch is halved, again
+          │                                                                  ▼ and again, down to one picture
+          └──── a Score or a RewardError each ◄──────────────────────────────┘
 
 A picture is pending until the dispatcher takes it; the dispatcher sleeps until pictures arrive, and
 is busy while a batch runs, so pictures gather meanwhile. The reward runs in one thread, always the same.
@@ -16,19 +16,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import numbers
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from configs.errors import ConfigError, RewardError, RewardTimeoutError
+from configs.errors import ConfigError, RewardBrokenError, RewardError, RewardTimeoutError
 from configs.schema import RewardConfig
+from rewards.calling import Answer, LoadedReward, WrongAnswerError
 from rewards.pictures import check_pictures
-from rewards.protocol import Reward
 from rewards.registry import create_reward
-from rollout.records import Prompt, Score, UInt8Array
+from rewards.worker.failures import OutOfMemoryError, as_reward_error, free_gpu_memory, naming
+from rewards.worker.figures import RewardFigures
+from rollout.records import Prompt, UInt8Array
+
+CLOSE_S = 5.0
+"""For a reward's own `close`."""
+MAX_FAILURES_MORE = 4
+"""Calls in a row that may fail of one batch, beyond those that lead to one bad picture, before the rest is given up."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,74 +44,109 @@ class _Pending:
 
     picture: UInt8Array
     prompt: Prompt
+    plan: str | None
+    group: object
+    """The same of all pictures of one call of `score`."""
     arrived_s: float
     """Clock of the event loop."""
-    score: asyncio.Future[Score]
+    answer: asyncio.Future[Answer]
 
 
 class RewardWorker:
     """Scores pictures with one reward; a plain class, made for one event loop.
 
-    A batch that fails is tried `retries` more times, then picture by picture, so that one bad picture
-    fails its own group and not its neighbours'. A call of the reward that takes longer than `timeout_s`
-    fails all groups of its batch with RewardTimeoutError and is not tried again here: its thread cannot be
-    stopped and may be stuck, so later batches would wait for it in vain. The pool replaces such a replica.
+    A batch that fails is halved until the picture that is at fault is alone: it costs itself and no other. A batch
+    that is too large for the device's memory sets the size of those to come. A call of the reward that takes longer
+    than `timeout_s` fails all groups of its batch with RewardTimeoutError: its thread cannot be stopped and may be
+    stuck, so later batches would wait for it in vain. The pool replaces such a replica, and one that raises
+    RewardBrokenError, since its GPU is lost.
     """
 
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
-        self._reward: Reward | None = None
+        self._reward: LoadedReward | None = None
         self._pending: list[_Pending] = []
-        self._unfinished: set[asyncio.Future[Score]] = set()
+        self._unfinished: set[asyncio.Future[Answer]] = set()
         self._arrival = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"reward-{config.name}")
         self._dispatcher: asyncio.Task[None] | None = None
+        self._batch_size = config.batch_size
+        """At most; smaller than the config's where that does not fit."""
+        self._running: asyncio.Future[list[Answer]] | None = None
+        self._figures = RewardFigures()
+        self._note: str | None = None
 
     async def start(self) -> None:
         """Make the reward, on a GPU if `gpus_per_replica` is above 0.
 
-        Raises ConfigError for an unknown reward or option, or a cache of random scores, and whatever the reward
-        raises (ModelError).
+        Raises ConfigError for an unknown reward or option, or a cache of scores that cannot be kept, RewardError
+        when it cannot be made, and what it raises of bicot's own (ModelError).
         """
-        device = "cuda" if self._config.gpus_per_replica > 0 else "cpu"
+        config = self._config
+        device = "cuda" if config.gpus_per_replica > 0 else "cpu"
         loop = asyncio.get_running_loop()
         self._reward = await loop.run_in_executor(
-            self._thread, create_reward, self._config.name, self._config.options, device
+            self._thread, create_reward, config.implementation, config.options, device, config.name
         )
-        if self._config.cache and getattr(self._reward, "is_random", False):
+        if config.cache and (self._reward.is_random or self._reward.is_group_wise):
+            reason = (
+                "may score a picture differently another time with these options"
+                if self._reward.is_random
+                else "scores the pictures of a group against each other"
+            )
             raise ConfigError(
-                f"rewards: '{self._config.name}' may score a picture differently another time with these options, "
-                "so its scores cannot be kept; set its cache to false"
+                f"rewards: '{config.name}' {reason}, so its scores cannot be kept; set its cache to false"
             )
         self._dispatcher = asyncio.create_task(self._dispatch())
 
-    async def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
-        """One Score a picture, in order. May be called any number of times at once.
+    @property
+    def reward(self) -> LoadedReward:
+        """The reward, once it is made."""
+        assert self._reward is not None
+        return self._reward
 
-        pictures: uint8 [B, height, width, 3], RGB; prompts: the B prompts they were drawn for.
-        Raises ValueError for wrong input, RewardError when a picture could not be scored, and of these
-        RewardTimeoutError when the reward hangs.
+    async def score(
+        self, pictures: UInt8Array, prompts: Sequence[Prompt], plans: Sequence[str] | None = None
+    ) -> list[Answer]:
+        """One Score or RewardError a picture, in order. May be called any number of times at once.
+
+        pictures: uint8 [B, height, width, 3], RGB; prompts: the B prompts they were drawn for; plans: the B plans
+        that they were drawn by. For a group-wise reward, they are one group.
+        Raises ValueError for wrong input, RewardTimeoutError when the reward hangs, and RewardBrokenError when it
+        can score nothing more.
         """
         check_pictures(pictures, prompts)
+        if plans is not None and len(plans) != len(prompts):
+            raise ValueError(f"{len(plans)} plans came with {len(prompts)} prompts; give one plan a picture, or none")
         if self._dispatcher is None or self._dispatcher.done():
-            raise RewardError(f"reward '{self._config.name}' is not running: start it first")
+            raise RewardBrokenError(f"reward '{self._config.name}' is not running: start it first")
         loop = asyncio.get_running_loop()
-        arrived_s = loop.time()
+        arrived_s, group = loop.time(), object()
+        shown_plans: Sequence[str | None] = [None] * len(prompts) if plans is None else plans
         calls = [
-            _Pending(picture, prompt, arrived_s, loop.create_future())
-            for picture, prompt in zip(pictures, prompts, strict=True)
+            _Pending(picture, prompt, plan, group, arrived_s, loop.create_future())
+            for picture, prompt, plan in zip(pictures, prompts, shown_plans, strict=True)
         ]
-        futures = [call.score for call in calls]
+        futures = [call.answer for call in calls]
         self._pending.extend(calls)
         self._unfinished.update(futures)
         self._arrival.set()
         try:
             return list(await asyncio.gather(*futures))
         finally:
-            # After a failure the call's other pictures need no score any more.
             for future in futures:
                 future.cancel()
             self._unfinished.difference_update(futures)
+
+    def take_figures(self) -> RewardFigures:
+        """What was counted since the last time."""
+        taken, self._figures = self._figures, RewardFigures()
+        return taken
+
+    def take_note(self) -> str | None:
+        """What the user should know, once."""
+        taken, self._note = self._note, None
+        return taken
 
     async def close(self) -> None:
         """Stop; calls that still wait get a RewardError. Safe to call twice."""
@@ -112,6 +154,10 @@ class RewardWorker:
             self._dispatcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._dispatcher
+        if self._reward is not None and (self._running is None or self._running.done()):
+            closing = asyncio.get_running_loop().run_in_executor(self._thread, _close, self._reward)
+            await asyncio.wait({closing}, timeout=CLOSE_S)
+            closing.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._reward = None
 
@@ -122,118 +168,128 @@ class RewardWorker:
         finally:
             for future in self._unfinished:
                 if not future.done():
-                    future.set_exception(RewardError(f"reward '{self._config.name}' was closed before it answered"))
+                    reason = f"reward '{self._config.name}' was closed before it answered"
+                    future.set_exception(RewardBrokenError(reason))
 
     async def _next_batch(self) -> list[_Pending]:
         """The oldest picture, and what came after it of its size: up to batch_size, after at most max_wait_ms."""
         loop = asyncio.get_running_loop()
         while True:
-            self._pending = [call for call in self._pending if not call.score.done()]
-            batch = self._same_size_as_oldest()
+            self._pending = [call for call in self._pending if not call.answer.done()]
+            batch = self._with_oldest()
             wait_s: float | None = None
             if batch:
                 wait_s = batch[0].arrived_s + self._config.max_wait_ms / 1000 - loop.time()
-                if len(batch) == self._config.batch_size or wait_s <= 0:
-                    self._pending = [call for call in self._pending if call not in batch]
+                if len(batch) >= self._batch_size or wait_s <= 0 or self.reward.is_group_wise:
+                    taken = set(map(id, batch))
+                    self._pending = [call for call in self._pending if id(call) not in taken]
+                    self._figures.queue_s += sum(loop.time() - call.arrived_s for call in batch)
                     return batch
             self._arrival.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._arrival.wait()
 
-    def _same_size_as_oldest(self) -> list[_Pending]:
-        same_size = [call for call in self._pending if call.picture.shape == self._pending[0].picture.shape]
-        return same_size[: self._config.batch_size]
+    def _with_oldest(self) -> list[_Pending]:
+        if not self._pending:
+            return []
+        oldest = self._pending[0]
+        if self.reward.is_group_wise:
+            return [call for call in self._pending if call.group is oldest.group]
+        return [call for call in self._pending if call.picture.shape == oldest.picture.shape][: self._batch_size]
 
     async def _score_batch(self, batch: list[_Pending]) -> None:
         """Give every picture of the batch its score, or a RewardError."""
-        for tries_left in range(self._config.retries, -1, -1):
-            try:
-                scores = await self._call_reward(batch)
-            except RewardError as error:
-                last_try = tries_left == 0 and len(batch) == 1
-                if last_try or isinstance(error, RewardTimeoutError):
-                    _fail(batch, error)
-                    return
-            else:
-                _deliver(batch, scores)
-                return
-        await self._score_one_by_one(batch)
-
-    async def _score_one_by_one(self, batch: list[_Pending]) -> None:
-        for i, call in enumerate(batch):
-            if call.score.done():
+        parts = [batch]
+        may_fail = math.ceil(math.log2(len(batch))) + 1 + MAX_FAILURES_MORE
+        num_failed = 0  # in a row
+        while parts:
+            part = [call for call in parts.pop() if not call.answer.done()]
+            if len(part) > self._batch_size and not self.reward.is_group_wise:
+                parts += [part[self._batch_size :], part[: self._batch_size]]
+                continue
+            if not part:
                 continue
             try:
-                scores = await self._call_reward([call])
-            except RewardTimeoutError as error:
-                _fail(batch[i:], error)
+                answers = await self._call_reward(part)
+                num_failed = 0
+                self._deliver(part, answers)
+            except (RewardTimeoutError, RewardBrokenError) as error:
+                _end([*part, *(call for rest in parts for call in rest)], error)
                 return
             except RewardError as error:
-                _fail([call], error)
-            else:
-                _deliver([call], scores)
+                num_failed += 1
+                if isinstance(error, OutOfMemoryError):
+                    self._have_less_at_once(len(part))
+                is_whole = len(part) == 1 or self.reward.is_group_wise or isinstance(error, WrongAnswerError)
+                if not is_whole and num_failed < may_fail:
+                    self._figures.num_repeated += len(part)
+                    parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+                    continue
+                if num_failed >= may_fail:  # it is not the pictures
+                    part += [call for rest in parts for call in rest]
+                    parts.clear()
+                self._deliver(part, [RewardError(str(error)) for _ in part])
 
-    async def _call_reward(self, batch: list[_Pending]) -> list[Score]:
-        """One call of the reward, in its thread, for at most timeout_s."""
-        assert self._reward is not None
-        loop = asyncio.get_running_loop()
-        pictures = [call.picture for call in batch]
-        prompts = [call.prompt for call in batch]
-        running = loop.run_in_executor(
-            self._thread, _score_and_check, self._config.name, self._reward, pictures, prompts
+    def _have_less_at_once(self, num_pictures: int) -> None:
+        free_gpu_memory()
+        fitting = max(1, num_pictures // 2)
+        if num_pictures == 1 or fitting >= self._batch_size or self.reward.is_group_wise:
+            return
+        self._batch_size = fitting
+        self._note = (
+            f"reward '{self._config.name}' ran out of memory with {num_pictures} pictures at once and takes "
+            f"{fitting} from now on; set its batch_size to {fitting}"
         )
+
+    async def _call_reward(self, batch: list[_Pending]) -> list[Answer]:
+        """One call of the reward, in its thread, for at most timeout_s."""
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        running = loop.run_in_executor(self._thread, _call, self._config.name, self.reward, batch)
+        self._running = running
         await asyncio.wait({running}, timeout=self._config.timeout_s)
+        self._figures.num_calls += 1
+        self._figures.busy_s += loop.time() - started_s
         if not running.done():
             running.cancel()
-            raise RewardTimeoutError(
-                f"{_failure(self._config.name, prompts)} no answer within timeout_s ({self._config.timeout_s} s)"
-            )
+            reason = RewardError(f"no answer within timeout_s ({self._config.timeout_s} s)")
+            error = as_reward_error(self._config.name, [call.prompt for call in batch], reason)
+            raise RewardTimeoutError(str(error))
         return running.result()
 
+    def _deliver(self, batch: Sequence[_Pending], answers: Sequence[Answer]) -> None:
+        self._figures.num_pictures += len(batch)
+        self._figures.num_failed += sum(isinstance(answer, RewardError) for answer in answers)
+        for call, answer in zip(batch, answers, strict=True):
+            if not call.answer.done():
+                call.answer.set_result(answer)
 
-def _score_and_check(
-    name: str, reward: Reward, pictures: Sequence[UInt8Array], prompts: Sequence[Prompt]
-) -> list[Score]:
-    """Call the reward and check its answer. Raises RewardError, naming the reward and the prompts."""
+
+def _call(name: str, reward: LoadedReward, batch: Sequence[_Pending]) -> list[Answer]:
+    """Call the reward. Raises RewardError, naming the reward and the prompts, whatever it raises."""
+    prompts = [call.prompt for call in batch]
+    plans = [call.plan for call in batch if call.plan is not None]
+    pictures = np.stack([call.picture for call in batch])
     try:
-        scores = reward.score(np.stack(pictures), prompts)
-    except Exception as error:
-        raise RewardError(f"{_failure(name, prompts)} {type(error).__name__}: {error}") from error
-    if not isinstance(scores, list) or not all(isinstance(score, Score) for score in scores):
-        raise RewardError(f"{_failure(name, prompts)} it must return a list of Score, not {_shorten(repr(scores))}")
-    if len(scores) != len(prompts):
-        raise RewardError(f"{_failure(name, prompts)} it returned {len(scores)} scores for {len(prompts)} pictures")
-    wrong = [
-        (prompt, score.value)
-        for prompt, score in zip(prompts, scores, strict=True)
-        if score.applicable and not (isinstance(score.value, numbers.Real) and math.isfinite(score.value))
+        answers = reward.score(pictures, prompts, plans if len(plans) == len(batch) else None)
+    except BaseException as error:  # noqa: BLE001 - SystemExit or CancelledError would end the dispatcher
+        raise as_reward_error(name, prompts, error) from None
+    return [
+        naming(name, prompt, answer) if isinstance(answer, RewardError) else answer
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    if wrong:
-        prompts_of_wrong, values = zip(*wrong, strict=True)
-        raise RewardError(f"{_failure(name, prompts_of_wrong)} a score must be a finite number, not {values[0]!r}")
-    return scores
 
 
-def _failure(name: str, prompts: Sequence[Prompt]) -> str:
-    prompt_ids = ", ".join(dict.fromkeys(prompt.prompt_id for prompt in prompts))
-    return f"reward '{name}' failed on {prompt_ids}:"
+def _close(reward: LoadedReward) -> None:
+    try:
+        reward.close()
+    except Exception as error:  # noqa: BLE001 - the user's own, at the end of everything: told, and no more
+        print(f"a reward could not be closed: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def _shorten(text: str, num_characters: int = 80) -> str:
-    return text if len(text) <= num_characters else f"{text[:num_characters]}..."
-
-
-def _deliver(batch: Sequence[_Pending], scores: Sequence[Score]) -> None:
-    for call, score in zip(batch, scores, strict=True):
-        if not call.score.done():
-            call.score.set_result(score)
-
-
-def _fail(batch: Sequence[_Pending], error: RewardError) -> None:
-    """Fail these pictures, each with an error of its own: one raised in two places mixes their tracebacks."""
+def _end(batch: Sequence[_Pending], error: RewardError) -> None:
+    """Fail these pictures' calls, each with an error of its own: one raised in two places mixes their tracebacks."""
     for call in batch:
-        if not call.score.done():
-            failure = type(error)(str(error))
-            failure.__cause__ = error.__cause__
-            call.score.set_exception(failure)
+        if not call.answer.done():
+            call.answer.set_exception(type(error)(str(error)))

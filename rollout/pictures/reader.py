@@ -2,7 +2,8 @@
 
     file ─► header checked ─► decoded ─► turned upright (EXIF) ─► uint8 [height, width, 3], RGB
 
-What has no one meaning as an RGB picture (transparency, 16 bits, several frames, CMYK) is refused and not guessed at.
+What has no one meaning as an RGB picture (transparency, 16 bits, several frames) is refused and not guessed at; what is
+another form of one (grey, palette, CMYK) is taken where it is asked for.
 Pillow is imported where it is used, so that the worker of a plain NumPy reward needs it not.
 """
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 2**26
 """Of a picture file: 8,192 x 8,192. Beyond it, a file is a mistake or an attack on the memory."""
+MAX_ASPECT = 100
+"""Longer side over shorter: a reward that makes the shorter one 224 pixels would make the other 22,400."""
+CONVERTED_MODES = ("1", "L", "P", "LA", "PA", "RGBA", "CMYK")
+OPAQUE = 255
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
 """Pillow knows others, one of which runs a program (EPS)."""
 # What Pillow's decoders are known to raise for damaged files, besides its own errors.
@@ -31,11 +36,12 @@ _DAMAGE = (
 )
 
 
-def read_picture(path: Path) -> UInt8Array:
+def read_picture(path: Path, *, convert: bool = False) -> UInt8Array:
     """A picture file as uint8 [height, width, 3], RGB, turned upright as its EXIF data say.
 
-    Raises ValueError, saying what is wrong: no picture, truncated or damaged, animated, too large, or of other
-    channels than RGB (what is behind a transparent picture, nobody knows).
+    convert: take grey, black-and-white, palette and CMYK pictures, and those whose alpha is opaque throughout, as RGB.
+    Raises ValueError, saying what is wrong: no picture, truncated or damaged, animated, too large or too long, or of
+    other channels than RGB (what is behind a transparent picture, nobody knows).
     """
     from PIL import Image, ImageOps
 
@@ -44,9 +50,9 @@ def read_picture(path: Path) -> UInt8Array:
     formats = [name for name in FORMATS if name in Image.OPEN]  # a build of Pillow may lack some
     try:
         with Image.open(path, formats=formats) as image:
-            fault = _fault_of(image)
+            fault = _fault_of(image, convert)
             if not fault:
-                pixels = np.asarray(ImageOps.exif_transpose(image), dtype=np.uint8)
+                pixels = np.asarray(_as_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
     except (*_DAMAGE, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be read as a picture: {_reason(error)}") from error
     if pixels is None:
@@ -62,16 +68,28 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def _fault_of(image: Image.Image) -> str:
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Raises ValueError for a picture that one can see through."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] != OPAQUE:
+            raise ValueError("it is transparent in places; put it on a background first")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _fault_of(image: Image.Image, convert: bool) -> str:
     """What is wrong with an opened picture, by its header; empty if nothing is."""
     num_frames = getattr(image, "n_frames", 1)
     if num_frames > 1:
         return f"has {num_frames} frames; only still pictures are read"
     if image.width * image.height > MAX_PIXELS:
         return f"has {image.width} x {image.height} pixels; at most {MAX_PIXELS} in all are read"
-    if image.mode != "RGB":
-        return f"has channels {image.mode}, not RGB; convert it first"
-    if "transparency" in image.info:
+    if max(image.width, image.height) > MAX_ASPECT * min(image.width, image.height):
+        return f"is {image.width} x {image.height} pixels: one side is more than {MAX_ASPECT} times the other"
+    if image.mode != "RGB" and not (convert and image.mode in CONVERTED_MODES):
+        how = "convert it" if image.mode in CONVERTED_MODES else "convert it to 8 bits a channel"
+        return f"has channels {image.mode}, not RGB; {how} first"
+    if "transparency" in image.info and not convert:
         return "has a transparent colour; convert it first"
     return ""
 

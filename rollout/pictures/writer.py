@@ -56,7 +56,7 @@ class PictureWriter:
                 line = {
                     "file": path.name,
                     "prompt_id": request.prompt.prompt_id,
-                    "prompt": request.prompt.text,
+                    **request.prompt.to_record(),
                     "plan": trajectory.cot_text,
                     "guidance_scale": trajectory.guidance_scale,
                     "trajectory_seed": trajectory.seed,

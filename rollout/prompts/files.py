@@ -3,28 +3,36 @@
 Every format ends in the same mapping, T2I-R1's schema, of which only `prompt` must be there:
 
     {"prompt": str, "task_type": str, "nouns": [str], "attr_nouns": [str],
-     "spatial_info": {"obj1": str, "obj2": str, "locality": str}, "numeracy_info": [{"obj_name": str, "num": int}]}
+     "spatial_info": {"obj1": str, "obj2": str, "locality": str}, "numeracy_info": [{"obj_name": str, "num": int}],
+     "metadata": {any JSON}}
+
+Fields of other names join the metadata, for rewards to read.
 
 A record that cannot be read is a `BadRecord` in its place and does not stop the others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from rollout.prompts.formats import BadRecord as BadRecord
 from rollout.prompts.formats import is_text, show
 from rollout.prompts.formats import read_records as read_records
+from rollout.prompts.metadata import NotJson, as_json
 from rollout.records import CountInfo, Prompt, SpatialInfo
 
+FIELDS = frozenset(field.name for field in fields(Prompt)) - {"text"} | {"prompt"}
+"""Of a record that mean something to bicot itself; `prompt_id` is made anew, from the record's place."""
 _UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")
 """Unicode's categories of characters without a picture."""
 
 
 def parse_prompt(record: Any, prompt_id: str) -> Prompt:
-    """A record as a Prompt. A field that is missing or null is empty; unknown fields are let be.
+    """A record as a Prompt. A field that is missing or null is empty; unknown fields join its metadata.
 
     Raises BadRecord.
     """
@@ -40,7 +48,28 @@ def parse_prompt(record: Any, prompt_id: str) -> Prompt:
         attr_nouns=_words(record, "attr_nouns"),
         spatial_info=_spatial_info(record.get("spatial_info")),
         numeracy_info=_numeracy_info(record.get("numeracy_info")),
+        metadata=_metadata(record),
     )
+
+
+def _metadata(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record's own `metadata`, and before it the fields that bicot does not know, but for empty ones and for what
+    JSON cannot hold (pictures in a Parquet file). Raises BadRecord for metadata that are no object."""
+    own = record.get("metadata")
+    if own is None:
+        own = {}
+    if not isinstance(own, Mapping):
+        raise BadRecord(f"metadata: expected an object, found {show(own)}")
+    known: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(name, str) and name not in FIELDS and value not in (None, ""):
+            with contextlib.suppress(NotJson):
+                known[name] = as_json(value)
+    try:
+        stated: dict[str, Any] = as_json(own)
+    except NotJson as error:
+        raise BadRecord(f"metadata: {error}") from None
+    return known | stated
 
 
 def text_of(record: Mapping[str, Any], field: str, *, required: bool = True) -> str:

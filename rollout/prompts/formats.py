@@ -22,7 +22,7 @@ from typing import Any
 
 from configs.errors import DataError
 
-LITERAL_FIELDS = ("nouns", "attr_nouns", "spatial_info", "numeracy_info")
+LITERAL_FIELDS = ("nouns", "attr_nouns", "spatial_info", "numeracy_info", "metadata")
 """Columns of a CSV file whose cells hold lists or objects."""
 MAX_DEPTH = 100
 """Of lists and objects in one another."""

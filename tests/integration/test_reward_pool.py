@@ -65,7 +65,7 @@ def calls(folder: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("raise", "RuntimeError: no luck"), ("nan", "a finite number, not nan"), ("short", "returned 0 scores for 1")],
+    [("raise", "RuntimeError: no luck"), ("nan", "a finite number, not nan"), ("short", "returned 1 scores for 2")],
 )
 async def test_a_reward_that_misbehaves_fails_the_group_by_name(tmp_path: Path, fault: str, message: str) -> None:
     async with pools_of(tmp_path, [], fault, retries=0) as pools:

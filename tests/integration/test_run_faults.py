@@ -99,10 +99,11 @@ async def test_groups_whose_reward_fails_are_given_up_by_name_and_replaced(tmp_p
     reasons: dict[str, set[str]] = {}
     for request, reason in outcome.log.failures:
         reasons.setdefault(request.prompt.prompt_id, set()).add(reason)
-    assert reasons == {
+    assert {prompt_id: {reason.partition(" (")[0] for reason in of_one} for prompt_id, of_one in reasons.items()} == {
         "prompts.txt:2": {f"reward '{MOODY}' failed on prompts.txt:2: ValueError: this picture is cursed"},
         "prompts.txt:4": {f"reward '{MOODY}' failed on prompts.txt:4: a score must be a finite number, not nan"},
     }
+    assert (outcome.rows[-1]["groups_rolled_again"], outcome.rows[-1]["images_left_out"]) == (0, 0)
     summary = json.loads(outcome.directory.summary_path.read_text())
     assert (summary["groups_failed"], summary["groups_given_up"]) == (4, 2)
     assert sum("another prompt takes its place" in note for note in outcome.log.notes) == 2

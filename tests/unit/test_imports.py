@@ -59,10 +59,10 @@ FLOORS: dict[str, list[set[str]]] = {
         {""},
     ],
     "rewards": [
-        {"pictures", "protocol"},
+        {"pictures", "protocol", "calling"},
         {"loading", "registry"},
-        {"preference", "alignment", "objects", "text", "safety", "judge", "shapes", "t2i_r1"},
-        {"worker"},
+        {"preference", "alignment", "objects", "text", "safety", "judge", "remote", "shapes", "t2i_r1"},
+        {"worker", "scoring"},
         {""},
     ],
     "learner": [{"objective"}, {""}, {"warm_start"}],

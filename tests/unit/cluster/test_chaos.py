@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import psutil
 import pytest
 
+from cluster.chaos import parse
 from cluster.faults.injuries import KINDS, Freeze, FullDisk, choose, small_disk, why_no_small_disk
-from cluster.faults.invariants import check_ledger, check_metrics
+from cluster.faults.invariants import check_ledger, check_metrics, check_rewards
+from cluster.faults.sabotage import FAILS, SHAPE, give_order, sabotage
 from cluster.faults.victims import Victim, kind_of
 from cluster.reports.metrics import MetricsRow
 from cluster.state.ledger import GroupState
 from cluster.state.registry import RunSnapshot
+from configs.load import load_config
+from rewards.calling import WrongAnswerError
+from rewards.registry import create_reward
+from rollout.records import Prompt
+from rollout.shapes import load_split
 from tests.waiting import wait_until
 
 
@@ -147,3 +156,44 @@ def test_a_ledger_adds_up_when_each_step_has_its_groups_and_the_rest_is_under_wa
 )
 def test_a_ledger_that_does_not_add_up_is_named(state: RunSnapshot, complaint: str) -> None:
     assert any(complaint in text for text in check_ledger(state, groups_per_step=4, max_in_flight=8))
+
+
+def test_a_reward_replica_may_be_killed_or_told_to_misbehave() -> None:
+    assert parse(["--kinds", "reward-fails,reward-slow", "reward"]).kinds == ["reward-fails", "reward-slow", "reward"]
+    assert {*KINDS} - {"disk-full"} <= set(parse([]).kinds)
+    with pytest.raises(SystemExit):
+        parse(["--kinds", "reward-fails,rewards"])
+
+
+PICTURES = np.zeros((4, 32, 32, 3), np.uint8)
+
+
+def test_a_sabotaged_reward_is_itself_until_it_is_told_otherwise(tmp_path: Path) -> None:
+    config = load_config("configs/shapes_cpu.yaml")
+    sabotaged = load_config("configs/shapes_cpu.yaml", sabotage(config, tmp_path))
+    (reward,) = sabotaged.rewards
+    assert (reward.name, reward.replicas.min) == ("shapes", 2)
+    made = create_reward(reward.implementation, reward.options, "cpu")
+    prompts = list(load_split("train", 4))
+    expected = create_reward("shapes", {}, "cpu").score(PICTURES, prompts)
+    assert made.score(PICTURES, prompts) == expected
+    assert not made.applies_to(Prompt("a:1", "a text alone"))
+    give_order(tmp_path, os.getpid() + 1, FAILS)
+    assert made.score(PICTURES, prompts) == expected
+    give_order(tmp_path, os.getpid(), SHAPE)
+    with pytest.raises(WrongAnswerError, match="3 scores for 4 pictures"):
+        made.score(PICTURES, prompts)
+    give_order(tmp_path, os.getpid(), FAILS)
+    with pytest.raises(RuntimeError, match="told to fail"):
+        made.score(PICTURES, prompts)
+
+
+def test_groups_that_rewards_alone_have_cost_are_named() -> None:
+    rows: list[MetricsRow] = [{**row(step), "groups_rolled_again": 0} for step in range(1, 101)]
+    assert check_rewards(snapshot(100, trained=400), rows, groups_per_step=4) == []
+    rows[-1]["groups_rolled_again"] = 5
+    (complaint,) = check_rewards(snapshot(100, trained=400), rows, groups_per_step=4)
+    assert complaint == "5 groups were drawn again, of 400: more than one in a hundred"
+    lost = replace(snapshot(100, trained=400), given_up={"a:1": {"sequence": 3, "reason": "no luck"}})
+    rows[-1]["groups_rolled_again"] = 4
+    assert "prompt a:1 was given up" in check_rewards(lost, rows, groups_per_step=4)[0]

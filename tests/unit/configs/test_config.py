@@ -268,6 +268,45 @@ def test_sizes_heartbeats_and_environments_that_cannot_be_are_refused_with_a_rem
     assert "quote numbers" in refusal_of(config_file, "rewards.shapes.runtime_env={env_vars: {N: 1}}")
 
 
+JUDGES = """rewards=[{name: alignment, kind: vlm_judge, options: {url: "http://a/v1", model: m}},
+{name: style, kind: vlm_judge, options: {url: "http://a/v1", model: m}, weight: 0.5}]"""
+
+
+def test_two_rewards_may_be_of_one_kind(config_file: Path):
+    config = load_config(config_file, [JUDGES.replace("\n", " "), "rewards.style.weight=0.25"])
+    assert [(r.name, r.implementation, r.weight) for r in config.rewards] == [
+        ("alignment", "vlm_judge", 1.0),
+        ("style", "vlm_judge", 0.25),
+    ]
+    assert load_config(config_file).rewards[0].implementation == "shapes"
+
+
+def test_what_trains_which_tokens_follows_from_weight_phase_and_use(config_file: Path):
+    rewards = (
+        "rewards=[{name: shapes}, {name: orm, phase: cot}, {name: hps, phase: image, normalization: group}, "
+        "{name: ocr, weight: 0, normalization: group}, {name: clip_score, evaluation_only: true}]"
+    )
+    config = load_config(config_file, [rewards])
+    assert config.rewards_by_phase == {"cot": {"shapes", "orm"}, "image": {"shapes", "hps"}}
+    assert config.normalized_rewards == {"hps"}
+    assert config.has_rewards_of_one_phase
+    assert not load_config(config_file).has_rewards_of_one_phase
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rewards=[{name: shapes, weight: 0}]", "every reward has weight 0 or is for evaluations only"),
+        ("rewards=[{name: shapes, evaluation_only: true}]", "every reward has weight 0 or is for evaluations only"),
+        ("rewards=[{name: shapes, phase: image}]", "no reward trains the phase 'cot', which algorithm.optimize both"),
+        ("rewards=[{name: my judge, kind: vlm_judge}]", "name = 'my judge': expected the name of a reward, or"),
+        ("rewards=[{name: shapes}, {name: shapes}]", "or give each a name of its own and what it is as kind"),
+    ],
+)
+def test_rewards_that_train_nothing_or_have_no_plain_name_are_refused(config_file: Path, override: str, message: str):
+    assert message in refusal_of(config_file, override)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

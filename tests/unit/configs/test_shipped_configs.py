@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from cluster.session import plan_placement
 from cluster.session.dry_run import check_model_exists, describe_run
 from configs.errors import ConfigError, DataError, ModelError
 from configs.load import load_config
-from configs.schema import ModelConfig
+from configs.schema import ModelConfig, RewardConfig
+from rewards.coverage import check_reward, reason_against
 from rewards.registry import reward_path
+from rollout.records import Prompt
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SHAPES_CPU = CONFIGS / "shapes_cpu.yaml"
@@ -25,6 +28,7 @@ def test_a_shipped_config_parses_plans_and_names_known_rewards(path: Path):
     assert plan_placement(config).num_gpus == NUM_GPUS[path.stem]
     for reward in config.rewards:
         assert reward_path(reward.name).startswith("rewards.")
+        assert check_reward(reward) is None
 
 
 def test_the_8_gpu_config_is_the_recipe_of_the_paper():
@@ -69,6 +73,50 @@ def test_a_dry_run_counts_prompts_by_task_type_and_shows_what_is_skipped(tmp_pat
 def test_a_dry_run_refuses_an_unknown_reward_by_name():
     with pytest.raises(ConfigError, match="'shape' is not a reward; use one of"):
         describe_run(load_config(SHAPES_CPU, ["rewards.shapes.name=shape"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('rewards.shapes.options={"colour": 1}', "'shapes' does not take options .*colour"),
+        ("rewards=[{name: vlm_judge}]", "'vlm_judge' does not take options .*missing .*'url'"),
+        ('rewards=[{name: "no_such_module:Taste"}]', "cannot import no_such_module:Taste"),
+    ],
+)
+def test_a_dry_run_refuses_options_that_a_reward_does_not_take_and_loads_no_model(override: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        describe_run(load_config(SHAPES_CPU, [override]))
+
+
+def test_a_reward_with_packages_of_its_own_need_not_be_importable_here():
+    reward = {"name": "no_such_module:Taste", "runtime_env": {"pip": ["taste"]}}
+    text = describe_run(load_config(SHAPES_CPU, [f"rewards=[{json.dumps(reward)}]"]))
+    assert "its options cannot be checked here: No module named 'no_such_module'" in text
+
+
+def test_a_dry_run_says_to_how_many_prompts_each_reward_applies(tmp_path: Path):
+    data = tmp_path / "p.jsonl"
+    texts = ('a sign that says "A"', 'a sign that says "B"', "a sign that says C")
+    data.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    overrides = [
+        f"data.train={data}",
+        "rewards=[{name: ocr, phase: image}, {name: shapes, weight: 0}, {name: clip_score, evaluation_only: true}]",
+        "algorithm.optimize=image",
+    ]
+    text = describe_run(load_config(SHAPES_CPU, overrides))
+    assert "ocr applies to 2 of 3 prompts\n  shapes applies to 0 of 3 prompts\n" in text
+    assert "no reward applies to 1 of 3 prompts, which are left out" in text
+    assert "OcrReward, weight 1, trains the tokens of the picture only" in text
+    assert "ShapesReward, weight 0, watched only" in text
+    assert "ClipScoreReward, weight 1, for evaluations only" in text
+
+
+def test_a_prompt_is_kept_where_any_reward_that_trains_applies_or_may_apply():
+    quoted, plain = Prompt("a:1", 'a sign "OPEN"'), Prompt("a:2", "a cat")
+    ocr, watched = RewardConfig(name="ocr"), RewardConfig(name="clip_score", weight=0.0)
+    assert reason_against([ocr, watched])(quoted) is None
+    assert reason_against([ocr, watched])(plain) == "none of the rewards ocr applies to it"
+    assert reason_against([ocr, RewardConfig(name="clip_score")])(plain) is None
 
 
 def test_a_dry_run_refuses_missing_data_by_name(tmp_path: Path):

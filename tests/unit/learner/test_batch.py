@@ -128,12 +128,61 @@ def test_a_group_of_equal_rewards_is_counted_and_teaches_nothing() -> None:
     assert [row[3] for mark, row in rows(micro_batches_of(one)).items() if mark >= 14] == [0.0] * 4
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_reward_that_is_not_finite_is_refused_with_step_group_and_prompt(bad: float) -> None:
+@pytest.mark.parametrize("bad", [[0, math.inf, 0, 1], [math.nan, math.nan, 0.5, math.nan]])
+def test_an_infinite_reward_or_a_lone_one_is_refused_with_step_group_and_prompt(bad: list[float]) -> None:
     batch = make_batch()
-    broken = replace(batch.groups[1], rewards=np.array([0, bad, 0, 1], np.float32))
-    with pytest.raises(LearnerError, match=r"step 3, group 1 \(prompt test:1\).*not all finite"):
+    broken = replace(batch.groups[1], rewards=np.array(bad, np.float32))
+    with pytest.raises(LearnerError, match=r"step 3, group 1 \(prompt test:1\).*infinite, or fewer than two are left"):
         plan(replace(batch, groups=(batch.groups[0], broken)))
+
+
+@pytest.mark.parametrize("loss_normalization", ["token", "sequence", "dr_grpo"])
+def test_a_trajectory_without_a_reward_counts_nowhere_and_the_others_as_if_it_were_not_there(
+    loss_normalization: str,
+) -> None:
+    batch = make_batch()
+    rewards = np.array([0.2, math.nan, 0.9, 0.4], np.float32)
+    lacking = replace(batch, groups=(batch.groups[0], replace(batch.groups[1], rewards=rewards)))
+    one = plan(lacking, micro_batch_size=1, loss_normalization=loss_normalization, max_cot_tokens=9)
+    advantages = {}
+    for cot, image in (micro_batch.phases for micro_batch in micro_batches_of(one)):
+        number = int(image.tokens.context_ids[0, 1]) - 10
+        num_counting = int(cot.tokens.target_mask.sum() + image.tokens.target_mask.sum())
+        assert num_counting == (0 if number == 5 else COT_LENGTHS[number] + 4)
+        assert (image.row_weights is None) == (loss_normalization != "sequence")
+        if image.row_weights is not None:
+            assert float(image.row_weights) == pytest.approx(0 if number == 5 else 1 / num_counting)
+        advantages[number] = float(image.advantages)
+    present = rewards[[0, 2, 3]]
+    expected = (present - present.mean()) / (present.std(ddof=1) + EPSILON)
+    assert [advantages[number] for number in (4, 6, 7)] == pytest.approx(expected.tolist(), rel=1e-5)
+    assert advantages[5] == 0.0
+    num_tokens = sum(COT_LENGTHS) - COT_LENGTHS[5] + 7 * 4
+    divisors = {"token": num_tokens, "sequence": 7, "dr_grpo": 7 * (9 + 4)}
+    assert one.mini_batches[0].loss_divisor == divisors[loss_normalization]
+    assert (one.num_tokens, one.num_trajectories, len(one.advantages)) == (num_tokens, 7, 7)
+
+
+def test_a_reward_of_one_phase_trains_its_tokens_alone() -> None:
+    batch = make_batch()
+    plans, pictures = np.array([1, 0, 0, 0], np.float32), np.array([0, 0, 2, 4], np.float32)
+    groups = tuple(
+        replace(
+            group, rewards=plans + pictures, reward_columns={"plans": plans, "pictures": pictures, "watched": -plans}
+        )
+        for group in batch.groups
+    )
+    settings = AdvantageSettings(
+        EPSILON,
+        "group_mean_only",
+        {"plans": 2.0, "pictures": 1.0},
+        rewards_by_phase={"cot": frozenset(["plans"]), "image": frozenset(["pictures"])},
+    )
+    one = plan_step(replace(batch, groups=groups), PlanSettings(1, 8, settings), rank=0)
+    cot, image = micro_batches_of(one)[0].phases
+    order = np.argsort([len(t.cot_ids) for t in all_trajectories(batch)], kind="stable")
+    np.testing.assert_allclose(cot.advantages.numpy(), np.tile(2 * plans - 0.5, 2)[order], atol=1e-6)
+    np.testing.assert_allclose(image.advantages.numpy(), np.tile(pictures - 1.5, 2)[order], atol=1e-6)
 
 
 def test_rewards_that_do_not_fit_the_trajectories_are_refused() -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from configs.errors import RewardError
+from configs.errors import NoRewardAppliesError, RewardError
 from rewards.combine import combine, explain
 from rollout.records import Score
 
@@ -22,7 +22,7 @@ def test_the_combined_reward_is_the_weighted_sum() -> None:
 
 
 def test_a_reward_that_does_not_apply_is_left_out_and_not_scored_zero() -> None:
-    inapplicable = [Score(math.nan, applicable=False)] * 2
+    inapplicable = [Score(None)] * 2
     combined = combine({"hps": [Score(0.25), Score(0.5)], "git_vqa": inapplicable}, {"hps": 1.0, "git_vqa": -3.0})
     np.testing.assert_allclose(combined.rewards, [0.25, 0.5])
     assert np.isnan(combined.columns["git_vqa"]).all()
@@ -43,7 +43,28 @@ def test_a_value_that_is_not_finite_is_an_error_that_names_its_reward(value: flo
 
 def test_a_picture_to_which_no_reward_applies_is_an_error() -> None:
     with pytest.raises(RewardError, match="none of the rewards git_vqa applies to the prompt of picture 1"):
-        combine({"git_vqa": [Score(0.5), Score(0.0, applicable=False)]}, {"git_vqa": 1.0})
+        combine({"git_vqa": [Score(0.5), Score(None)]}, {"git_vqa": 1.0})
+
+
+def test_a_picture_that_a_reward_could_not_score_has_no_reward_and_its_neighbours_keep_theirs() -> None:
+    failed = RewardError("reward 'orm' failed on a:1: no luck")
+    scores = {"hps": [Score(0.5), Score(0.25), Score(1.0)], "orm": [Score(1.0), failed, Score(None)]}
+    combined = combine(scores, {"hps": 1.0, "orm": 2.0})
+    np.testing.assert_allclose(combined.rewards, [2.5, np.nan, 1.0])
+    np.testing.assert_allclose(combined.columns["orm"], [1.0, np.nan, np.nan])
+    assert combined.errors == {1: failed}
+    assert combined.explanations == ("hps 0.50 | orm 1.00", "hps 0.25 | orm failed", "hps 1.00")
+
+
+def test_a_reward_of_weight_zero_is_watched_and_costs_nothing() -> None:
+    failed = RewardError("reward 'orm' failed on a:1: no luck")
+    combined = combine({"hps": [Score(0.5)] * 2, "orm": [Score(0.25), failed]}, {"hps": 1.0, "orm": 0.0})
+    np.testing.assert_allclose(combined.rewards, [0.5, 0.5])
+    np.testing.assert_allclose(combined.columns["orm"], [0.25, np.nan])
+    assert combined.errors == {}
+    np.testing.assert_allclose(combine({"hps": [Score(0.5)], "orm": None}, {"hps": 1.0, "orm": 0.0}).rewards, [0.5])
+    with pytest.raises(NoRewardAppliesError, match="none of the rewards hps applies"):
+        combine({"hps": [Score(None)], "orm": [Score(0.25)]}, {"hps": 1.0, "orm": 0.0})
 
 
 def test_columns_of_different_length_are_an_error() -> None:

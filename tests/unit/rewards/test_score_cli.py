@@ -15,8 +15,13 @@ from PIL import Image
 from configs.errors import DataError
 from rewards.pictures import check_pictures, match_pictures, read_picture
 from rewards.pictures.input import MAX_PIXELS
-from rewards.score import choose_rewards, main, parse_arguments
-from rollout.records import Prompt, Score, UInt8Array
+from rewards.registry import create_reward
+from rewards.score import main, parse_arguments
+from rewards.scoring import choose_rewards
+from rollout.pictures import PictureWriter
+from rollout.records import GroupRequest, GroupRollout, Prompt, Score, UInt8Array
+from rollout.shapes import load_split
+from tests.records import make_trajectory
 
 
 def brightness(pictures: UInt8Array, prompts: Sequence[Prompt], scale: float = 1.0) -> list[float]:
@@ -34,9 +39,34 @@ class Fussy:
             raise RuntimeError("a curse")
         parts = [{"side": np.float32(picture.shape[0]), "corner": picture[0, 0]} for picture in pictures]
         return [
-            Score(0.5, parts=part, applicable="joy" not in prompt.text)
+            Score(None if "joy" in prompt.text else 0.5, parts=part)
             for part, prompt in zip(parts, prompts, strict=True)
         ]
+
+
+class Homeless:
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("no such model")
+
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[float]:
+        raise NotImplementedError
+
+
+class Ranks:
+    """Group-wise: the place of a picture among those of its prompt by brightness."""
+
+    def score_group(self, pictures: UInt8Array, prompt: Prompt) -> list[int]:
+        return list(np.argsort(np.argsort(pictures.mean(axis=(1, 2, 3)))))
+
+
+def plan_words(pictures: UInt8Array, prompts: Sequence[Prompt], plans: Sequence[str]) -> list[int]:
+    return [len(plan.split()) for plan in plans]
+
+
+def tag(pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[float | None]:
+    return [prompt.metadata.get("level") for prompt in prompts]
 
 
 BRIGHTNESS, FUSSY = f"{__name__}:brightness", f"{__name__}:Fussy"
@@ -216,7 +246,8 @@ def test_each_reward_runs_where_the_config_says_unless_told_otherwise(
 ) -> None:
     path = write_config(tmp_path, {"name": FUSSY, "gpus_per_replica": 1.0}, {"name": BRIGHTNESS})
     arguments = parse_arguments(["--config", str(path), "--prompts", "p.txt", "--images", ".", *device])
-    assert [config.gpus_per_replica for config in choose_rewards(arguments)] == gpus
+    rewards = choose_rewards(arguments.rewards, arguments.config, arguments.set, arguments.device)
+    assert [config.gpus_per_replica for config in rewards] == gpus
 
 
 @pytest.mark.parametrize(
@@ -243,9 +274,9 @@ def test_earlier_scores_outlive_a_reward_that_cannot_start_and_no_other(tmp_path
     save(tmp_path, "0.png", 51)
     write_prompts(tmp_path, {"prompt": "dusk"})
     _, first = run(tmp_path, "--rewards", BRIGHTNESS)
-    code, kept = run(tmp_path, "--rewards", f"{__name__}:nothing")
-    assert (code, kept) == (2, first)
-    code, again = run(tmp_path, "--rewards", BRIGHTNESS)
+    code, kept = run(tmp_path, "--rewards", f"{__name__}:Homeless", "--overwrite")
+    assert (code, kept) == (1, first)
+    code, again = run(tmp_path, "--rewards", BRIGHTNESS, "--overwrite")
     assert (code, again) == (0, first)
 
 
@@ -299,3 +330,217 @@ def test_a_picture_of_absurd_size_is_refused_by_its_header(tmp_path: Path) -> No
 def test_pictures_of_the_wrong_kind_are_refused_before_any_model_sees_them(pictures: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_pictures(pictures, [Prompt("p", "t")])
+
+
+def one_picture(folder: Path, **record: Any) -> Path:
+    save(folder, "0.png", 51)
+    return write_prompts(folder, {"prompt": "dusk", **record})
+
+
+def test_the_prompts_are_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = one_picture(tmp_path)
+    before = prompts.read_text()
+    for output in (prompts, tmp_path / "out" / ".." / "prompts.jsonl"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        arguments = ["--prompts", str(prompts), "--images", str(tmp_path), "--output", str(output), "--overwrite"]
+        assert main(["--rewards", BRIGHTNESS, *arguments]) == 2
+        assert "is the file of the prompts" in capsys.readouterr().err
+    assert prompts.read_text() == before
+
+
+def test_an_output_that_is_there_is_replaced_only_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_picture(tmp_path)
+    _, first = run(tmp_path, "--rewards", BRIGHTNESS)
+    code, kept = run(tmp_path, "--rewards", BRIGHTNESS, "--set", f"{BRIGHTNESS}.scale=2")
+    assert (code, kept) == (2, first)
+    assert "holds scores already; --resume goes on with it, --overwrite" in capsys.readouterr().err
+    code, replaced = run(tmp_path, "--rewards", BRIGHTNESS, "--set", f"{BRIGHTNESS}.scale=2", "--overwrite")
+    assert code == 0
+    assert replaced[0]["scores"][BRIGHTNESS]["value"] == pytest.approx(0.4)
+
+
+def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(5):
+        save(tmp_path, f"{i}.png", i)
+    write_prompts(tmp_path, {"prompt": "a wall"})
+    _, whole = run(tmp_path, "--rewards", BRIGHTNESS)
+    output = tmp_path / "out" / "scores.jsonl"
+    content = output.read_text()
+    output.write_text("".join(content.splitlines(keepends=True)[:2]) + '{"image": "2.p')
+    capsys.readouterr()
+    code, lines = run(tmp_path, "--rewards", BRIGHTNESS, "--resume")
+    printed = capsys.readouterr().out
+    assert (code, lines) == (0, whole)
+    assert "2 of 5 pictures are scored already" in printed
+    assert "│ 5 " in printed, "the summary is of all"
+    code, _ = run(tmp_path, "--rewards", FUSSY, "--resume")
+    assert code == 2
+    assert "--resume goes on with the same rewards" in capsys.readouterr().err
+    assert output.read_text() == content
+
+
+def test_common_pictures_are_taken_as_rgb_when_asked_and_transparent_ones_never(tmp_path: Path) -> None:
+    color = (10, 200, 30)
+    rgb = Image.new("RGB", (8, 8), color)
+    pictures = {
+        "opaque.png": rgb.convert("RGBA"),
+        "gray.png": Image.new("L", (8, 8), 77),
+        "gray_alpha.png": Image.new("LA", (8, 8), (77, 255)),
+        "bits.png": Image.new("1", (8, 8), 1),
+        "palette.png": rgb.convert("P", palette=Image.Palette.ADAPTIVE),
+        "still.gif": rgb.convert("P", palette=Image.Palette.ADAPTIVE),
+        "print.jpg": rgb.convert("CMYK"),
+    }
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+        with pytest.raises(ValueError, match="not RGB; convert it"):
+            read_picture(tmp_path / name)
+        pixels = read_picture(tmp_path / name, convert=True)
+        assert (pixels.shape, pixels.dtype) == ((8, 8, 3), np.uint8)
+    assert [read_picture(tmp_path / name, convert=True)[0, 0].tolist() for name in pictures][:4] == [
+        list(color),
+        [77] * 3,
+        [77] * 3,
+        [255] * 3,
+    ]
+    seen_through = Image.new("RGBA", (8, 8), (*color, 255))
+    seen_through.putpixel((3, 3), (*color, 254))
+    seen_through.save(tmp_path / "seen_through.png")
+    hole = rgb.convert("P", palette=Image.Palette.ADAPTIVE)
+    hole.save(tmp_path / "hole.png", transparency=0)
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
+    for name, reason in (("seen_through.png", "transparent"), ("hole.png", "transparent"), ("deep.png", "I;16")):
+        with pytest.raises(ValueError, match=reason):
+            read_picture(tmp_path / name, convert=True)
+
+
+@pytest.mark.parametrize("size", [(1, 101), (3000, 1)])
+def test_a_picture_that_is_all_length_is_refused_before_a_model_makes_gigabytes_of_it(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    Image.new("RGB", size).save(tmp_path / "long.png")
+    with pytest.raises(ValueError, match="one side is more than 100 times the other"):
+        read_picture(tmp_path / "long.png")
+    Image.new("RGB", (1, 100)).save(tmp_path / "tall.png")
+    assert read_picture(tmp_path / "tall.png").shape == (100, 1, 3)
+
+
+def test_hidden_files_are_no_pictures(tmp_path: Path) -> None:
+    for i, level in enumerate((0, 255)):
+        save(tmp_path, f"{i}.png", level)
+        (tmp_path / f"._{i}.png").write_bytes(b"\x00\x05\x16\x07 of a Mac")
+    save(tmp_path, ".hidden.png", 7)
+    write_prompts(tmp_path, {"prompt": "night"}, {"prompt": "noon"})
+    code, lines = run(tmp_path, "--rewards", BRIGHTNESS)
+    assert code == 0
+    assert [(line["image"], line["prompt"]) for line in lines] == [("0.png", "night"), ("1.png", "noon")]
+
+
+def test_a_picture_in_the_place_of_its_name_is_skipped(tmp_path: Path) -> None:
+    one_picture(tmp_path)
+    names = ("data:image/png;base64," + "A" * 5000, "a\0b.png", "0.png")
+    prompts = write_prompts(tmp_path, *({"prompt": "dusk", "image": name} for name in names))
+    pairs, skipped = match_pictures(prompts, tmp_path)
+    assert [pair.name for pair in pairs] == ["0.png"]
+    assert len(skipped) == 2
+    assert len(str(skipped[0])) < 400
+
+
+def test_all_that_was_skipped_is_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [{"prompt": "a", "image": f"{i}.png"} for i in range(30)]
+    save(tmp_path, "0.png", 0)
+    write_prompts(tmp_path, *records)
+    code, lines = run(tmp_path, "--rewards", BRIGHTNESS)
+    assert (code, len(lines)) == (1, 1)
+    path = tmp_path / "out" / "scores.skipped.jsonl"
+    skipped = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [entry["image"] for entry in skipped] == [f"prompts.jsonl:{i}" for i in range(2, 31)]
+    assert all("there is no picture" in entry["reason"] for entry in skipped)
+    printed = capsys.readouterr().out
+    assert "and 9 more" in printed
+    assert str(path) in printed
+
+
+def test_options_and_kinds_are_set_on_the_command_line(tmp_path: Path) -> None:
+    one_picture(tmp_path)
+    code, lines = run(
+        tmp_path,
+        *("--rewards", "dark,light"),
+        *("--set", f"dark.kind={BRIGHTNESS}", "--set", f"rewards.light.kind={BRIGHTNESS}"),
+        *("--set", "light.scale=3.0", "--set", "light.batch_size=1"),
+    )
+    assert code == 0
+    values = {name: score["value"] for name, score in lines[0]["scores"].items()}
+    assert values == {"dark": pytest.approx(0.2), "light": pytest.approx(0.6)}
+
+
+def test_a_config_may_hold_rewards_alone(tmp_path: Path) -> None:
+    one_picture(tmp_path)
+    path = tmp_path / "rewards.yaml"
+    path.write_text(yaml.safe_dump({"rewards": [{"name": BRIGHTNESS, "options": {"scale": 2.0}}]}))
+    code, lines = run(tmp_path, "--config", str(path))
+    assert code == 0
+    assert lines[0]["scores"][BRIGHTNESS]["value"] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "hps.model=DIR"], "expected NAME.OPTION=VALUE with a NAME of"),
+        (["--set", f"{BRIGHTNESS}.colour=red"], "does not take options {'colour': 'red'}"),
+        (["--set", f"{BRIGHTNESS}.batch_size=0"], "batch_size: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_line(
+    more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_picture(tmp_path)
+    code, lines = run(tmp_path, "--rewards", BRIGHTNESS, *more)
+    assert (code, lines) == (2, [])
+    assert message in capsys.readouterr().err
+
+
+def test_a_judge_without_its_server_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one_picture(tmp_path)
+    assert run(tmp_path, "--rewards", "vlm_judge")[0] == 2
+    assert "'vlm_judge' does not take options {}: missing a required" in capsys.readouterr().err
+
+
+def test_rewards_that_compare_or_read_plans_are_given_what_they_need(tmp_path: Path) -> None:
+    records = []
+    for prompt in range(30):
+        for i in range(4):
+            name = f"{prompt}-{i}.png"
+            save(tmp_path, name, 40 * ((i + prompt) % 4))
+            records.append({"prompt": f"wall {prompt}", "prompt_id": f"walls:{prompt}", "file": name})
+            records[-1] |= {"plan": "a plan " * i, "level": 0.5 * i, "seed": 7}
+    write_prompts(tmp_path, *records)
+    ranks, plans, tags = f"{__name__}:Ranks", f"{__name__}:plan_words", f"{__name__}:tag"
+    code, lines = run(tmp_path, "--rewards", f"{ranks},{plans},{tags}")
+    assert code == 0
+    assert [line["scores"][ranks]["value"] for line in lines] == [(i + p) % 4 for p in range(30) for i in range(4)]
+    assert [line["scores"][plans]["value"] for line in lines] == [2.0 * i for _ in range(30) for i in range(4)]
+    assert [line["scores"][tags]["value"] for line in lines] == [0.5 * i for _ in range(30) for i in range(4)]
+    assert lines[5]["prompt_id"] == "walls:1"
+    pairs, _ = match_pictures(tmp_path / "prompts.jsonl", tmp_path)
+    assert pairs[1].prompt.metadata == {"level": 0.5}, "how it was drawn is not the prompt's"
+
+
+def test_what_rollout_generate_drew_is_scored_as_in_training(tmp_path: Path) -> None:
+    prompts = list(load_split("heldout", 8))
+    writer = PictureWriter(tmp_path, {"model": "m", "temperature": 1.0, "seed": 0})
+    expected = []
+    for sequence, prompt in enumerate(prompts):
+        request = GroupRequest(sequence, 0, prompt, 2, 1, 0)
+        pictures = np.random.default_rng(sequence).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+        writer.write(GroupRollout(request, (make_trajectory(), make_trajectory()), "w", 0.0, 1.0), pictures)
+        expected += [answer.value for answer in create_reward("shapes", {}, "cpu").score(pictures, [prompt] * 2)]  # type: ignore[union-attr]
+    output = tmp_path / "scores.jsonl"
+    files = ["--prompts", str(tmp_path / "images.jsonl"), "--images", str(tmp_path), "--output", str(output)]
+    assert main(["--rewards", "shapes", *files]) == 0
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["scores"]["shapes"]["value"] for line in lines] == expected
+    pairs, _ = match_pictures(tmp_path / "images.jsonl", tmp_path)
+    assert [pair.prompt for pair in pairs] == [prompt for prompt in prompts for _ in range(2)]

@@ -255,6 +255,57 @@ def test_a_source_of_nothing_and_a_negative_index_are_the_callers_errors():
         PromptSource(numbered(2), seed=0).prompt_at(-1)
 
 
+GENEVAL = {
+    "prompt": "a photo of a bench",
+    "tag": "single_object",
+    "include": [{"class": "bench", "count": 1}],
+    "n": None,
+}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_what_else_a_record_says_is_kept_for_the_rewards(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"p.{suffix}"
+    if suffix == "jsonl":
+        write(path, as_lines([GENEVAL, {**BARE, "metadata": {"tag": "mine", "box": (0, 1)}, "tag": "theirs"}]))
+    else:
+        rows = [
+            {**GENEVAL, "picture": b"\x89PNG"},
+            {**BARE, "tag": "theirs", "metadata": {"tag": "mine", "box": [0, 1]}},
+        ]
+        names = ("prompt", "tag", "include", "picture", "metadata")
+        pyarrow.parquet.write_table(pyarrow.table({name: [row.get(name) for row in rows] for name in names}), path)
+    bench, boat = load_prompts(str(path), 0).prompts
+    assert bench.metadata["include"] == [{"class": "bench", "count": 1}]
+    assert bench.metadata["tag"] == "single_object"
+    assert not {"n", "picture", "prompt"} & bench.metadata.keys()
+    assert boat.metadata == {"tag": "mine", "box": [0, 1]}, "what a record calls metadata goes before its other fields"
+    assert hash(bench) != hash(boat)
+
+
+def test_metadata_of_a_table_are_json_in_a_column(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", 'prompt,metadata,note\na boat,"{""ocr_text"": ""BOAT""}",\na car,,quick\n')
+    assert [prompt.metadata for prompt in load_prompts(path, 0).prompts] == [{"ocr_text": "BOAT"}, {"note": "quick"}]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [([1], "expected an object, found"), ({"text": "x" * 1_000_001}, "at most 1,000,000 are carried to the rewards")],
+)
+def test_metadata_that_cannot_be_carried_make_a_bad_record(tmp_path: Path, metadata: Any, reason: str) -> None:
+    path = write(tmp_path / "p.jsonl", as_lines([BARE, {**BARE, "metadata": metadata}]))
+    (skipped,) = load_prompts(path, 1).skipped
+    assert skipped.place == "line 2"
+    assert skipped.reason.startswith("metadata: ")
+    assert reason in skipped.reason
+
+
+def test_a_prompt_written_as_a_record_is_read_as_itself(tmp_path: Path) -> None:
+    prompts = [dataclasses.replace(FULL_PROMPT, metadata={"level": {"a": [1, None]}}), Prompt("", "a boat")]
+    path = write(tmp_path / "p.jsonl", as_lines([prompt.to_record() for prompt in prompts]))
+    assert without_ids(load_prompts(path, 0).prompts) == prompts
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cluster.reports.metrics import METRIC_PREFIXES, METRICS
-from cluster.reports.step_metrics import StepTimes, step_metrics
+from cluster.reports.step_metrics import StepTimes, reward_work, step_metrics
+from rewards.worker import RewardFigures
 from tests.records import make_scored_group
 
 TIMES = StepTimes(started=100.0, batch_arrived=103.0, learned=107.0, published=108.0)
@@ -49,3 +50,26 @@ def test_what_the_learner_measured_is_passed_on_and_every_key_is_documented():
     metrics = step_metrics(0, [make_scored_group()], {"loss": 0.5, "staleness/max": 1.0}, TIMES)
     assert (metrics["loss"], metrics["staleness/max"]) == (0.5, 1.0)
     assert all(key in METRICS or key.startswith(tuple(METRIC_PREFIXES)) for key in metrics)
+
+
+def test_a_picture_without_a_reward_is_no_part_of_the_figures():
+    groups = [make_scored_group(0, (0.0, math.nan, 1.0)), make_scored_group(1, (0.5, 0.5, 0.5))]
+    metrics = step_metrics(0, groups, {}, TIMES)
+    assert metrics["reward/mean"] == pytest.approx(0.5)
+    assert metrics["reward/std_in_group"] == pytest.approx((math.sqrt(0.5) + 0.0) / 2)
+    assert (metrics["images"], metrics["images_per_s"]) == (5, 5 / 8)
+
+
+def test_what_the_replicas_of_a_reward_did_is_told_by_picture_and_by_batch():
+    work = RewardFigures(num_pictures=40, num_failed=2, num_calls=5, num_repeated=8, queue_s=4.0, busy_s=10.0)
+    metrics = reward_work({"hps": work, "orm": RewardFigures()})
+    assert {key.removeprefix("reward/hps/"): value for key, value in metrics.items() if "/hps/" in key} == {
+        "queue_ms": 100.0,
+        "batch_ms": 2000.0,
+        "images_per_s": 4.0,
+        "failed": 2,
+        "repeated": 8,
+    }
+    assert math.isnan(metrics["reward/orm/batch_ms"])
+    assert metrics["reward/orm/failed"] == 0
+    assert all(key.startswith(tuple(METRIC_PREFIXES)) for key in metrics)

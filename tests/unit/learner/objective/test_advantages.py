@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,9 +77,25 @@ def test_a_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_reward_that_is_not_finite_is_refused_with_its_group(bad: float) -> None:
+def test_an_infinite_reward_or_a_lone_one_is_refused_with_its_group(bad: float) -> None:
     with pytest.raises(ValueError, match="group 1"):
         group_advantages(torch.tensor([[0.0, 1.0], [0.0, bad]]), EPSILON)
+
+
+@pytest.mark.parametrize("normalization", ["group", "group_mean_only", "batch"])
+@pytest.mark.parametrize("normalized", [(), ("one",)])
+def test_a_trajectory_that_is_left_out_has_advantage_zero_and_changes_no_other(
+    normalization: Any, normalized: tuple[str, ...]
+) -> None:
+    rewards = torch.from_numpy(random_rewards(6))
+    settings = AdvantageSettings(EPSILON, normalization, {"one": 1.0}, normalized)
+    expected = advantages_of(rewards, {"one": rewards}, settings)
+    holed = torch.cat([rewards[:, :2], torch.full((5, 1), torch.nan), rewards[:, 2:]], dim=1)
+    other = torch.where(holed.isnan(), 7.0, holed)  # another reward than the one that failed may have a value there
+    result = advantages_of(holed, {"one": other}, settings)
+    assert torch.equal(result[:, 2], torch.zeros(5, dtype=torch.float64))
+    torch.testing.assert_close(torch.cat([result[:, :2], result[:, 3:]], dim=1), expected)
+    assert share_without_spread(torch.tensor([[1.0, torch.nan, 1.0], [1.0, torch.nan, 2.0]])) == 0.5
 
 
 def random_columns() -> dict[str, np.ndarray]:

@@ -98,9 +98,9 @@ def test_a_batch_scores_as_its_pictures_one_by_one(reward: GitVqaReward) -> None
 def test_t2i_r1_compat_adds_a_nought_where_the_default_does_not_apply(folder: Path, reward: GitVqaReward) -> None:
     relation = SpatialInfo("apple", "bench", "left of")
     prompts = [
-        Prompt("a", "t", spatial_info=relation),
+        Prompt("a", "t", "spatial", nouns=("apple", "bench"), spatial_info=relation),
         PROMPTS[1],
-        Prompt("c", "t", numeracy_info=(CountInfo("a", 2),)),
+        Prompt("c", "t", "numeracy", nouns=("a",), numeracy_info=(CountInfo("a", 2),)),
     ]
     default = reward.score(tiled_pictures(3), prompts)
     compat = GitVqaReward(device="cpu", model=str(folder), t2i_r1_compat=True).score(tiled_pictures(3), prompts)
@@ -122,10 +122,14 @@ def test_the_parts_hold_every_question_with_its_answer(reward: GitVqaReward) -> 
     assert score.value == pytest.approx(math.fsum(score.parts.values()) / 2)
 
 
-def test_a_prompt_without_attributes_is_not_scored(reward: GitVqaReward) -> None:
-    plain, asked = reward.score(tiled_pictures(2), [prompt(), PROMPTS[0]])
-    assert not plain.applicable
-    assert asked.applicable
+def test_a_prompt_without_attributes_is_asked_for_its_nouns(reward: GitVqaReward, folder: Path) -> None:
+    pictures = tiled_pictures(2)
+    where = SpatialInfo("apple", "bench", "left of")
+    nouns = Prompt("a", "t", "complex", nouns=("apple", "bench"), spatial_info=where)
+    by_nouns, nothing = reward.score(pictures, [nouns, prompt()])
+    assert list(by_nouns.parts) == ["apple?", "bench?"]
+    assert by_nouns.value == pytest.approx(slow_score(folder, pictures[0], prompt("apple", "bench")), abs=1e-5)
+    assert not nothing.applicable
 
 
 def test_wrong_pictures_are_refused(reward: GitVqaReward) -> None:

@@ -180,6 +180,23 @@ def test_t2i_r1_compat_gives_nought_for_a_reply_that_is_neither_yes_nor_no(rewar
     assert not reward.is_random
 
 
+def test_a_checkpoint_that_wants_tiles_is_seen_as_a_square_when_asked_so(
+    reward: OrmReward, hf_folder: Path, tmp_path: Path
+) -> None:
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(hf_folder)
+    model.config.vision_aspect_ratio = "anyres_max_9"
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    pictures, asked = tiled_pictures(2, height=30, width=50), prompts(*TEXTS[:2])
+    as_square = reward.score(pictures, asked)
+    padded = OrmReward(device="cpu", model=str(tmp_path), view="pad").score(pictures, asked)
+    in_tiles = OrmReward(device="cpu", model=str(tmp_path)).score(pictures, asked)
+    assert [score.value for score in padded] == pytest.approx([score.value for score in as_square], abs=1e-6)
+    assert [score.value for score in in_tiles] != pytest.approx([score.value for score in as_square], abs=1e-3)
+    with pytest.raises(ConfigError, match=r"view of orm is 'square'; set it to checkpoint or pad"):
+        OrmReward(device="cpu", model=str(tmp_path), view="square")
+
+
 def test_tiles_score_as_in_transformers_own_forward_pass(hf_folder: Path, tmp_path: Path) -> None:
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(hf_folder).eval()
     model.config.vision_aspect_ratio = "anyres_max_9"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from configs.errors import ConfigError, RewardError
 from rewards.judge import UnifiedReward, VlmJudgeReward
-from rollout.records import Prompt, UInt8Array
+from rollout.records import Prompt, Score, UInt8Array
 
 KEY = "sk-very-secret"
 Answer = tuple[int, str | dict[str, Any]]
@@ -78,6 +78,14 @@ def judge(server: JudgeServer, **options: Any) -> VlmJudgeReward:
 
 PICTURES: UInt8Array = np.random.default_rng(0).integers(0, 256, (6, 8, 9, 3), dtype=np.uint8)
 PROMPTS = [Prompt(str(i), f"picture {i}") for i in range(6)]
+
+
+def ask(reward: VlmJudgeReward) -> Score:
+    """The score of the first picture; raises the error that stands in its place."""
+    (answer,) = reward.score(PICTURES[:1], PROMPTS[:1])
+    if isinstance(answer, RewardError):
+        raise answer
+    return answer
 
 
 def question_of(body: dict[str, Any]) -> str:
@@ -147,8 +155,28 @@ def test_a_reply_without_a_number_in_range_is_an_error_and_no_nought(
 ) -> None:
     server.answer = lambda body: reply(text)
     with pytest.raises(RewardError, match=message):
-        judge(server).score(PICTURES[:1], PROMPTS[:1])
+        ask(judge(server))
     assert len(server.requests) == 1
+
+
+def test_a_picture_without_an_answer_costs_itself_and_each_is_asked_for_once(server: JudgeServer) -> None:
+    server.answer = lambda body: reply("I cannot say." if '"picture 2"' in question_of(body) else "Score: 5")
+    answers = judge(server).score(PICTURES, PROMPTS)
+    assert [i for i, answer in enumerate(answers) if isinstance(answer, RewardError)] == [2]
+    assert len(server.requests) == 6
+
+
+def test_a_judge_that_is_closed_leaves_no_thread(server: JudgeServer) -> None:
+    server.answer = lambda body: reply("Score: 5")
+    before = set(threading.enumerate())
+    reward = judge(server, num_parallel=3)
+    reward.score(PICTURES, PROMPTS)
+    threads = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("judge")]
+    assert threads
+    reward.close()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -162,7 +190,7 @@ def test_a_server_that_is_busy_is_asked_again(server: JudgeServer, status: int) 
 def test_a_server_that_stays_busy_is_named_with_what_it_said(server: JudgeServer) -> None:
     server.answer = lambda body: (503, "out of memory")
     with pytest.raises(RewardError, match=r"127\.0\.0\.1.* no answer in 3 tries, the last: status 503: out of memory"):
-        judge(server, retries=2).score(PICTURES[:1], PROMPTS[:1])
+        ask(judge(server, retries=2))
 
 
 def test_a_server_that_hangs_is_given_up_after_its_time(server: JudgeServer) -> None:
@@ -174,21 +202,21 @@ def test_a_server_that_hangs_is_given_up_after_its_time(server: JudgeServer) -> 
 
     server.answer = hang
     with pytest.raises(RewardError, match=r"no answer in 2 tries, the last: TimeoutError"):
-        judge(server, retries=1, timeout_s=0.3).score(PICTURES[:1], PROMPTS[:1])
+        ask(judge(server, retries=1, timeout_s=0.3))
     done.set()
 
 
 def test_a_server_that_is_not_there_is_an_error() -> None:
     reward = VlmJudgeReward(device="cpu", url="http://127.0.0.1:9/v1", model="m", retries=0)
     with pytest.raises(RewardError, match="no answer in 1 tries, the last: URLError"):
-        reward.score(PICTURES[:1], PROMPTS[:1])
+        ask(reward)
 
 
 @pytest.mark.parametrize("answer", [(200, "<html>"), (200, {"choices": []}), (200, "[1]")])
 def test_another_kind_of_server_is_recognised(server: JudgeServer, answer: Answer) -> None:
     server.answer = lambda body: answer
     with pytest.raises(RewardError, match="did not answer as an OpenAI-compatible server does"):
-        judge(server).score(PICTURES[:1], PROMPTS[:1])
+        ask(judge(server))
 
 
 def test_the_key_is_sent_and_shows_nowhere_else(server: JudgeServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +226,7 @@ def test_the_key_is_sent_and_shows_nowhere_else(server: JudgeServer, monkeypatch
     assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
     server.answer = lambda body: (401, f"Incorrect API key provided: {KEY}")
     with pytest.raises(RewardError, match=r"status 401: Incorrect API key provided: \*\*\*") as error:
-        reward.score(PICTURES[:1], PROMPTS[:1])
+        ask(reward)
     assert KEY not in str(error.value)
     assert KEY not in repr(vars(reward))
     assert len(server.requests) == 2, "a refused key is not tried again"
@@ -208,7 +236,7 @@ def test_a_redirect_is_refused_and_the_key_stays(server: JudgeServer, monkeypatc
     monkeypatch.setenv("JUDGE_KEY", KEY)
     server.answer = lambda body: (302, "moved")
     with pytest.raises(RewardError, match="refused the request with status 302"):
-        judge(server, api_key_env="JUDGE_KEY").score(PICTURES[:1], PROMPTS[:1])
+        ask(judge(server, api_key_env="JUDGE_KEY"))
     assert [path for path, _, _ in server.requests] == ["/v1/chat/completions"]
 
 

@@ -67,13 +67,30 @@ def test_two_names_for_one_object_earn_little() -> None:
     jitter = MIDDLE + np.float32(0.5) * np.array([-1, -1, -1, -1], dtype=np.float32)
     for relation in ("left", "above", "on top", "near", "beside"):
         assert relation_score(relation, jitter, MIDDLE) < 0.25
-        assert relation_score(relation, MIDDLE, MIDDLE) <= 0.1
+        assert relation_score(relation, MIDDLE, MIDDLE) == 0.0
 
 
 def test_what_lies_on_top_may_overlap_what_it_lies_on() -> None:
     cat, sofa = box(30, 20, 70, 60), box(10, 30, 90, 90)
     assert relation_score("on top", cat, sofa) == 1.0
     assert relation_score("above", cat, sofa) < 1.0
+
+
+def test_a_step_within_the_least_distance_is_no_direction() -> None:
+    bench = box(0, 0, 100, 100)
+    for step in (1, 4, 12):
+        dog = box(40 + step, 40, 60 + step, 60)
+        assert relation_score("right", dog, bench) == 0.0
+        assert relation_score("beside", dog, bench) == 0.0
+    assert relation_score("right", box(58, 40, 78, 60), bench) == pytest.approx((18 - 12) / 12)
+    assert relation_score("right", box(70, 40, 90, 60), bench) == 1.0
+
+
+def test_what_is_next_to_a_thing_may_overlap_it_but_is_not_it() -> None:
+    bench, dog = box(0, 40, 100, 100), box(30, 45, 90, 100)
+    assert intersection_over_union(bench, dog) > 0.5
+    assert relation_score("near", dog, bench) > 0.8
+    assert relation_score("near", bench, bench) == 0.0
 
 
 def test_near_means_a_gap_no_wider_than_the_objects() -> None:

@@ -12,8 +12,9 @@ from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, G
 
 from configs.errors import ConfigError, ModelError
 from rewards.objects import GroundingDinoReward
+from rewards.objects.captions import caption_of
 from rewards.objects.detections import Detections, drop_duplicates, score_detections, wanted_nouns
-from rewards.t2i_r1 import rules as t2i_r1
+from rewards.t2i_r1.grounding_dino import T2IR1DetectionRules
 from rollout.records import CountInfo, Prompt, SpatialInfo, UInt8Array
 from tests.bert_tokenizer import save_bert_tokenizer
 
@@ -108,7 +109,8 @@ def test_detections_are_those_of_the_model_run_on_one_picture(reward: GroundingD
         [["dog"], ["cat"], ["truck"]],
     ]
     num_boxes = 0
-    for picture, words, names, found in zip(pictures, pieces, nouns, reward.detect(pictures, nouns), strict=True):
+    detected = reward.detect(pictures, [caption_of(names) for names in nouns])
+    for picture, words, names, found in zip(pictures, pieces, nouns, detected, strict=True):
         expected = slow_detections(folder, picture, words)
         height, width = picture.shape[:2]
         for name, boxes in zip(names, expected, strict=True):
@@ -136,12 +138,15 @@ def test_a_batch_scores_as_its_pictures_one_by_one(reward: GroundingDinoReward) 
 def test_t2i_r1_compat_scores_the_same_boxes_by_its_own_rules(reward: GroundingDinoReward, folder: Path) -> None:
     compat = GroundingDinoReward(device="cpu", model=str(folder), box_threshold=THRESHOLD, t2i_r1_compat=True)
     pictures = some_pictures(3)
-    counted = Prompt("b", "t", nouns=("cat",), numeracy_info=(CountInfo("cat", 1),))
+    counted = Prompt("b", "t", "numeracy", nouns=("cat",), numeracy_info=(CountInfo("cat", 1),))
     prompts = [Prompt("a", "joy"), counted, Prompt("c", "t", nouns=("a red truck", "cat"))]
-    expected = [t2i_r1.score_candidates(prompts[0], {}, 0.5)]
+    rules = T2IR1DetectionRules(0.5)
+    expected = [rules.score(prompts[0], {}, 1, 1)]
     for i in (1, 2):
-        (candidates,) = reward.detect(pictures[i : i + 1], [t2i_r1.detector_nouns(prompts[i])])
-        expected.append(t2i_r1.score_candidates(prompts[i], candidates, 0.5))
+        caption = rules.caption(prompts[i])
+        assert caption is not None
+        (candidates,) = reward.detect(pictures[i : i + 1], [caption])
+        expected.append(rules.score(prompts[i], candidates, 1, 1))
     scores = compat.score(pictures, prompts)
     assert [score.value for score in scores] == pytest.approx([score.value for score in expected], abs=1e-5)
     assert scores[0].value == 1.0
@@ -154,8 +159,11 @@ def test_a_prompt_without_nouns_is_not_scored(reward: GroundingDinoReward) -> No
     assert scored.applicable
 
 
-def test_a_relation_that_boxes_cannot_tell_is_not_scored() -> None:
-    assert wanted_nouns(Prompt("a", "t", nouns=("cat",), spatial_info=SpatialInfo("cat", "dog", "behind"))) == []
+def test_a_relation_that_boxes_cannot_tell_is_scored_by_presence() -> None:
+    prompt = Prompt("a", "t", nouns=("cat",), spatial_info=SpatialInfo("cat", "dog", "behind"))
+    assert wanted_nouns(prompt) == ["cat", "dog"]
+    assert score_detections(prompt, found(cat=[LEFT], dog=[RIGHT])).value == 1.0
+    assert score_detections(prompt, found(cat=[LEFT], dog=[])).value == 0.5
 
 
 def test_nouns_are_normalised_and_looked_for_once() -> None:
@@ -211,9 +219,18 @@ def test_a_count_that_is_nearly_right_earns_nearly_all() -> None:
     assert score_detections(prompt, found(cat=[], dog=[LEFT, RIGHT])).value == 0.0
 
 
-def test_nouns_beyond_the_models_text_length_are_refused(reward: GroundingDinoReward) -> None:
-    with pytest.raises(ValueError, match="more than 32 tokens"):
-        reward.score(some_pictures(1), [Prompt("a", "t", nouns=("fire truck " * 20,))])
+def test_nouns_beyond_the_models_text_length_cost_only_their_own_prompt(reward: GroundingDinoReward) -> None:
+    short, long = Prompt("a", "t", nouns=("cat",)), Prompt("b", "t", nouns=("fire truck " * 20,))
+    pictures = some_pictures(2)
+    alone, too_long = reward.score(pictures[:1], [short])[0], reward.score(pictures, [short, long])
+    assert too_long[0].value == pytest.approx(alone.value)
+    assert not too_long[1].applicable
+    assert "more than 32 tokens" in too_long[1].parts["not applicable"]
+
+
+def test_a_noun_of_which_the_tokenizer_makes_nothing_is_not_there(reward: GroundingDinoReward) -> None:
+    (score,) = reward.score(some_pictures(1), [Prompt("a", "t", nouns=("\u200b",))])
+    assert (score.value, score.parts["missing"]) == (0.0, ["\u200b"])
 
 
 def test_a_threshold_outside_its_range_is_refused(folder: Path) -> None:

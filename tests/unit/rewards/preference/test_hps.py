@@ -160,7 +160,8 @@ def test_t2i_r1_compat_gives_the_cosine_in_float16(reward: HPSReward, folder: Pa
     pictures, prompts = some_pictures(3), [prompt("a red star")] * 3
     exact = [score.value for score in reward.score(pictures, prompts)]
     rounded = [score.value for score in compat.score(pictures, prompts)]
-    assert rounded == [float(np.float16(value)) for value in exact] != exact
+    assert rounded == [float(np.float16(value)) for value in rounded] != exact
+    assert rounded == pytest.approx(exact, abs=1e-3)
 
 
 def test_a_prompt_longer_than_the_context_keeps_its_end_token(reward: HPSReward) -> None:

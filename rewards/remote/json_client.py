@@ -1,0 +1,104 @@
+"""POST of JSON to a server that may be busy: tried again, a bounded number of times, and never redirected.
+
+    body ─► POST ─► 200: the answer
+              │ timeout, no connection, 408, 409, 425, 429, 5xx: again, up to `retries` times, waiting twice as long
+              └ anything else: RewardError at once
+
+The key goes nowhere but into the request's header: not into errors, not to another server.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from configs.errors import ConfigError, RewardError
+
+MAX_BODY_READ: Final = 10_000
+MAX_BODY_SHOWN: Final = 200
+"""Bytes that are read of an error's body, and characters that are shown of it."""
+_RETRIED_STATUSES: Final = (408, 409, 425, 429)
+
+
+class _TryAgainError(Exception):
+    """The server may answer another time. The message says what happened."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key to another server."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class JsonClient:
+    """Of one address; may be used from several threads."""
+
+    url: str
+    timeout_s: float
+    """Of one try."""
+    retries: int
+    backoff_s: float
+    """Before the first retry; doubles with each."""
+    api_key: str | None = field(default=None, repr=False)
+
+    def post(self, body: Any) -> Any:
+        """The answer to a JSON body, parsed. Raises RewardError."""
+        data = json.dumps(body).encode()
+        reason = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                time.sleep(self.backoff_s * 2 ** (attempt - 1))
+            try:
+                answer = self._try(data)
+                break
+            except _TryAgainError as error:
+                reason = str(error)
+        else:
+            raise RewardError(f"{self.url} gave no answer in {self.retries + 1} tries, the last: {reason}")
+        try:
+            return json.loads(answer)
+        except ValueError as error:
+            raise RewardError(f"{self.url} did not answer in JSON: {self._show(answer)}") from error
+
+    def _try(self, data: bytes) -> bytes:
+        request = urllib.request.Request(self.url, data=data, headers={"Content-Type": "application/json"})
+        if self.api_key:
+            request.add_unredirected_header("Authorization", f"Bearer {self.api_key}")
+        try:
+            with urllib.request.build_opener(_NoRedirects).open(request, timeout=self.timeout_s) as response:
+                read: bytes = response.read()
+                return read
+        except urllib.error.HTTPError as error:
+            with error:
+                reason = f"status {error.code}: {self._show(error.read(MAX_BODY_READ))}"
+            if error.code in _RETRIED_STATUSES or error.code >= 500:
+                raise _TryAgainError(reason) from None
+            raise RewardError(f"{self.url} refused the request with {reason}") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise _TryAgainError(f"{type(error).__name__}: {error}") from error
+
+    def _show(self, body: bytes) -> str:
+        """The start of a body, without the key: some servers quote the one that they refuse."""
+        text = body.decode(errors="replace")
+        return (text.replace(self.api_key, "***") if self.api_key else text)[:MAX_BODY_SHOWN]
+
+
+def read_api_key(variable: str | None, reward: str) -> str | None:
+    """The value of an environment variable; null for none. Raises ConfigError when it is not set."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key:
+        raise ConfigError(
+            f"rewards[].options.api_key_env of {reward} is '{variable}', and that variable is not set where the reward "
+            "runs; export it before the run, or pass it in the reward's runtime environment"
+        )
+    return key

@@ -1,0 +1,19 @@
+"""What `python -m rewards.score` consists of: which rewards, which lines, which summary."""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from rewards.scoring.choice import choose_rewards as choose_rewards
+    from rewards.scoring.output import ScoreFile as ScoreFile
+    from rewards.scoring.summary import Summary as Summary
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "choice": ["choose_rewards"],
+        "output": ["ScoreFile"],
+        "summary": ["Summary"],
+    },
+)
