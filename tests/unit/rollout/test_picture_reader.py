@@ -68,7 +68,7 @@ def make(path: Path) -> None:
 
 REFUSED = {
     "cut_out.png": "has channels RGBA, not RGB; convert it first",
-    "gray_16.png": "not RGB; convert it first",
+    "gray_16.png": "not RGB; convert it to 8 bits a channel first",
     "float.tif": "has channels F, not RGB",
     "cmyk.jpg": "has channels CMYK, not RGB",
     "palette.png": "has channels P, not RGB",
