@@ -57,8 +57,10 @@ def _main(options: argparse.Namespace) -> int:
             directory = None
             config = with_environment(load_config(options.config, options.set))
         if options.dry_run:
+            from cluster.first_checks import check_first
             from cluster.session.dry_run import describe_run
 
+            check_first(config)
             print(describe_run(config))
             return 0
         return launch(config, signals, directory)
@@ -76,12 +78,9 @@ def launch(config: RunConfig, signals: StopSignals, resumed: RunDirectory | None
     resumed: the run to go on with; None begins one.
     """
     _quieten()
-    from cluster.session.dry_run import check_model_exists
-    from rewards.coverage import check_reward
+    from cluster.first_checks import check_first
 
-    check_model_exists(config.model)
-    for reward in config.rewards:
-        check_reward(reward)
+    check_first(config)
     train = load_prompts(config.data.train, config.data.max_bad_lines)
     evaluation = {
         name: load_prompts(source, config.data.max_bad_lines) for name, source in config.data.evaluation.items()
@@ -105,7 +104,7 @@ def _run(
     is_new: bool,
 ) -> int:
     from cluster.reports import Progress, RunLog
-    from cluster.reports.metrics import MetricsWriter
+    from cluster.reports.metrics_file import MetricsWriter
     from cluster.run import Run
     from cluster.session import PrivateRedis, plan_placement, ray_session
     from cluster.state import Checkpoints, Registry, RunState
@@ -165,7 +164,10 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Everything the run writes is in DIR/NAME (run.dir, run.name of the config).",
     )
     parser.add_argument(
-        "--config", default=DEFAULT_CONFIG, metavar="FILE", help=f"YAML file (default {DEFAULT_CONFIG})"
+        "--config",
+        default=DEFAULT_CONFIG,
+        metavar="FILE",
+        help="YAML file; default: the shapes world on CPU",
     )
     parser.add_argument(
         "--resume",

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.groups import Admission, GroupRoller, QueueClient
 from cluster.groups.roller import GroupGivenUpError, RolledGroup
 from cluster.learning import LearnerGroup, WeightSync
+from cluster.learning.skipped_steps import SkippedSteps
 from cluster.pools import ActorPool
 from cluster.pools.cancellation import end_tasks
 from cluster.reports.step_metrics import StepTimes, reward_work, step_metrics
@@ -72,6 +73,8 @@ class Pipeline:
     _between_steps: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     """Cleared from when the learner begins a step until all that is told of the step is written down."""
     _step: int = field(init=False)
+    _is_checkpoint_due: bool = field(default=False, init=False)
+    """Since the last one was to be written: because of the step, or because it failed."""
     _is_waiting: bool = field(default=False, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
 
@@ -209,6 +212,7 @@ class Pipeline:
 
     async def _make_steps(self, deliveries: asyncio.TaskGroup) -> None:
         delivery: asyncio.Task[None] | None = None
+        skipped = SkippedSteps(self.config.run.steps)
         for step in range(self.start.step, self.config.run.steps):
             self.log.check()
             times = StepTimes(started=time.monotonic())
@@ -223,13 +227,20 @@ class Pipeline:
             times.learned = time.monotonic()
             if delivery is not None:
                 await delivery  # one version at a time: the store keeps the newest only
-            await self.machinery.weights.publish(self.machinery.learner.ranks, step + 1, self.machinery.rollouts)
+            await self._publish(step + 1)
             delivery = deliveries.create_task(self._deliver(), name=f"deliver {step + 1}")
             if self.config.algorithm.max_staleness == 0:
                 await delivery
             times.published = time.monotonic()
             evaluated = await self._evaluate(step + 1, delivery)
-            await self._finish_step(step, {**report.metrics, **evaluated}, report.note, times)
+            notes = (report.note, skipped.count(step + 1, report))
+            await self._finish_step(step, {**report.metrics, **evaluated}, notes, times)
+            skipped.check(step + 1)
+
+    async def _publish(self, version: int) -> None:
+        learner = self.machinery.learner
+        publishing = self.machinery.weights.publish(learner.ranks, version, self.machinery.rollouts)
+        await learner.watched(publishing, f"publishing weight version {version}")
 
     async def _next_batch(self, step: int) -> Any:
         """Reference to the batch of `step`; None when the run is told to stop. The batch itself goes from
@@ -240,7 +251,7 @@ class Pipeline:
         except TimeoutError:
             raise RunError(
                 f"step {step} waited {timeout_s:g} s (run.step_timeout_s) for its groups; "
-                f"{self.machinery.rollouts.num_ready} rollout workers are ready"
+                f"{self.machinery.rollouts.describe()}; {self.machinery.roller.rewards.describe()}"
             ) from None
 
     async def _unless_stopped(self, work: Awaitable[Result], timeout_s: float | None = None) -> Result | None:
@@ -276,7 +287,9 @@ class Pipeline:
         finally:
             self._started += time.monotonic() - started  # evaluations are no training time
 
-    async def _finish_step(self, step: int, reported: Mapping[str, float], note: str | None, times: StepTimes) -> None:
+    async def _finish_step(
+        self, step: int, reported: Mapping[str, float], notes: Sequence[str | None], times: StepTimes
+    ) -> None:
         groups_per_step = self.config.algorithm.groups_per_step
         sequences = range(step * groups_per_step, (step + 1) * groups_per_step)
         rolled = [self._rolled.pop(sequence) for sequence in sequences]
@@ -292,8 +305,9 @@ class Pipeline:
             self._replaced.pop(sequence, None)
         self._step = step + 1
         self._between_steps.set()
-        if note is not None:
+        for note in filter(None, notes):
             self.log.note(note)
         await self.log.step(metrics, rolled)
-        if self._step % self.config.checkpoint.every_steps == 0 and self._step < self.config.run.steps:
-            await self.log.checkpoint(self.machinery.learner, self.state)
+        self._is_checkpoint_due |= self._step % self.config.checkpoint.every_steps == 0
+        if self._is_checkpoint_due and self._step < self.config.run.steps:
+            self._is_checkpoint_due = await self.log.checkpoint(self.machinery.learner, self.state) is None

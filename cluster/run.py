@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,15 +28,17 @@ from cluster.learning import LearnerGroup, NcclSync, ObjectStoreSync, WeightSync
 from cluster.learning.learner_group import LearnerLostError
 from cluster.pipeline import Machinery, Pipeline
 from cluster.pools import ActorPool, Elasticity, Patience, PoolHooks
+from cluster.pools.cancellation import end_tasks
 from cluster.pools.elasticity import ElasticPool
 from cluster.pools.remote_errors import first_line, own_error
-from cluster.preparation import prepare_model, prompts_that_fit
-from cluster.reports import RunLog, read_metrics
-from cluster.reports.metrics import RunSummary, first_and_last_reward, write_summary
+from cluster.preparation import StartingModel, prompts_that_fit
+from cluster.reports import RunLog
+from cluster.reports.metrics import RunSummary
 from cluster.run_evaluation import RunEvaluation
+from cluster.run_finish import keep_summary, noted, summarize
 from cluster.state import RunState
 from cluster.state.run_state import digest_of
-from configs.errors import BicotError, LearnerError, RunError
+from configs.errors import BicotError, CheckpointError, LearnerError, RunError
 from configs.schema import RunConfig
 from rollout.prompts import PromptSet, PromptSource
 from rollout.prompts.source import summarize_skipped
@@ -58,7 +61,7 @@ class Run:
     _rewards: RewardPools = field(init=False)
     _weights: WeightSync = field(init=False)
     _own_placement: OwnPlacement = field(default_factory=OwnPlacement, init=False)
-    _model_path: str = field(init=False)
+    _model: StartingModel = field(init=False)
     _pipeline: Pipeline | None = field(default=None, init=False)
     _task: asyncio.Task[Any] | None = field(default=None, init=False)
     _is_training: bool = field(default=False, init=False)
@@ -71,7 +74,8 @@ class Run:
 
     def __post_init__(self) -> None:
         run_id = self.log.directory.name
-        self._learner = LearnerGroup(self.config, run_id)
+        self._learner = LearnerGroup(self.config, run_id, note=self.log.note)
+        self._model = StartingModel(self.config, self.log)
         self._evaluation = RunEvaluation(self.log)
         cluster = self.config.cluster
         patience = Patience(self.config.run.start_timeout_s, cluster.heartbeat_s, cluster.heartbeat_timeout_s)
@@ -118,7 +122,7 @@ class Run:
             try:
                 finished = await self._train()
             finally:
-                elasticity.cancel()
+                await end_tasks({elasticity})
             status = "finished" if finished else "stopped"
         except asyncio.CancelledError:
             status = "stopped"
@@ -132,7 +136,7 @@ class Run:
 
     async def _start(self) -> None:
         await self._learner.start()
-        self._model_path = await prepare_model(self.config, self._learner, self.log)
+        await self._model.prepare(self._learner)
         self.log.progress.stage("starting learner, rollout workers and rewards")
         timeout_s = self.config.run.start_timeout_s
         try:
@@ -152,7 +156,7 @@ class Run:
 
     async def _set_up_learner(self) -> None:
         """Load the policy, and where the run goes on, the checkpoint; then workers that join may have the weights."""
-        await self._learner.setup(self._model_path)
+        await self._learner.setup(self._model.path)
         if self.checkpoint is not None:
             await self._learner.load_checkpoint(str(self.checkpoint / "state"))
         if self.checkpoint is not None or self._num_restarts:  # else workers begin with these weights by themselves
@@ -160,7 +164,8 @@ class Run:
         self._live_weights.set()
 
     async def _drop_unfit_prompts(self) -> None:
-        fitting = await asyncio.to_thread(prompts_that_fit, self.config, self._model_path, self.train, self.evaluation)
+        model = os.path.expanduser(self._model.path)
+        fitting = await asyncio.to_thread(prompts_that_fit, self.config, model, self.train, self.evaluation)
         if num_dropped := len(self.train.prompts) - len(fitting[0].prompts):
             reasons = summarize_skipped(fitting[0].skipped[len(self.train.skipped) :])
             self.log.note(f"{num_dropped} prompts of {self.train.source} are left out:\n{reasons}")
@@ -175,7 +180,7 @@ class Run:
         self.state.check_prompts(self.train.prompts, self.train.source)
         self.state = replace(self.state, prompts_digest=digest_of(self.train.prompts))
         await self._evaluation.before(roller, self.evaluation)
-        await self.log.registry.set_run("training")
+        await self.log.status("training")
         lost: Exception | None = None
         while True:
             try:
@@ -224,9 +229,11 @@ class Run:
         )
         self.log.progress.stage("starting the learner again")
         await self._learner.close()
-        self._learner = LearnerGroup(self.config, self.log.directory.name, self._num_restarts)
+        self._learner = LearnerGroup(self.config, self.log.directory.name, self._num_restarts, self.log.note)
         await self.log.rewind(self.state)
         await self._learner.start()
+        await self._learner.check_shares(self.log.directory.path)
+        await self._model.bring_to_ranks(self._learner)
         await self._set_up_learner()
         await self._weights.deliver(self._rollouts)
 
@@ -238,48 +245,32 @@ class Run:
     async def _finish(self, status: str, error: BaseException | None) -> RunSummary:
         """Save what can be saved, write the summary, end all actors. Runs after success, failure and stop alike."""
         checkpoint: str | None = None
+        note = self.log.note
+        is_learner_well = not isinstance(error, LearnerError) or isinstance(error, CheckpointError)
         try:
-            if self._has_new_steps and not isinstance(error, LearnerError):
-                self.log.progress.stage("writing the last checkpoint")
-                checkpoint = str(await self.log.checkpoint(self._learner, self.state) / "model")
+            with noted(note, "the last checkpoint could not be written"):
+                if self._has_new_steps and is_learner_well:
+                    self.log.progress.stage("writing the last checkpoint")
+                    checkpoint = str(await self.log.checkpoints.save(self._learner, self.state) / "model")
+            summary = summarize(self.log, self.state, status, self._evaluation.changes, checkpoint, error)
+            with noted(note, "the summary could not be written"):
+                keep_summary(self.log, summary)
+            with noted(note, "the curves could not be drawn"):
                 await self.log.draw_curves()
-        except BicotError as late:
-            self.log.note(f"the last checkpoint could not be written: {late}")
-        summary = self._summarize(status, checkpoint, error)
-        write_summary(self.log.directory.summary_path, summary)
-        try:
-            await self.log.registry.set_run(status)
-        except BicotError as late:
-            self.log.note(str(late))
-        await asyncio.gather(
-            self._rollouts.close(), self._rewards.close(), self._learner.close(), self._weights.close()
-        )
-        return summary
+            with noted(note, "the registry could not be told of the end"):
+                await self.log.status(status)
+                await self.log.close()
+            return summary
+        finally:
+            pools = (self._rollouts.close(), self._rewards.close(), self._learner.close(), self._weights.close())
+            for result in await asyncio.gather(*pools, return_exceptions=True):
+                if isinstance(result, Exception):
+                    note(f"an actor could not be ended: {result}")
 
     @property
     def _has_new_steps(self) -> bool:
         """Whether the learner has made steps, and is where `state` says."""
         return self.state.step > 0 and self._pipeline is not None and self._pipeline.is_between_steps
-
-    def _summarize(self, status: str, checkpoint: str | None, error: BaseException | None) -> RunSummary:
-        state = self.state
-        rows = read_metrics(self.log.directory.metrics_path)
-        first, last = first_and_last_reward(rows)
-        images = int(sum(row["images"] or 0 for row in rows))
-        return RunSummary(
-            status=status,
-            steps=state.step,
-            images=images,
-            wall_s=state.training_s,
-            images_per_s=images / state.training_s if state.training_s else 0.0,
-            evaluation=self._evaluation.changes,
-            reward_first=first,
-            reward_last=last,
-            checkpoint=checkpoint,
-            groups_failed=self.log.num_failed_groups,
-            groups_given_up=state.num_given_up,
-            error=None if error is None else f"{type(error).__name__}: {error}",
-        )
 
     def _make_weight_sync(self) -> WeightSync:
         config = self.config.weight_sync
@@ -304,14 +295,16 @@ class Run:
         return make(
             RolloutActor,
             self.config,
-            self._model_path,
+            self._model.path,
             worker_id,
             name=f"{self.log.directory.name}-{worker_id}",
             num_cpus=rollout.cpus_per_worker,
             num_gpus=rollout.gpus_per_worker,
             threads=rollout.threads_per_worker,
+            runtime_env={"env_vars": dict(rollout.env_vars)},
         )
 
     async def _start_rollout(self, handle: ActorHandle) -> None:
+        await self._model.bring_to(handle)
         await handle.start.remote()
         await self._live_weights.wait()

@@ -24,7 +24,7 @@ from cluster.groups.roller import GroupGivenUpError, RolledGroup
 from cluster.reports import RunLog
 from cluster.reports.curves import EvaluationPoint
 from cluster.reports.metrics import RewardChange
-from cluster.reports.run_log import samples_of
+from cluster.reports.run_log import first_samples
 from cluster.reports.samples import SampleEntry, draw_before_after
 from rollout.prompts import PromptSet
 
@@ -83,17 +83,20 @@ class RunEvaluation:
         for name, evaluation in self._after.items():
             self.log.evaluations.append(EvaluationPoint(name, step, evaluation.mean_reward))
             before = self._before[name].entries
-            groups = [group for group in evaluation.groups if _sequence_of(group) in before]
-            if not groups:
+            compared = await first_samples([group for group in evaluation.groups if _sequence_of(group) in before])
+            if not compared:
                 continue
-            later = await samples_of(groups, len(groups))
-            earlier = [before[_sequence_of(group)] for group in groups]
+            later = list(compared.values())
+            earlier = [before[sequence] for sequence in compared]
             path = self.log.directory.samples_dir / f"before_after_{name}.png"
             title = (
                 f"{name}, {len(evaluation.groups)} prompts: mean reward "
                 f"{self._before[name].mean_reward:.2f} → {evaluation.mean_reward:.2f}"
             )
-            await asyncio.to_thread(draw_before_after, path, earlier, later, title)
+            try:
+                await asyncio.to_thread(draw_before_after, path, earlier, later, title)
+            except OSError as error:
+                self.log.note(f"{path.name} is not drawn: {error}")
 
     @property
     def changes(self) -> dict[str, RewardChange]:
@@ -134,9 +137,8 @@ def _sequence_of(group: RolledGroup) -> int:
 
 
 async def _keep(evaluation: Evaluation) -> _Before:
-    groups = evaluation.groups[:NUM_COMPARED_PICTURES]
-    samples = await samples_of(groups, len(groups))
-    return _Before(evaluation.mean_reward, evaluation.means, dict(zip(map(_sequence_of, groups), samples, strict=True)))
+    samples = await first_samples(evaluation.groups[:NUM_COMPARED_PICTURES])
+    return _Before(evaluation.mean_reward, evaluation.means, samples)
 
 
 def _write_before(folder: Path, before: Mapping[str, _Before]) -> None:
@@ -145,7 +147,8 @@ def _write_before(folder: Path, before: Mapping[str, _Before]) -> None:
     tree: dict[str, Any] = {}
     for number, (name, known) in enumerate(before.items()):
         pictures = f"pictures_{number}.npy"
-        np.save(folder / pictures, np.stack([entry.picture for entry in known.entries.values()]))
+        stack = [entry.picture for entry in known.entries.values()]
+        np.save(folder / pictures, np.stack(stack) if stack else np.empty(0, np.uint8))
         entries = [
             {"sequence": sequence, **{key: value for key, value in asdict(entry).items() if key != "picture"}}
             for sequence, entry in known.entries.items()

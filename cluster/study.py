@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=STUDIES, metavar="NAME", help=f"one of {', '.join(STUDIES)}")
-    parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help=f"default {DEFAULT_CONFIG}")
+    parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help="default: the shapes world on CPU")
     parser.add_argument("--seeds", type=_positive, default=3, metavar="N", help="runs of each arm (default 3)")
     parser.add_argument("--steps", type=_positive, default=60, metavar="N", help="optimizer steps a run (default 60)")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="for all arms; repeatable")

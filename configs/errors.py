@@ -10,6 +10,7 @@
     │   ├── RewardBrokenError   its replica can score nothing more: the GPU's context is lost, or it has ended
     │   └── NoRewardAppliesError  no reward has anything to say of a prompt, and no further try will change that
     ├── LearnerError        an optimizer step could not be made
+    │   └── CheckpointError     a checkpoint could not be written, say to a full disk: the learner itself is well
     ├── LibraryError        an installed library lacks what bicot uses of it: names it, its version, what is missing
     ├── WeightSyncError     weights could not be published or loaded
     ├── RegistryError       Redis cannot be reached or refused a command
@@ -62,6 +63,10 @@ class NoRewardAppliesError(RewardError):
 
 class LearnerError(BicotError):
     """An optimizer step could not be made."""
+
+
+class CheckpointError(LearnerError):
+    """A checkpoint could not be written. The learner is as it was, and the next try may succeed."""
 
 
 class LibraryError(BicotError):

@@ -34,6 +34,10 @@ class LearnerConfig(Section):
     cpus_per_rank: float = Field(1.0, ge=0, le=4096, description="logical CPUs that Ray reserves for each")
     gpus_per_rank: float = Field(0.0, ge=0, le=1, description="share of a GPU that Ray reserves for each; 0: on CPU")
     threads_per_rank: int | None = Field(None, ge=1, le=4096, description="OpenMP threads; null: 1 on CPU")
+    env_vars: dict[str, str] = Field(
+        default_factory=dict,
+        description="of its processes, such as NCCL_SOCKET_IFNAME or HF_HOME; before bicot's own",
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0, description="what DeepSpeed shards over the ranks: nothing, optimizer state, gradients too, parameters too"
     )

@@ -19,8 +19,8 @@ from configs.errors import ConfigError
 from configs.schema import RewardConfig, RunConfig
 from configs.yaml_text import dump_yaml, parse_yaml, parse_yaml_value
 
-DEFAULT_CONFIG = "configs/shapes_cpu.yaml"
-"""What a command takes that is not given a config."""
+DEFAULT_CONFIG = str(Path(__file__).with_name("shapes_cpu.yaml"))
+"""What a command takes that is not given a config, wherever it is started."""
 MASK = "***"
 _SECRET_KEY = re.compile(r"(password|secret|token|api_key)$", re.IGNORECASE)
 

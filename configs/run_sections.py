@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import Field, model_validator
 
 from configs.model_sections import MAX_NAME_LENGTH, FileName, PathText, Section
+
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class RunSection(Section):
@@ -17,7 +21,7 @@ class RunSection(Section):
         "shapes_cpu",
         min_length=1,
         max_length=MAX_NAME_LENGTH,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=NAME_PATTERN,
         description="of the run, and of its folder",
     )
     dir: PathText = Field("runs", description="the run directory is DIR/NAME")
@@ -69,6 +73,7 @@ class RegistryConfig(Section):
 
     redis_url: str | None = Field(None, description="redis://, rediss:// or unix://; null starts a private server")
     redis_port: int = Field(0, ge=0, le=65535, description="of the private server; 0 takes a free one")
+    patience_s: float = Field(600.0, ge=0, description="a server that does not answer is waited for, while training")
 
 
 class CheckpointConfig(Section):
@@ -77,9 +82,10 @@ class CheckpointConfig(Section):
     every_steps: int = Field(50, ge=1, description="steps between two checkpoints; the last step always has one")
     keep_last: int = Field(2, ge=1, description="newest checkpoints that are kept")
     keep_every: int | None = Field(None, ge=1, description="those of steps that this divides are kept for good, too")
-    url: PathText | None = Field(
-        None, description="copies go to URL/RUN: s3://, gs://, file://, … (fsspec); null: none"
+    max_failures: int = Field(
+        10, ge=1, description="so many in a row that could not be written, each tried after another step, end the run"
     )
+    url: str | None = Field(None, description="copies go to URL/RUN: s3://, gs://, file://, … (fsspec); null: none")
 
 
 class SamplesConfig(Section):

@@ -65,6 +65,10 @@ class RolloutConfig(Section):
     threads_per_worker: int | None = Field(
         None, ge=1, le=4096, description="OpenMP threads of the engine; null: 1 on CPU"
     )
+    env_vars: dict[str, str] = Field(
+        default_factory=dict,
+        description="of its processes, such as NCCL_SOCKET_IFNAME or HF_HOME; before bicot's own",
+    )
     max_prompt_tokens: int = Field(256, ge=4, description="longer prompts are skipped, by name")
     max_cot_tokens: int = Field(128, ge=1, description="a semantic CoT is cut after so many tokens")
     guidance_scale: float = Field(5.0, ge=1.0, le=1000, description="w in u + w(c - u); 1 is no guidance")

@@ -9,7 +9,7 @@ Any number of ranks, at any ZeRO stage, reads them back (see `learner.optimizer_
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
-from configs.errors import LearnerError
+from configs.errors import CheckpointError, LearnerError
 from learner.deepspeed_engine import DeepSpeedEngine
 
 INFO_FILE = "learner.json"
@@ -26,15 +26,42 @@ RNG_CPU, RNG_CUDA = "rng_cpu:state:0", "rng_cuda:state:0"
 
 
 def save_checkpoint(engine: DeepSpeedEngine, directory: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; every rank calls it, and returns when it is whole. state: plain JSON values."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint; every rank calls it, and returns when it is whole. state: plain JSON values.
+
+    Raises CheckpointError on all ranks when one of them cannot write its part: none is left waiting for it.
+    """
     rank = dist.get_rank()
-    engine.write_state(_part(directory, rank), _random_state())
-    dist.barrier()
-    if rank == 0:
-        info = {"num_parts": dist.get_world_size(), "num_steps": engine.num_steps, "state": dict(state)}
-        (directory / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    dist.barrier()
+
+    def write_part() -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        engine.write_state(_part(directory, rank), _random_state())
+
+    def write_info() -> None:
+        if rank == 0:
+            info = {"num_parts": dist.get_world_size(), "num_steps": engine.num_steps, "state": dict(state)}
+            (directory / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+    all_succeed(write_part, f"the learner's state to {directory}")
+    all_succeed(write_info, f"the learner's state to {directory}")
+
+
+def all_succeed(write: Callable[[], None], what: str) -> None:
+    """Run `write` on every rank, and return when it has ended on all. Raises CheckpointError on all when it failed
+    on one, whatever it raised: a full disk shows itself as OSError, or as an error of safetensors."""
+    fault: str | None = None
+    try:
+        write()
+    except Exception as error:  # noqa: BLE001 - raised again below, on every rank
+        fault = f"rank {dist.get_rank()}: {type(error).__name__}: {error}"
+    faults: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(faults, fault)
+    if told := [entry for entry in faults if entry is not None]:
+        raise CheckpointError(f"cannot write {what}: {'; '.join(told)}")
+
+
+def files_of_rank(directory: Path, rank: int) -> list[Path]:
+    """What `save_checkpoint` writes on a rank."""
+    return [_part(directory, rank), *([directory / INFO_FILE] if rank == 0 else [])]
 
 
 def load_checkpoint(engine: DeepSpeedEngine, directory: Path) -> dict[str, Any]:

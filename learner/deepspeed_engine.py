@@ -38,6 +38,8 @@ from learner.optimizer_state import (
 )
 
 _BUFFER_ELEMENTS = 50_000_000
+_meeting_places: dict[int, Any] = {}
+"""Port -> store that this process, as rank 0, has opened and not used yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,12 @@ def init_distributed(
     if device == "cuda":
         torch.cuda.set_device(0)
     _quiet_libraries()
+    store = _meeting_places.pop(master_port, None) if rank == 0 else None
     try:
         dist.init_process_group(
             "nccl" if device == "cuda" else "gloo",
-            init_method=f"tcp://{master_address}:{master_port}",
+            init_method=None if store is not None else f"tcp://{master_address}:{master_port}",
+            store=store,
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout_s),
@@ -87,6 +91,16 @@ def init_distributed(
             f"is the port free, and are all ranks up? {error}"
         ) from error
     _import_deepspeed().init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def open_meeting_place(address: str, timeout_s: float) -> int:
+    """Of rank 0: wait for the others at `address` from now on; returns the port. `init_distributed` uses it: a port
+    that is only looked up beforehand may be taken by then."""
+    store: Any = dist.TCPStore(  # type: ignore[attr-defined]
+        address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
+    )
+    _meeting_places[store.port] = store
+    return int(store.port)
 
 
 def close_distributed() -> None:

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs.errors import BicotError, LearnerError
+from configs.errors import LearnerError
+from learner.checkpoint import all_succeed
 from learner.deepspeed_engine import DeepSpeedEngine
 from learner.janus_policy import JanusPolicy, load_janus
 from learner.lora import merged_weight
@@ -91,22 +92,18 @@ def save_pretrained(
     and its tokenizer, chat template, generation config and conversation format.
 
     It appears whole or not at all: it is written beside `directory`, then renamed, replacing an older
-    one. Every rank returns after that. Raises LearnerError when it cannot be written.
+    one. Every rank returns after that. Raises CheckpointError when it cannot be written.
     """
     trained: dict[str, Tensor] = {}
     for tensors in _merged(engine, policy, _GATHER_BYTES):
         if dist.get_rank() == 0:
             trained.update((name, tensor.to("cpu", dtype, copy=True)) for name, tensor in tensors)
-    failure: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        try:
+
+    def write() -> None:
+        if dist.get_rank() == 0:
             _write_folder(trained, starting_model, directory, dtype, revision)
-        except (OSError, BicotError) as error:  # the other ranks wait to be told
-            failure = [f"{type(error).__name__}: {error}"]
-    # Also the barrier that all ranks wait at.
-    dist.broadcast_object_list(failure, src=0)
-    if failure[0] is not None:
-        raise LearnerError(f"cannot write the model to {directory}: {failure[0]}")
+
+    all_succeed(write, f"the model to {directory}")
 
 
 def _write_folder(

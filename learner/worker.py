@@ -41,9 +41,11 @@ class StepReport:
     """The version of the weights after the step; rollout workers receive it next."""
     metrics: Mapping[str, float]
     skipped: str | None
-    """Why the weights were left as they were: "non-finite loss" or "non-finite gradient"; else None."""
+    """Why an update was left out: "non-finite loss" or "non-finite gradient"; None where all were applied."""
     note: str | None = None
     """A message for the user about this step, such as a parity gate that found a difference."""
+    has_learned: bool = True
+    """Whether any of its updates was applied."""
 
 
 class LearnerWorker:
@@ -124,7 +126,8 @@ class LearnerWorker:
         duration_s = time.perf_counter() - started_s
         num_passed = plan.num_tokens * self._config.learner.updates_per_batch
         metrics |= {"skipped_steps": float(self._num_skipped), "tokens_per_s": num_passed / duration_s}
-        return StepReport(self.weight_version, metrics, skipped, outcome.note)
+        has_learned = any(update.applied for update in outcome.updates)
+        return StepReport(self.weight_version, metrics, skipped, outcome.note, has_learned)
 
     def _note_skipped(self, updates: Sequence[StepInfo], loss: float, step: int) -> str | None:
         num_skipped = sum(not update.applied for update in updates)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,6 +167,20 @@ class TrajectoryBatch:
     @property
     def num_trajectories(self) -> int:
         return sum(len(group.rollout.trajectories) for group in self.groups)
+
+
+class WeightVersion(NamedTuple):
+    """A version of the learner's weights. A learner that goes on from a checkpoint makes versions of the same
+    number again, with other weights: they are told apart by its life."""
+
+    life: int = 0
+    """How often the run's learner has been started again; goes up only."""
+    number: int = 0
+    """Optimizer steps made."""
+
+
+NO_VERSION: Final = WeightVersion(-1, 0)
+"""Older than every version there is."""
 
 
 @dataclass(frozen=True, slots=True)

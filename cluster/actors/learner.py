@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import ray
 
+from cluster.actors import folders
+from cluster.actors.folders import ProbeAnswer, WrittenFiles
+from cluster.actors.network import free_port, name_interface
 from configs.errors import LearnerError
 from configs.schema import RunConfig
 from rollout.records import TrajectoryBatch, WeightBucket
 
 if TYPE_CHECKING:
     from learner.worker import LearnerWorker, StepReport
+
+CONCURRENCY_GROUPS: Final = {"pulse": 1, "files": 1}
+"""Threads beside the one that computes: for what must be answered while it does."""
+
+
+class Stage(NamedTuple):
+    """How far long work has come."""
+
+    name: str
+    done: int
+    total: int
+    metrics: Mapping[str, float]
 
 
 class LearnerActor:
@@ -22,47 +38,75 @@ class LearnerActor:
     def __init__(self, config: RunConfig, rank: int) -> None:
         self._config = config
         self._rank = rank
+        self._stage: Stage | None = None
         self._worker: LearnerWorker | None = None
 
-    def ping(self) -> None:
-        """Answers when nothing else is being done."""
+    def pulse(self) -> Stage | None:
+        """Answers also while the rank computes, in the concurrency group of this name: how far a warm start is."""
+        return self._stage
 
-    def find_warm_start(self) -> tuple[str, bool]:
-        """The folder of the warm-started policy, and whether it is there already."""
+    def answer_probe(self, folder: str, question: str, answer: str) -> ProbeAnswer:
+        """See `cluster.actors.folders`."""
+        return folders.answer_probe(folder, question, answer, ray.util.get_node_ip_address())
+
+    def has_folder(self, path: str) -> bool:
+        """See `cluster.actors.folders`."""
+        return folders.is_here(path)
+
+    def give_folder(self, path: str) -> Iterator[folders.Part | int]:
+        """Its parts, and at the end their number: an error would stand in its place. Called with
+        num_returns="streaming"."""
+        num_parts = 0
+        for part in folders.pack(path):
+            num_parts += 1
+            yield part
+        yield num_parts
+
+    def take_folder(self, path: str, parts: Sequence[ray.ObjectRef[folders.Part]]) -> None:
+        """See `cluster.actors.folders`."""
+        folders.unpack(path, (ray.get(part) for part in parts))
+
+    def find_warm_start(self) -> str:
+        """Name of the folder of the warm-started policy, see `learner.warm_start.cache`."""
         from learner.warm_start import warm_start_folder
 
-        folder = warm_start_folder(self._config)
-        return str(folder), folder.exists()
+        return warm_start_folder(self._config).name
 
-    def warm_start(self, folder: str, master_address: str, master_port: int, report_to: ray.actor.ActorHandle) -> None:
-        """Make the warm-started policy; all ranks enter, rank 0 writes and reports."""
+    def warm_start(self, folder: str, master_address: str, master_port: int) -> None:
+        """Make the warm-started policy; all ranks enter, and rank 0 writes it."""
+        self._name_interface()
         from learner.deepspeed_engine import init_distributed
         from learner.warm_start import warm_start
 
         def report(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
-            if self._rank == 0:
-                report_to.stage.remote(stage, done, total, dict(metrics))
+            self._stage = Stage(stage, done, total, dict(metrics))
 
         learner = self._config.learner
         device = "cuda" if learner.gpus_per_rank > 0 else "cpu"
         init_distributed(self._rank, learner.num_ranks, master_address, master_port, device)
-        warm_start(self._config, Path(folder), self._rank, learner.num_ranks, report)
+        warm_start(self._config, Path(folder).expanduser(), self._rank, learner.num_ranks, report)
 
     def rendezvous(self) -> tuple[str, int]:
-        """Address and a free port of this rank's node, for the ranks to meet at."""
-        import socket
+        """Address and port of this rank's node, at which this rank waits for the others from now on."""
+        self._name_interface()
+        from learner.deepspeed_engine import open_meeting_place
 
         address = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            return address, probe.getsockname()[1]
+        return address, open_meeting_place(address, self._config.run.start_timeout_s)
+
+    def free_port(self) -> tuple[str, int]:
+        """Address and a free port of this rank's node."""
+        address = ray.util.get_node_ip_address()
+        return address, free_port(address)
 
     def setup(self, model_path: str, master_address: str, master_port: int) -> None:
         """Meet the other ranks and load the model. Raises what `LearnerWorker.start` raises."""
+        self._name_interface()
         from learner.worker import LearnerWorker
 
+        path = os.path.expanduser(model_path)
         self._worker = LearnerWorker.start(
-            self._config, model_path, self._rank, master_address=master_address, master_port=master_port
+            self._config, path, self._rank, master_address=master_address, master_port=master_port
         )
 
     @property
@@ -94,15 +138,36 @@ class LearnerActor:
     def send_collective(self, version: int) -> None:
         self._started.send_collective(version)
 
-    def save_checkpoint(self, directory: str, step: int) -> None:
-        self._started.save_checkpoint(Path(directory), step)
+    def save_checkpoint(self, directory: str, step: int) -> WrittenFiles:
+        """Returns what this rank wrote there."""
+        from learner.checkpoint import files_of_rank
+
+        folder = Path(directory)
+        self._started.save_checkpoint(folder, step)
+        return self._written(folder, files_of_rank(folder, self._rank))
 
     def load_checkpoint(self, directory: str) -> int:
         return self._started.load_checkpoint(Path(directory))
 
-    def save_pretrained(self, directory: str) -> None:
-        self._started.save_pretrained(Path(directory))
+    def save_pretrained(self, directory: str) -> WrittenFiles:
+        """Returns what this rank wrote there: rank 0 all of it, the others nothing."""
+        folder = Path(directory)
+        self._started.save_pretrained(folder)
+        return self._written(folder, folders.files_of(folder) if self._rank == 0 else [])
 
     def close(self) -> None:
         if self._worker is not None:
             self._worker.close()
+
+    def _name_interface(self) -> None:
+        name_interface(ray.util.get_node_ip_address())
+
+    def _written(self, folder: Path, files: Sequence[Path]) -> WrittenFiles:
+        """Raises CheckpointError when the files cannot be read back."""
+        from configs.errors import CheckpointError
+
+        try:
+            digests = {file.relative_to(folder).as_posix(): folders.digest_file(file) for file in files}
+        except OSError as error:
+            raise CheckpointError(f"cannot read back what was written: {error}") from error
+        return WrittenFiles(ray.util.get_node_ip_address(), digests)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from cluster.actors import folders
+from cluster.actors.network import name_interface
 from cluster.actors.spawning import node_id
 from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RunConfig
-from rollout.records import GroupRequest, GroupRollout, UInt8Array, WeightBucket
+from rollout.records import NO_VERSION, GroupRequest, GroupRollout, UInt8Array, WeightBucket, WeightVersion
 
 if TYPE_CHECKING:
     from rollout.worker import RolloutWorker
@@ -21,16 +23,23 @@ if TYPE_CHECKING:
 
 class RolloutActor:
     """A rollout worker; asyncio, so that all its groups share one engine. Ends itself when the engine has
-    failed for good: the pool then puts another in its place."""
+    failed for good: the pool then puts another in its place.
+
+    Heavy imports are `start`'s and not the constructor's: what they raise then arrives as it is.
+    """
 
     def __init__(self, config: RunConfig, model_path: str, worker_id: str) -> None:
+        """model_path: hub id or folder; a ~ in it is this node's home."""
         self._config = config
-        self._model_path = model_path
+        self._model_path = os.path.expanduser(model_path)
         self._worker_id = worker_id
+        self._held = NO_VERSION
+        self._loading = asyncio.Lock()
         self._worker: RolloutWorker | None = None
 
     async def start(self) -> None:
         """Load the models. Raises what `RolloutWorker.start` raises."""
+        name_interface(ray.util.get_node_ip_address())
         from rollout.worker import RolloutWorker
 
         self._worker = await RolloutWorker.start(self._model_path, self._config, self._worker_id)
@@ -41,26 +50,45 @@ class RolloutActor:
             raise RolloutError(f"rollout worker {self._worker_id} has not been started")
         return self._worker
 
+    async def has_folder(self, path: str) -> bool:
+        """See `cluster.actors.folders`."""
+        return folders.is_here(path)
+
+    async def take_folder(self, path: str, parts: Sequence[ray.ObjectRef[folders.Part]]) -> None:
+        """See `cluster.actors.folders`."""
+        await asyncio.to_thread(folders.unpack, path, (ray.get(part) for part in parts))
+
     async def roll_group(self, request: GroupRequest) -> tuple[GroupRollout, UInt8Array]:
         """Called with num_returns=2: the pictures then travel without the trajectories, and not to the launcher."""
         with self._ending_with_engine() as worker:
             return await worker.roll_group(request)
 
-    async def update_weights(self, version: int, references: Sequence[ray.ObjectRef[WeightBucket]]) -> int:
-        """Fetch the buckets of `version` and load them; returns the version now held."""
-        buckets = await asyncio.gather(*references)
-        with self._ending_with_engine() as worker:
-            await worker.update_weights(version, buckets)
-        return version
+    async def update_weights(
+        self, version: WeightVersion, references: Sequence[ray.ObjectRef[WeightBucket]]
+    ) -> WeightVersion:
+        """Fetch the buckets of `version` and load them; returns the version now held, which may be a newer one.
+
+        One after the other: a version that was long on its way must not replace what came after it, above all not
+        one of a learner that has died since.
+        """
+        async with self._loading:
+            if version > self._held:
+                buckets = await asyncio.gather(*references)
+                with self._ending_with_engine() as worker:
+                    await worker.update_weights(version.number, buckets)
+                self._held = version
+        return self._held
 
     async def join_collective(self, master_address: str, master_port: int, rank_offset: int, world_size: int) -> None:
         await self._started.join_collective(master_address, master_port, rank_offset, world_size)
 
     async def receive_collective(
-        self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
+        self, version: WeightVersion, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
     ) -> None:
-        with self._ending_with_engine() as worker:
-            await worker.receive_collective(version, names, dtypes, shapes)
+        async with self._loading:
+            with self._ending_with_engine() as worker:
+                await worker.receive_collective(version.number, names, dtypes, shapes)
+            self._held = version
 
     async def ping(self) -> str:
         return node_id()

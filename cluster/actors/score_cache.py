@@ -89,7 +89,8 @@ class ScoreCache:
             computed = await compute(pictures[missing], [prompts[index] for index in missing], plans_missing)
             answers |= {keys[index]: answer for index, answer in zip(missing, computed, strict=True)}
             fresh = {key: answers[key] for key in (keys[index] for index in missing)}
-            warning = warning or await self._write({k: a for k, a in fresh.items() if isinstance(a, Score)})
+            not_written = await self._write({k: a for k, a in fresh.items() if isinstance(a, Score)})
+            warning = warning or not_written
         return RewardAnswer([answers[key] for key in keys], len(keys) - len(missing), warning)
 
     def _key(self, picture: UInt8Array, prompt: Prompt, plan: str | None = None) -> str:
@@ -109,8 +110,16 @@ class ScoreCache:
             texts = await self._client.mget(keys)
         except (RedisError, OSError) as error:
             return {}, self._leave_alone(error)
-        known = {key: _from_json(text) for key, text in zip(keys, texts, strict=True) if text is not None}
-        return {key: score for key, score in known.items() if score is not None}, None
+        known: dict[str, Score] = {}
+        warning: str | None = None
+        for key, text in zip(keys, texts, strict=True):
+            if text is None:
+                continue
+            if (score := _from_json(text)) is not None:
+                known[key] = score
+            else:
+                warning = warning or self._warn("holds a score that cannot be read")
+        return known, warning
 
     async def _write(self, scores: dict[str, Score]) -> str | None:
         if time.monotonic() < self._left_alone_until_s:
@@ -126,13 +135,14 @@ class ScoreCache:
 
     def _leave_alone(self, error: Exception) -> str | None:
         self._left_alone_until_s = time.monotonic() + LEFT_ALONE_S
+        return self._warn(f"does not answer ({error or type(error).__name__})")
+
+    def _warn(self, what: str) -> str | None:
+        """None after the first time."""
         if self._has_warned:
             return None
         self._has_warned = True
-        return (
-            f"the score cache at {self._shown_url} does not answer ({error or type(error).__name__}); "
-            "every picture is scored meanwhile"
-        )
+        return f"the score cache at {self._shown_url} {what}; such pictures are scored"
 
 
 def reward_digest(reward: RewardConfig) -> str:

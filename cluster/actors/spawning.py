@@ -39,12 +39,13 @@ def quiet_environment() -> dict[str, str]:
 def spawn(actor_class: type, *args: Any, name: str, **options: Any) -> ray.actor.ActorHandle:
     """Make an actor of `actor_class`, without waiting. It is never restarted by Ray: the pools and the
     launcher know what a newcomer must be told, Ray does not. runtime_env: what it has of its own; its
-    variables go before ours."""
+    variables go before ours. concurrency_groups: name -> threads, of an actor with sync methods."""
     threads = options.pop("threads", None)
+    groups = options.pop("concurrency_groups", None)
     own: Mapping[str, Any] = options.pop("runtime_env", {})
     environment = {**quiet_environment(), **thread_environment(threads, options.get("num_gpus", 0))}
     runtime_env = {**own, "env_vars": {**environment, **own.get("env_vars", {})}}
-    remote_class = ray.remote(actor_class)
+    remote_class = ray.remote(actor_class) if groups is None else ray.remote(concurrency_groups=groups)(actor_class)
     return remote_class.options(
         name=name, max_restarts=0, max_task_retries=0, runtime_env=runtime_env, **options
     ).remote(*args)

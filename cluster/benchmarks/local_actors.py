@@ -60,8 +60,9 @@ class _Method:
     def remote(self, *arguments: Any) -> asyncio.Future[Any]:
         return self._call(self._method, arguments)
 
-    def options(self, num_returns: int) -> _SplitMethod:
-        return _SplitMethod(self, num_returns)
+    def options(self, num_returns: int = 1, concurrency_group: str | None = None) -> _Method | _SplitMethod:
+        """concurrency_group: methods run beside each other as they are."""
+        return self if num_returns == 1 else _SplitMethod(self, num_returns)
 
 
 class _SplitMethod:

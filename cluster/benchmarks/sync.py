@@ -77,7 +77,7 @@ async def _measure_model(folder: str, config: RunConfig, num_rounds: int) -> Syn
         times = SyncTimes(sum(tensor_bytes(shape, dtype) for _, dtype, shape in layout), [], [])
         for number in range(num_rounds + 1):
             started_s = time.perf_counter()
-            await sync.publish(learner.ranks, 0, pool)
+            await sync.restore(learner.ranks, 0)  # of a new life: a version that a worker has is not loaded again
             published_s = time.perf_counter()
             await sync.deliver(pool)
             delivered_s = time.perf_counter()

@@ -2,6 +2,10 @@
 
 put(group) ─► actor ─► get_batch(step) ─► reference to the batch, for the learner's ranks
      └─► kept here until its batch is out; an actor that dies is replaced, and filled again from here
+                                  ▲
+    supervise: ping every heartbeat_s ─► dead, or silent for heartbeat_timeout_s: it is ended, and so replaced
+
+The actor lies on the launcher's own node, so that it does not go with a node that comes and goes.
 """
 
 from __future__ import annotations
@@ -11,49 +15,72 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.actors import spawn
 from cluster.actors.queue import TrajectoryQueueActor
 from cluster.pools.cancellation import end_tasks
-from cluster.pools.remote_errors import first_line
+from cluster.pools.remote_errors import WorkerLostError, resolve, told
 from configs.errors import RunError
 from configs.schema import RunConfig
 from rollout.records import ScoredGroup
 
 MAX_REPLACEMENTS: Final = 10
-"""A queue that dies more often than this does not die by chance."""
+"""In a row, without one batch in between: a queue that dies more often than this does not die by chance."""
+
+
+def spawn_queue(config: RunConfig, name: str, first_step: int) -> Any:
+    """A queue actor on this very node."""
+    return spawn(
+        TrajectoryQueueActor,
+        config.max_queued_groups,
+        config.algorithm.groups_per_step,
+        first_step,
+        name=name,
+        num_cpus=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
+    )
 
 
 class QueueClient:
     """Puts and gets through one actor at a time. A group may be put again: the queue takes each once."""
 
-    def __init__(self, config: RunConfig, run_id: str, first_step: int, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_id: str,
+        first_step: int,
+        note: Callable[[str], None],
+        spawn: Callable[[RunConfig, str, int], Any] = spawn_queue,
+        end: Callable[[Any], None] = ray.kill,
+    ) -> None:
+        """spawn: from config, name and first step to the actor; end: ends one at once, whatever it does."""
         self._config = config
         self._name = f"{run_id}-queue"
         self._next_step = first_step
         self._note = note
-        self._num_replaced = 0
+        self._spawn_actor = spawn
+        self._end_actor = end
+        self._num_spawned = 0
+        self._num_replaced_in_a_row = 0
         self._kept: dict[int, ScoredGroup] = {}
-        self._refills: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        """Gets the exception that ends the queue."""
         self._actor = self._spawn()
+        self._keep(self._supervise(), "supervise the queue")
 
     async def put(self, group: ScoredGroup) -> None:
-        """Add a group, waiting for room."""
+        """Add a group, waiting for room. Raises RunError when the queue can no more be had."""
         self._kept[group.rollout.request.sequence] = group
-        await self._put(group)
+        await self._unless_failed(self._put(group))
 
     async def get_batch(self, step: int) -> Any:
-        """Reference to the batch of `step`, when all its groups are there."""
+        """Reference to the batch of `step`, when all its groups are there. Raises RunError as `put` does."""
         self._next_step = step
-        while True:
-            actor = self._actor
-            arrived, batch = actor.get_batch.options(num_returns=2).remote(step)
-            try:
-                await arrived
-                break
-            except RayActorError as error:
-                self._replace(actor, error)
+        batch = await self._unless_failed(self._get_batch(step))
+        self._num_replaced_in_a_row = 0
         self._next_step = step + 1
         for sequence in [kept for kept in self._kept if self._step_of(kept) <= step]:
             del self._kept[sequence]  # the batch is a value of its own now, and does not need the actor
@@ -61,43 +88,88 @@ class QueueClient:
 
     async def close(self) -> None:
         """End the actor."""
-        await end_tasks(self._refills.copy())
-        ray.kill(self._actor)
+        await end_tasks(self._tasks.copy())
+        self._failure.cancel()
+        self._end_actor(self._actor)
 
     async def _put(self, group: ScoredGroup) -> None:
         while True:
             actor = self._actor
             try:
-                await actor.put.remote(group)
+                await resolve(actor.put.remote(group))
                 return
-            except RayActorError as error:
-                self._replace(actor, error)
+            except (RayError, WorkerLostError) as error:
+                self._replace(actor, told(error))
 
-    def _replace(self, actor: Any, error: RayActorError) -> None:
-        """Put a new actor in the place of `actor`, unless another caller has."""
+    async def _get_batch(self, step: int) -> Any:
+        while True:
+            actor = self._actor
+            arrived, batch = actor.get_batch.options(num_returns=2).remote(step)
+            try:
+                await resolve(arrived)
+                return batch
+            except (RayError, WorkerLostError) as error:
+                self._replace(actor, told(error))
+
+    async def _supervise(self) -> None:
+        cluster = self._config.cluster
+        while True:
+            await asyncio.sleep(cluster.heartbeat_s)
+            actor = self._actor
+            answer = asyncio.ensure_future(resolve(actor.num_queued.remote()))
+            try:
+                if not (await asyncio.wait({answer}, timeout=cluster.heartbeat_timeout_s))[0]:
+                    self._replace(actor, f"was silent for {cluster.heartbeat_timeout_s:g} s")
+                else:
+                    answer.result()
+            except (RayError, WorkerLostError) as error:
+                self._replace(actor, told(error))
+            finally:
+                answer.cancel()
+
+    async def _unless_failed(self, work: Any) -> Any:
+        """What `work` returns. Raises what a task of this queue has ended with, or did before."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({task, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else self._failure.result()
+        finally:
+            await end_tasks({task})
+
+    def _replace(self, actor: Any, reason: str) -> None:
+        """Put a new actor in the place of `actor`, unless another caller has. The calls that wait for it go on with
+        the new one, as they fail when it is ended."""
         if actor is not self._actor:
             return
-        self._num_replaced += 1
-        if self._num_replaced > MAX_REPLACEMENTS:
-            raise RunError(f"the trajectory queue died {self._num_replaced} times; the last: {first_line(error)}")
-        self._note(f"the trajectory queue died; a new one is filled with the {len(self._kept)} groups it held")
+        self._num_replaced_in_a_row += 1
+        if self._num_replaced_in_a_row > MAX_REPLACEMENTS:
+            raise RunError(
+                f"the trajectory queue died {self._num_replaced_in_a_row} times before step {self._next_step} "
+                f"had its batch; the last: {reason}"
+            )
+        self._note(
+            f"the trajectory queue died ({reason}); a new one is filled with the {len(self._kept)} groups it held"
+        )
         self._actor = self._spawn()
+        self._end_actor(actor)
         for group in self._kept.values():
-            refill = asyncio.create_task(self._put(group), name=f"put again {group.rollout.request.sequence}")
-            self._refills.add(refill)
-            refill.add_done_callback(self._refills.discard)
+            self._keep(self._put(group), f"put again {group.rollout.request.sequence}")
+
+    def _keep(self, work: Any, name: str) -> None:
+        def look_at(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None and not self._failure.done():
+                self._failure.set_exception(error)
+                self._failure.exception()  # whoever waits raises it; nobody may be waiting now
+
+        task: asyncio.Task[None] = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(look_at)
 
     def _spawn(self) -> Any:
-        algorithm = self._config.algorithm
-        name = f"{self._name}-{self._num_replaced}" if self._num_replaced else self._name
-        return spawn(
-            TrajectoryQueueActor,
-            self._config.max_queued_groups,
-            algorithm.groups_per_step,
-            self._next_step,
-            name=name,
-            num_cpus=0,
-        )
+        name = f"{self._name}-{self._num_spawned}" if self._num_spawned else self._name
+        self._num_spawned += 1
+        return self._spawn_actor(self._config, name, self._next_step)
 
     def _step_of(self, sequence: int) -> int:
         return sequence // self._config.algorithm.groups_per_step

@@ -3,8 +3,10 @@
     prompt ─► rollout pool ─► pictures ─► reward pools ─► ScoredGroup
                   ▲   │                     ▲      │
                   └───┘ rolled again:       └──────┘ scored again, after a while: fewer than two pictures have
-                        a worker died, or            a score
-                        a trajectory failed
+                        a worker died, a           a score
+                        trajectory failed, or
+                        the node went that
+                        held the pictures
 
 Seeds do not depend on the attempt, so under the same weights a group rolled again is the same group.
 """
@@ -19,11 +21,10 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectLostError
 
 from cluster.groups.scoring import RewardPools
 from cluster.pools import ActorPool
-from cluster.pools.remote_errors import WorkerLostError
+from cluster.pools.remote_errors import CallFailedError, WorkerLostError
 from configs.errors import DataError, NoRewardAppliesError, RewardError, RolloutError
 from rollout.records import GroupRequest, GroupRollout, ScoredGroup
 
@@ -82,7 +83,7 @@ class GroupRoller:
                 return await self._score(rollout, pictures)
             except DataError as error:
                 raise GroupGivenUpError(f"prompt {request.prompt.prompt_id} cannot be rolled: {error}") from error
-            except (RolloutError, WorkerLostError, ObjectLostError) as error:
+            except (RolloutError, WorkerLostError, CallFailedError) as error:
                 if isinstance(error, GroupGivenUpError):
                     raise
                 reason = str(error).splitlines()[0]

@@ -29,7 +29,7 @@ from cluster.groups.trust import MAX_ALONE, MAX_REFUTED, Trust
 from cluster.pools import ActorPool, Patience, PoolHooks
 from cluster.pools.cancellation import end_tasks
 from cluster.pools.elasticity import ElasticPool
-from cluster.pools.remote_errors import WorkerLostError
+from cluster.pools.remote_errors import CallFailedError, ObjectsLostError, WorkerLostError
 from configs.errors import RewardBrokenError, RewardError, RewardTimeoutError
 from configs.schema import RewardConfig
 from rewards.calling import Answer
@@ -122,7 +122,8 @@ class RewardPools:
 
         plans: what each picture was drawn by. is_evaluation: rewards that are for evaluations only score, too.
         A picture that a reward cannot score has no combined reward. Raises RewardError, naming the reward, when
-        fewer than two pictures of a group are left, or not the only one; NoRewardAppliesError when none applies.
+        fewer than two pictures of a group are left, or not the only one; NoRewardAppliesError when none applies;
+        ObjectsLostError when the pictures went with their node: no replica can score them any more.
         """
         rewards = [reward for reward in self._rewards if is_evaluation or not reward.evaluation_only]
         prompts = [prompt] * num_pictures
@@ -173,9 +174,14 @@ class RewardPools:
     async def _ask(self, reward: RewardConfig, arguments: tuple[Any, ...], asked: list[str]) -> list[Answer]:
         # A replica times its own batches; this bound is for one that does not answer at all.
         timeout_s = reward.timeout_s * (reward.retries + 1) * (BATCHES_PER_REPLICA + 1)
-        answer: RewardAnswer = await self._pools[reward.name].call(
-            lambda handle: handle.score.remote(*arguments), timeout_s, asked
-        )
+        try:
+            answer: RewardAnswer = await self._pools[reward.name].call(
+                lambda handle: handle.score.remote(*arguments), timeout_s, asked
+            )
+        except (WorkerLostError, ObjectsLostError):
+            raise
+        except CallFailedError as error:
+            raise RewardError(f"reward '{reward.name}': {error}") from error
         self._num_cached += answer.num_cached
         self._figures[reward.name].add(answer.figures)
         if answer.warning and answer.warning not in self._told:

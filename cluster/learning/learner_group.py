@@ -1,29 +1,39 @@
 """The learner's DeepSpeed ranks, as one.
 
 Every method enters all ranks and waits for all: a collective in which one rank is missing would
-hang. A rank that dies ends the group with LearnerLostError.
+hang. A rank that dies, or is silent, ends the group with LearnerLostError; see `cluster.learning.pulses`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.exceptions import RayActorError, RayError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.actors import LearnerActor, spawn
-from cluster.pools.remote_errors import first_line, raised_by
-from configs.errors import BicotError, LearnerError, PlacementError
+from cluster.actors import LearnerActor, folders, spawn
+from cluster.actors.folders import ProbeAnswer, WrittenFiles
+from cluster.actors.learner import CONCURRENCY_GROUPS, Stage
+from cluster.learning.pulses import Pulses, SilentRankError, StepTimes
+from cluster.learning.rank_placement import bundle_of, place_ranks
+from cluster.pools.cancellation import end_tasks
+from cluster.pools.remote_errors import WorkerLostError, raised_by, resolve, told
+from configs.errors import BicotError, LearnerError, RunError
 from configs.schema import RunConfig
 
 if TYPE_CHECKING:
     from learner.worker import StepReport
+
+Result = TypeVar("Result")
 
 
 class LearnerLostError(LearnerError):
@@ -33,84 +43,146 @@ class LearnerLostError(LearnerError):
 class LearnerGroup:
     """`learner.num_ranks` actors in one placement group, so that all or none are placed."""
 
-    def __init__(self, config: RunConfig, run_id: str, life: int = 0) -> None:
+    def __init__(
+        self, config: RunConfig, run_id: str, life: int = 0, note: Callable[[str], None] = lambda text: None
+    ) -> None:
         """life: how often the run's learner has been started before; actors of different lives differ in name."""
         self._config = config
         self._name = f"{run_id}-learner" if life == 0 else f"{run_id}-learner-life{life}"
+        self._note = note
         self._ranks: list[ActorHandle] = []
-        self._placement_group: Any = None
+        self._placement_group: PlacementGroup | None = None
+        cluster = config.cluster
+        self._pulses = Pulses(self._ranks, cluster.heartbeat_s, cluster.heartbeat_timeout_s)
+        self._step_times = StepTimes()
 
     @property
     def ranks(self) -> tuple[ActorHandle, ...]:
         return tuple(self._ranks)
 
     async def start(self) -> None:
-        """Place the ranks; `setup` loads the model into them."""
+        """Place the ranks; `setup` loads the model into them. Raises PlacementError."""
         learner = self._config.learner
-        bundle = {"CPU": learner.cpus_per_rank, "GPU": learner.gpus_per_rank}
-        bundle = {resource: amount for resource, amount in bundle.items() if amount > 0} or {"CPU": 0.001}
-        self._placement_group = placement_group([bundle] * learner.num_ranks, strategy="PACK")
-        try:
-            async with asyncio.timeout(self._config.run.start_timeout_s):
-                await self._placement_group.ready()
-        except TimeoutError as error:
-            raise PlacementError(
-                f"{learner.num_ranks} learner ranks with {bundle} each were not placed within "
-                f"{self._config.run.start_timeout_s:g} s; free resources, add nodes, or lower learner.num_ranks"
-            ) from error
-        self._ranks = [
+        self._placement_group = await place_ranks(self._config, self._note)
+        self._ranks += [
             spawn(
                 LearnerActor,
                 self._config,
                 rank,
                 name=f"{self._name}-{rank}",
-                num_cpus=bundle.get("CPU", 0),
+                num_cpus=bundle_of(self._config).get("CPU", 0),
                 num_gpus=learner.gpus_per_rank,
                 threads=learner.threads_per_rank,
+                runtime_env={"env_vars": dict(learner.env_vars)},
+                concurrency_groups=CONCURRENCY_GROUPS,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement_group, rank),
             )
             for rank in range(learner.num_ranks)
         ]
 
-    async def warm_start(self, report_to: ActorHandle) -> str:
-        """The folder of the warm-started policy, made now unless the cache of rank 0's node has it."""
-        with _as_learner_errors("find_warm_start", None):
-            folder, exists = await self._ranks[0].find_warm_start.remote()
-        if not exists:
-            address, port = await self._rendezvous()
-            await self._all("warm_start", folder, address, port, report_to, timeout_s=None)
-        return str(folder)
+    async def check_shares(self, folder: Path) -> None:
+        """Make sure that every rank sees the same folder as this process, and may write there.
+
+        Raises RunError, naming the nodes, when one does not: its checkpoints would be lost.
+        """
+        token = secrets.token_hex(8)
+        question = folder / f".probe-{token}"
+        names = [f".probe-{token}-rank-{rank}" for rank in range(len(self._ranks))]
+        question.write_text(token, encoding="utf-8")
+        try:
+            references = [
+                rank.answer_probe.remote(str(folder), question.name, name)
+                for rank, name in zip(self._ranks, names, strict=True)
+            ]
+            answers = await self._gathered("answer_probe", references, self._config.run.start_timeout_s)
+            seen = [_answer_is_here(folder / name, token) for name in names]
+        finally:
+            for path in (question, *(folder / name for name in names)):
+                path.unlink(missing_ok=True)
+        _check_answers(folder, answers, seen)
+        nodes = sorted({answer.address for answer in answers})
+        if len(nodes) > 1:
+            self._note(f"the {len(nodes)} nodes of the learner's ranks: {', '.join(nodes)}")
+
+    async def warm_start(self, on_stage: Callable[[Stage], None]) -> str:
+        """The folder of the warm-started policy, made now unless rank 0's node has it in its cache.
+
+        The same path, whose ~ is each node's own home, for all that use it: every rank has the folder when this
+        returns. Raises LearnerLostError also when no stage gets on within run.start_timeout_s.
+        """
+        timeout_s = self._config.run.start_timeout_s
+        (name,) = await self._gathered("find_warm_start", [self._ranks[0].find_warm_start.remote()], timeout_s)
+        path = f"{self._config.run.cache_dir}/warm_start/{name}"
+        if not await self._has_folder(0, path):
+            meeting = await self._rendezvous()
+            references = [rank.warm_start.remote(path, *meeting) for rank in self._ranks]
+            await self._gathered("warm_start", references, None, self._pulses.watch(on_stage, timeout_s))
+        return path
+
+    async def give_folder(self, path: str) -> list[ray.ObjectRef[folders.Part]]:
+        """A folder of rank 0's node, in the object store: see `cluster.actors.folders`."""
+        stream = self._ranks[0].give_folder.options(num_returns="streaming", concurrency_group="files").remote(path)
+        with _as_learner_errors("give_folder", None):
+            *parts, end = [reference async for reference in stream]
+            await end  # raises what reading it raised
+        return parts
+
+    async def take_folder(self, path: str, parts: Sequence[ray.ObjectRef[folders.Part]]) -> None:
+        """Bring a folder to the ranks' nodes that do not have it."""
+        for rank, handle in enumerate(self._ranks):
+            if not await self._has_folder(rank, path):
+                timeout_s = self._config.run.start_timeout_s
+                await self._gathered("take_folder", [handle.take_folder.remote(path, parts)], timeout_s)
+
+    async def lacks_folder(self, path: str) -> bool:
+        """Whether any rank's node is without the folder."""
+        return not all([await self._has_folder(rank, path) for rank in range(len(self._ranks))])
 
     async def setup(self, model_path: str) -> None:
         """Load the policy and form the process group."""
-        address, port = await self._rendezvous()
-        await self._all("setup", model_path, address, port, timeout_s=self._config.run.start_timeout_s)
+        meeting = await self._rendezvous()
+        await self._all("setup", model_path, *meeting, timeout_s=self._config.run.start_timeout_s)
 
     async def train_step(self, batch: ray.ObjectRef) -> StepReport:
-        """One optimizer step on the batch behind a reference; the report is that of all ranks together."""
-        reports = await self._all("train_step", batch, timeout_s=self._config.run.step_timeout_s)
+        """One optimizer step on the batch behind a reference; the report is that of all ranks together.
+
+        It may take run.step_timeout_s, or a few times as long as steps have taken so far, if that is less.
+        """
+        started_s = time.monotonic()
+        timeout_s = self._step_times.bound_s(self._config.cluster.heartbeat_timeout_s, self._config.run.step_timeout_s)
+        reports = await self._all("train_step", batch, timeout_s=timeout_s)
+        self._step_times.add(time.monotonic() - started_s)
         return reports[0]
 
     async def is_alive(self) -> bool:
-        """Whether every rank answers. One that computes answers when it is done."""
+        """Whether every rank answers a pulse, whatever it computes."""
         try:
-            await self._all("ping", timeout_s=self._config.run.step_timeout_s)
-        except LearnerError:
+            async with asyncio.timeout(self._config.cluster.heartbeat_timeout_s):
+                await self._pulses.ask()
+        except (RayError, WorkerLostError, SilentRankError, TimeoutError):
             return False
         return bool(self._ranks)
 
-    async def save_checkpoint(self, directory: str, step: int) -> None:
-        """Write what going on after `step` steps needs. Raises LearnerError when the learner is at another step."""
-        await self._all("save_checkpoint", directory, step, timeout_s=self._config.run.step_timeout_s)
+    async def watched(self, work: Awaitable[Result], what: str) -> Result:
+        """What `work`, which uses the ranks, returns. Raises LearnerLostError when one dies or is silent meanwhile."""
+        with _as_learner_errors(what, None):
+            return await self._unless_silent(work, None, self._pulses.watch())
+
+    async def save_checkpoint(self, directory: str, step: int) -> list[WrittenFiles]:
+        """Write what going on after `step` steps needs; returns what each rank wrote.
+
+        Raises CheckpointError when it cannot be written, and LearnerError when the learner is at another step.
+        """
+        return await self._all("save_checkpoint", directory, step, timeout_s=self._config.run.step_timeout_s)
 
     async def load_checkpoint(self, directory: str) -> int:
         """Go on where `save_checkpoint` was; returns the number of steps made."""
         steps = await self._all("load_checkpoint", directory, timeout_s=self._config.run.start_timeout_s)
         return int(steps[0])
 
-    async def save_pretrained(self, directory: str) -> None:
-        """Write a Hugging Face folder."""
-        await self._all("save_pretrained", directory, timeout_s=self._config.run.step_timeout_s)
+    async def save_pretrained(self, directory: str) -> list[WrittenFiles]:
+        """Write a Hugging Face folder; returns what each rank wrote. Raises CheckpointError."""
+        return await self._all("save_pretrained", directory, timeout_s=self._config.run.step_timeout_s)
 
     async def close(self) -> None:
         """End all ranks."""
@@ -121,15 +193,44 @@ class LearnerGroup:
             remove_placement_group(self._placement_group)
             self._placement_group = None
 
-    async def _all(self, method: str, *args: Any, timeout_s: float | None) -> list[Any]:
+    async def _all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
         references = [getattr(rank, method).remote(*args) for rank in self._ranks]
+        return await self._gathered(method, references, timeout_s)
+
+    async def _gathered(
+        self, method: str, references: Sequence[Any], timeout_s: float | None, watch: Awaitable[None] | None = None
+    ) -> list[Any]:
         with _as_learner_errors(method, timeout_s):
-            async with asyncio.timeout(timeout_s):
-                return list(await asyncio.gather(*references))
+            work = asyncio.gather(*map(resolve, references))
+            answers = list(await self._unless_silent(work, timeout_s, watch or self._pulses.watch()))
+        if len(answers) == len(self._ranks):
+            self._pulses.all_answered()
+        return answers
+
+    async def _unless_silent(self, work: Awaitable[Result], timeout_s: float | None, watch: Awaitable[None]) -> Result:
+        working, watching = asyncio.ensure_future(work), asyncio.ensure_future(watch)
+        try:
+            await asyncio.wait({working, watching}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done() and not watching.done():
+                raise _LateError
+            if not working.done():
+                watching.result()
+            return working.result()
+        finally:
+            await end_tasks((working, watching))
+
+    async def _has_folder(self, rank: int, path: str) -> bool:
+        references = [self._ranks[rank].has_folder.remote(path)]
+        return bool((await self._gathered("has_folder", references, self._config.run.start_timeout_s))[0])
 
     async def _rendezvous(self) -> tuple[str, int]:
-        with _as_learner_errors("rendezvous", None):
-            return await self._ranks[0].rendezvous.remote()
+        references = [self._ranks[0].rendezvous.remote()]
+        (meeting,) = await self._gathered("rendezvous", references, self._config.run.start_timeout_s)
+        return meeting
+
+
+class _LateError(Exception):
+    """The ranks live, and have not done in time what they were asked for."""
 
 
 @contextmanager
@@ -137,13 +238,40 @@ def _as_learner_errors(method: str, timeout_s: float | None) -> Iterator[None]:
     """Turn what waiting for ranks raises into the errors of bicot."""
     try:
         yield
-    except RayActorError as error:
-        raise LearnerLostError(f"a learner rank died during {method}: {first_line(error)}") from error
-    except TimeoutError as error:
+    except _LateError as error:
         raise LearnerLostError(f"the learner did not finish {method} within {timeout_s:g} s") from error
-    except RayTaskError as error:
+    except SilentRankError as error:
+        raise LearnerLostError(f"the learner is lost during {method}: {error}") from error
+    except RayError as error:  # first: what a method raised is an instance of its own class, too
         own = raised_by(error)
         if isinstance(own, BicotError):
-            raise own from error
+            raise type(own)(told(error)) from error
+        if isinstance(error, RayActorError) and own is error:
+            raise LearnerLostError(f"a learner rank died during {method}: {told(error)}") from error
         # When a rank dies, another one may be the first to say so: its connection broke.
-        raise LearnerLostError(f"a learner rank failed during {method}: {first_line(error)}") from error
+        raise LearnerLostError(f"a learner rank failed during {method}: {told(error)}") from error
+    except BicotError as error:
+        if not isinstance(error, WorkerLostError):
+            raise
+        raise LearnerLostError(f"a learner rank died during {method}: {told(error)}") from error
+
+
+def _answer_is_here(path: Path, token: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == token
+    except OSError:
+        return False
+
+
+def _check_answers(folder: Path, answers: Sequence[ProbeAnswer], seen: Sequence[bool]) -> None:
+    faults = {
+        answer.address: answer.fault or "what it writes there is not seen here"
+        for answer, is_seen in zip(answers, seen, strict=True)
+        if answer.fault is not None or not is_seen
+    }
+    if faults:
+        told_faults = "; ".join(f"node {address}: {fault}" for address, fault in sorted(faults.items()))
+        raise RunError(
+            f"run.dir: {folder} is not the same folder on the learner's nodes as on the launcher's ({told_faults}), so "
+            "checkpoints would be lost; set run.dir to a folder on a disk that all nodes share"
+        )

@@ -23,6 +23,7 @@ from cluster.pools.member import Member
 from cluster.pools.remote_errors import first_line
 from configs.errors import LearnerError, WeightSyncError
 from configs.schema import WeightSyncConfig
+from rollout.records import NO_VERSION, WeightVersion
 
 
 class NcclSync:
@@ -34,16 +35,17 @@ class NcclSync:
         self._note = note
         self._store = ObjectStoreSync(config)
         self._ranks: tuple[ActorHandle, ...] = ()
-        self._version = 0
+        self._version = WeightVersion()
         self._group: tuple[str, ...] = ()
         """Ids of the workers in the NCCL group; empty when there is none."""
         self._needs_store = False
 
     @property
-    def version(self) -> int:
+    def version(self) -> WeightVersion:
         return self._version
 
-    async def publish(self, ranks: Sequence[ActorHandle], version: int, pool: ActorPool) -> None:
+    async def publish(self, ranks: Sequence[ActorHandle], number: int, pool: ActorPool) -> None:
+        version = WeightVersion(self._version.life, number)
         # No await between these two: a worker that becomes READY later has caught up with this version.
         self._ranks, self._version = tuple(ranks), version
         members = pool.members
@@ -56,27 +58,28 @@ class NcclSync:
         except (TimeoutError, WeightSyncError, RayActorError) as error:
             self._group = ()
             self._needs_store = True
-            self._note(f"weight version {version} goes through the object store; NCCL failed: {first_line(error)}")
-            await self._store.publish(ranks, version, pool)
+            self._note(f"weight version {number} goes through the object store; NCCL failed: {first_line(error)}")
+            await self._store.take(ranks, version)
 
-    async def restore(self, ranks: Sequence[ActorHandle], version: int) -> None:
+    async def restore(self, ranks: Sequence[ActorHandle], number: int) -> None:
+        version = WeightVersion(self._version.life + 1, number)
         self._ranks, self._version = tuple(ranks), version
         self._group = ()  # the ranks are new ones
         self._needs_store = True
-        await self._store.restore(ranks, version)
+        await self._store.take(ranks, version)
 
     async def deliver(self, pool: ActorPool) -> int:
         if self._needs_store:
             return await self._store.deliver(pool)
-        return self._version
+        return self._version.number
 
-    async def catch_up(self, worker: ActorHandle) -> int:
+    async def catch_up(self, worker: ActorHandle) -> WeightVersion:
         if not self._ranks:
             return self._version  # nothing was published yet: these are the weights that every worker starts with
         try:
             await self._store.take(self._ranks, self._version)
         except LearnerError:
-            return -1  # the learner has made another step meanwhile, so the pool asks for that one now
+            return NO_VERSION  # the learner has made another step meanwhile, so the pool asks for that one now
         return await self._store.catch_up(worker)
 
     async def close(self) -> None:
@@ -89,12 +92,12 @@ class NcclSync:
             self._group = ids
         layout = await self._ranks[0].weight_layout.remote()
         names, dtypes, shapes = (list(column) for column in zip(*layout, strict=True))
-        sent = [rank.send_collective.remote(self._version) for rank in self._ranks]
+        sent = [rank.send_collective.remote(self._version.number) for rank in self._ranks]
         received = [member.handle.receive_collective.remote(self._version, names, dtypes, shapes) for member in members]
         await asyncio.gather(*sent, *received)
 
     async def _form_group(self, members: Sequence[Member]) -> None:
-        address, port = await self._ranks[0].rendezvous.remote()
+        address, port = await self._ranks[0].free_port.remote()
         world_size = 1 + len(members) * self._workers_per_engine
         joined = [rank.join_collective.remote(address, port, world_size) for rank in self._ranks]
         joined += [

@@ -18,29 +18,35 @@ import ray
 from ray.actor import ActorHandle
 
 from cluster.pools import ActorPool
-from cluster.pools.member import Member
-from cluster.pools.remote_errors import WorkerLostError, resolve
+from cluster.pools.member import LateWeightsError, Member
+from cluster.pools.remote_errors import resolve
 from configs.errors import WeightSyncError
 from configs.schema import WeightSyncConfig
+from rollout.records import WeightVersion
 
 
 class WeightSync(Protocol):
-    """Carries weight versions from the learner to the rollout workers. It is also their pool's `LiveWeights`."""
+    """Carries weight versions from the learner to the rollout workers. It is also their pool's `LiveWeights`.
+
+    A version is known by the learner's life and its number; lives are counted here, one more with each `restore`.
+    """
 
     @property
-    def version(self) -> int:
+    def version(self) -> WeightVersion:
         """The newest version that was published."""
 
-    async def publish(self, ranks: Sequence[ActorHandle], version: int, pool: ActorPool) -> None:
-        """Take `version` out of the learner. When this returns, the learner may change its weights again."""
+    async def publish(self, ranks: Sequence[ActorHandle], number: int, pool: ActorPool) -> None:
+        """Take version `number` out of the learner. When this returns, the learner may change its weights again."""
 
-    async def restore(self, ranks: Sequence[ActorHandle], version: int) -> None:
-        """Take `version` out of a learner that begins there; it may be an earlier one. READY workers need `deliver`."""
+    async def restore(self, ranks: Sequence[ActorHandle], number: int) -> None:
+        """Take version `number` out of a learner that begins there, and with it a life; the number may be an earlier
+        one. READY workers need `deliver`."""
 
     async def deliver(self, pool: ActorPool) -> int:
-        """Bring the published version to every READY worker; returns the version."""
+        """Bring the published version to every READY worker; returns its number. A worker that is late is STALE when
+        this returns, and catches up by itself."""
 
-    async def catch_up(self, worker: ActorHandle) -> int:
+    async def catch_up(self, worker: ActorHandle) -> WeightVersion:
         """Load the published version into one worker that joins; returns the version it holds."""
 
     async def close(self) -> None:
@@ -52,27 +58,27 @@ class ObjectStoreSync:
 
     def __init__(self, config: WeightSyncConfig) -> None:
         self._timeout_s = config.timeout_s
-        self._version = 0
+        self._version = WeightVersion()
         self._buckets: list[ray.ObjectRef] = []
 
     @property
-    def version(self) -> int:
+    def version(self) -> WeightVersion:
         return self._version
 
-    async def publish(self, ranks: Sequence[ActorHandle], version: int, pool: ActorPool) -> None:
-        await self.take(ranks, version)
+    async def publish(self, ranks: Sequence[ActorHandle], number: int, pool: ActorPool) -> None:
+        await self.take(ranks, WeightVersion(self._version.life, number))
 
-    async def restore(self, ranks: Sequence[ActorHandle], version: int) -> None:
-        await self.take(ranks, version)
+    async def restore(self, ranks: Sequence[ActorHandle], number: int) -> None:
+        await self.take(ranks, WeightVersion(self._version.life + 1, number))
 
-    async def take(self, ranks: Sequence[ActorHandle], version: int) -> None:
+    async def take(self, ranks: Sequence[ActorHandle], version: WeightVersion) -> None:
         """Put `version` into the store. Raises LearnerError when the learner is at another, WeightSyncError."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                buckets = await _export(ranks, version)
+                buckets = await _export(ranks, version.number)
         except TimeoutError as error:
             raise WeightSyncError(
-                f"weight version {version} was not exported within weight_sync.timeout_s {self._timeout_s:g} s"
+                f"weight version {version.number} was not exported within weight_sync.timeout_s {self._timeout_s:g} s"
             ) from error
         self._version, self._buckets = version, buckets
 
@@ -80,28 +86,28 @@ class ObjectStoreSync:
         version, buckets = self._version, self._buckets
 
         async def update_one(member: Member) -> None:
-            try:
-                await pool.call_member(
-                    member, lambda handle: handle.update_weights.remote(version, buckets), self._timeout_s
-                )
-            except WorkerLostError:
-                return  # the pool replaces it, and the newcomer catches up
-            member.health.holds(version, self._version)
+            held = await pool.load(
+                member, lambda handle: handle.update_weights.remote(version, buckets), self._timeout_s
+            )
+            if held is not None:
+                member.health.holds(held, self._version)
 
         await asyncio.gather(*(update_one(member) for member in pool.members))
-        return version
+        return version.number
 
-    async def catch_up(self, worker: ActorHandle) -> int:
+    async def catch_up(self, worker: ActorHandle) -> WeightVersion:
         if not self._buckets:
             return self._version  # nothing was published yet: these are the weights that every worker starts with
         version = self._version
+        answer = asyncio.ensure_future(resolve(worker.update_weights.remote(version, self._buckets)))
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return int(await resolve(worker.update_weights.remote(version, self._buckets)))
-        except TimeoutError as error:
-            raise WeightSyncError(
-                f"a worker did not load weight version {version} within weight_sync.timeout_s {self._timeout_s:g} s"
-            ) from error
+            if not (await asyncio.wait({answer}, timeout=self._timeout_s))[0]:
+                raise LateWeightsError(
+                    f"weight version {version.number} was not loaded within weight_sync.timeout_s {self._timeout_s:g} s"
+                )
+            return WeightVersion(*answer.result())
+        finally:
+            answer.cancel()
 
     async def close(self) -> None:
         self._buckets = []

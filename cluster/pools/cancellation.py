@@ -15,7 +15,7 @@ CANCEL_AGAIN_S: Final = 1.0
 """For a task to end, before it is cancelled once more."""
 
 
-async def end_tasks(tasks: Collection[asyncio.Task[Any]]) -> None:
+async def end_tasks(tasks: Collection[asyncio.Future[Any]]) -> None:
     """Cancel tasks, and return when all have ended; what they raise is dropped.
 
     Their own clean-up must not take long, as it is cancelled, too, after `CANCEL_AGAIN_S`.

@@ -20,10 +20,9 @@ from functools import lru_cache
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from cluster.pools.pool import ActorPool
-from cluster.pools.remote_errors import first_line
+from cluster.pools.remote_errors import told
 from cluster.pools.scaling import Load, ScalingPolicy
 from configs.schema import ClusterConfig
 from configs.worker_sections import PoolSize
@@ -88,6 +87,7 @@ class Elasticity:
         self._note = note
         self._look_at_nodes = look_at_nodes
         self._is_head_missed = False
+        self._last_trouble = ""
         scaling = config.scaling
         self._policies = {
             elastic.pool.kind: ScalingPolicy(
@@ -100,11 +100,17 @@ class Elasticity:
     async def run(self) -> None:
         while True:
             await asyncio.sleep(self._config.scaling.every_s)
-            if (nodes := await self._look()) is None:
-                continue
-            for elastic in self._pools:
-                await self._leave_nodes(elastic.pool, nodes.leaving)
-                await self._fit(elastic, nodes.free)
+            try:
+                await self._look_after_pools()
+            except Exception as error:  # noqa: BLE001 - the pools are looked after for as long as the run lasts
+                self._note_once(f"pools were not looked after: {told(error)}")
+
+    async def _look_after_pools(self) -> None:
+        if (nodes := await self._look()) is None:
+            return
+        for elastic in self._pools:
+            await self._leave_nodes(elastic.pool, nodes.leaving)
+            await self._fit(elastic, nodes.free)
 
     async def _look(self) -> NodesView | None:
         """None when Ray's head is gone, for a while or for good: the run goes on as long as it can."""
@@ -114,8 +120,8 @@ class Elasticity:
             if not (await asyncio.wait({looking}, timeout=HEAD_TIMEOUT_S))[0]:
                 self._miss_head(f"it has not answered for {HEAD_TIMEOUT_S:g} s")
             nodes = await looking
-        except RayError as error:
-            self._miss_head(first_line(error))
+        except Exception as error:  # noqa: BLE001 - Ray's clients raise ConnectionError, RuntimeError and others, too
+            self._miss_head(told(error))
             return None
         finally:
             looking.cancel()
@@ -128,6 +134,11 @@ class Elasticity:
         if not self._is_head_missed:
             self._note(f"Ray's head is missed, and pools keep their sizes until it is back: {reason}")
         self._is_head_missed = True
+
+    def _note_once(self, text: str) -> None:
+        if text != self._last_trouble:
+            self._note(text)
+        self._last_trouble = text
 
     async def _leave_nodes(self, pool: ActorPool, leaving: Collection[str]) -> None:
         for member in pool.members:

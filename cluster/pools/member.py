@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,27 +13,33 @@ from ray.actor import ActorHandle
 
 from cluster.pools.health import Health, HealthState
 from cluster.pools.heartbeats import PingPace
+from configs.errors import WeightSyncError
+from rollout.records import WeightVersion
+
+
+class LateWeightsError(WeightSyncError):
+    """A worker has not loaded a weight version in time. It may be at it, over a slow link."""
 
 
 class LiveWeights(Protocol):
     """The weights that a worker must hold before it is given calls; `cluster.learning.weight_sync` has them."""
 
     @property
-    def version(self) -> int:
+    def version(self) -> WeightVersion:
         """The newest version that was published."""
 
-    async def catch_up(self, worker: ActorHandle) -> int:
-        """Load that version into one worker; returns the version it now holds."""
+    async def catch_up(self, worker: ActorHandle) -> WeightVersion:
+        """Load that version into one worker; returns the version it now holds. Raises LateWeightsError."""
 
 
 class NoWeights:
     """`LiveWeights` of workers that hold no weights of the policy: there is one version, and all hold it."""
 
     @property
-    def version(self) -> int:
-        return 0
+    def version(self) -> WeightVersion:
+        return WeightVersion()
 
-    async def catch_up(self, worker: ActorHandle) -> int:
+    async def catch_up(self, worker: ActorHandle) -> WeightVersion:
         return self.version
 
 
@@ -62,7 +68,8 @@ class Patience:
     """How long a pool waits, in seconds, and how often it asks."""
 
     start_s: float = 600.0
-    """For a worker to start, when no other one answers calls."""
+    """For a worker to start: from when it has its place in the cluster, and from its birth when no other one
+    answers calls."""
     heartbeat_s: float = 5.0
     """That a worker may say nothing before it is asked, and for its answer before it counts as SUSPECT."""
     heartbeat_timeout_s: float = 60.0
@@ -79,10 +86,12 @@ class Member:
 
     worker_id: str
     handle: Any
+    number: int = 0
+    """How many workers the pool had started before it."""
     health: Health = field(default_factory=Health)
     num_calls: int = 0
     node_id: str = ""
-    """Empty until its first heartbeat."""
+    """Empty until its first answer."""
     heard_s: float = -math.inf
     """When it last answered anything; monotonic."""
 
@@ -93,3 +102,45 @@ class Member:
     @property
     def state(self) -> HealthState:
         return self.health.state
+
+
+@dataclass(slots=True)
+class Membership:
+    """The workers of a pool, and how many of them are what; for `cluster.pools.pool`."""
+
+    kind: str
+    size: int
+    _members: list[Member] = field(default_factory=list, init=False)
+    """All that are not DEAD."""
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The members that are READY now."""
+        return tuple(member for member in self._members if member.state is HealthState.READY)
+
+    @property
+    def num_ready(self) -> int:
+        return len(self.members)
+
+    @property
+    def num_joining(self) -> int:
+        """Members that will be READY, but for accidents."""
+        return sum(member.state in (HealthState.JOINING, HealthState.STALE) for member in self._members)
+
+    @property
+    def num_idle(self) -> int:
+        """READY members without a call."""
+        return sum(member.num_calls == 0 for member in self.members)
+
+    def _take(self, max_calls: float, but: Collection[str] = ()) -> Member | None:
+        """The least busy READY member with fewer calls than `max_calls`, but for these; it then has one more."""
+        free = [member for member in self.members if member.num_calls < max_calls and member.worker_id not in but]
+        member = min(free, key=lambda candidate: candidate.num_calls, default=None)
+        if member is not None:
+            member.num_calls += 1
+        return member
+
+    def describe(self) -> str:
+        """`rollout: 1 of 2 READY; rollout-1 JOINING`."""
+        others = [f"{m.worker_id} {m.state}" for m in self._members if m.state is not HealthState.READY]
+        return "; ".join([f"{self.kind}: {self.num_ready} of {self.size} READY", *others])

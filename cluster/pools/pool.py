@@ -1,6 +1,6 @@
 """A pool of interchangeable workers: keeps so many alive, and gives each call to the least busy one.
 
-    call ─► least busy READY member (waits when all are full) ─► result
+    call ─► least busy READY member (waits when all are full) ─► result, or one of the pool's own errors
                      │ it died, hung, or was found unusable                    call raises WorkerLostError
                      ▼
             ended and replaced: spawn ─► JOINING: start ─► STALE: catch up with the live weights ─► READY
@@ -10,69 +10,59 @@
 `cluster.pools.health` says which states there are and how they follow. A lost member never comes back: its
 replacement is a new one with a new id.
 
-Every wait is bounded: a call by its own time-out, a start by `Patience.start_s` unless others answer
-meanwhile, silence by the heartbeats' time-out. So whoever waits for a free member gets one, or the
-error that ended the pool.
+A call raises errors of bicot only, whatever the worker's method or Ray raise (`cluster.pools.remote_errors`):
+one picture's accident must not end a run. What is wrong with the work itself ends it by the bound on attempts,
+and work that kills every worker that is given it by `cluster.pools.losses`.
+
+Every wait is bounded: a call by its own time-out, a start by `Patience.start_s` from when the worker has its
+place, silence by the heartbeats' time-out. So whoever waits for a free member gets one, or the error that ended
+the pool.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+import math
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError
 
+from cluster.pools.calls import LateError, ask
 from cluster.pools.cancellation import end_tasks
-from cluster.pools.health import IN_SERVICE, HealthState
+from cluster.pools.health import IN_SERVICE, STARTED, HealthState
 from cluster.pools.lifecycle import MemberLife
-from cluster.pools.member import Member, Patience, PoolHooks
-from cluster.pools.remote_errors import WorkerLostError, first_line, raised_by, resolve
+from cluster.pools.losses import Losses
+from cluster.pools.member import Member, Membership, Patience, PoolHooks
+from cluster.pools.remote_errors import WorkerLostError, raised_by, start_error, told
 from cluster.pools.waiting_calls import Turns
-from configs.errors import BicotError, RunError, WeightSyncError
+from configs.errors import BicotError, RunError
 
 MAX_FAILED_STARTS = 3
 
 
 @dataclass(slots=True)
-class ActorPool:
+class ActorPool(Membership):
     """`size` workers called `KIND-0`, `KIND-1`, …; each is given at most `max_calls` calls at once.
 
     fatal: errors of a worker's method after which it is of no more use, and is replaced.
     """
 
-    kind: str
-    size: int
     max_calls: int
     hooks: PoolHooks
     patience: Patience = field(default_factory=Patience)
     fatal: tuple[type[BicotError], ...] = ()
-    _members: list[Member] = field(default_factory=list)
-    """All that are not DEAD."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _num_spawned: int = 0
     _num_failed_starts: int = 0
     _num_lost: int = 0
+    _losses: Losses = field(default_factory=Losses)
     _was_complete: bool = False
-    _failure: BaseException | None = None
+    _failure: Exception | None = None
     _turns: Turns[Member] = field(default_factory=Turns)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """The members that are READY now."""
-        return tuple(member for member in self._members if member.state is HealthState.READY)
-
-    @property
-    def num_ready(self) -> int:
-        return len(self.members)
-
-    @property
-    def num_joining(self) -> int:
-        """Members that will be READY, but for accidents."""
-        return sum(member.state in (HealthState.JOINING, HealthState.STALE) for member in self._members)
 
     @property
     def num_lost(self) -> int:
@@ -80,19 +70,9 @@ class ActorPool:
         return self._num_lost
 
     @property
-    def num_idle(self) -> int:
-        """READY members without a call."""
-        return sum(member.num_calls == 0 for member in self.members)
-
-    @property
     def num_calls(self) -> int:
         """Calls that are made now, and those that wait for a free member."""
         return len(self._turns) + sum(member.num_calls for member in self._members)
-
-    def describe(self) -> str:
-        """`rollout: 1 of 2 READY; rollout-1 JOINING`."""
-        others = [f"{m.worker_id} {m.state}" for m in self._members if m.state is not HealthState.READY]
-        return "; ".join([f"{self.kind}: {self.num_ready} of {self.size} READY", *others])
 
     async def start(self) -> None:
         """Spawn all members and wait until each is READY; the first failure to start is raised."""
@@ -126,12 +106,12 @@ class ActorPool:
     async def call(self, invoke: Callable[[ActorHandle], Any], timeout_s: float, asked: list[str] | None = None) -> Any:
         """Await `invoke(handle)`, an object reference, on the least busy member.
 
-        asked: ids of the members that were asked before, which are left alone if there is another one; the id of the
-        one that is asked now joins them.
-        Raises WorkerLostError when the member dies, needs more than `timeout_s` or proves unusable, and
-        whatever else the worker's method raises.
+        asked: ids of the members that were asked before: another one stands in for them, beyond `max_calls` if need
+        be. The id of the one that is asked now joins them.
+        Raises WorkerLostError when the member dies, needs more than `timeout_s` or proves unusable; CallFailedError
+        for any other accident; and what the worker's method raises on purpose.
         """
-        member = (self._take_other(asked) if asked else None) or await self._acquire()
+        member = (self._take(math.inf, but=asked) if asked else None) or await self._acquire()
         if asked is not None:
             asked.append(member.worker_id)
         try:
@@ -142,23 +122,39 @@ class ActorPool:
     async def call_member(self, member: Member, invoke: Callable[[ActorHandle], Any], timeout_s: float) -> Any:
         """The same on one given member, whether it is busy or not."""
         try:
-            async with asyncio.timeout(timeout_s):
-                answer = await resolve(invoke(member.handle))
-        except (RayActorError, WorkerLostError) as error:
-            await self._lose(member, f"died: {first_line(error)}")
-            raise WorkerLostError(f"{member.worker_id} died during a call") from error
-        except TimeoutError as error:
-            await self._lose(member, f"did not answer within {timeout_s:g} s")
-            raise WorkerLostError(f"{member.worker_id} did not answer within {timeout_s:g} s") from error
-        except RayTaskError as error:
-            member.hear()
-            own = raised_by(error)
-            if isinstance(own, self.fatal):
-                await self._lose(member, f"is of no more use: {first_line(own)}")
-                raise WorkerLostError(f"{member.worker_id}: {first_line(own)}") from error
-            raise own from error
-        member.hear()
+            answer = await ask(member, invoke, timeout_s)
+        except WorkerLostError as error:
+            await self._lose(member, f"died: {told(error.__cause__ or error)}", in_call=True)
+            raise
+        except LateError as error:
+            await self._lose(member, str(error), in_call=True)
+            raise WorkerLostError(f"{member.worker_id} {error}") from error
+        except BicotError as error:
+            if not isinstance(raised_by(error.__cause__ or error), self.fatal):
+                self._losses.answered()
+                raise
+            await self._lose(member, f"is of no more use: {told(error.__cause__ or error)}", in_call=True)
+            raise WorkerLostError(f"{member.worker_id}: {told(error.__cause__ or error)}") from error
+        self._losses.answered()
         return answer
+
+    async def load(self, member: Member, invoke: Callable[[ActorHandle], Any], timeout_s: float) -> Any | None:
+        """Have a member load something that all of them need, such as new weights.
+
+        None when it does not: it is late and STALE from now on, catches up by itself, and takes no calls until it
+        has; or it is gone.
+        """
+        try:
+            return await ask(member, invoke, timeout_s)
+        except LateError as error:
+            member.health.falls_behind()
+            self.hooks.note(f"{member.worker_id} {error}; it is given no work until it has caught up")
+            await self._tell(member)
+        except WorkerLostError as error:
+            await self._lose(member, f"died: {told(error.__cause__ or error)}")
+        except BicotError as error:
+            await self._lose(member, f"could not load what it needs: {told(error.__cause__ or error)}")
+        return None
 
     async def take_out(self, worker_id: str, reason: str) -> None:
         """End a member that is of no use, and put another in its place; nothing when it has gone already."""
@@ -184,30 +180,39 @@ class ActorPool:
         for _ in range(self.size - len(self._in_service())):
             worker_id = f"{self.kind}-{self._num_spawned}"
             self._num_spawned += 1
-            member = Member(worker_id, self.hooks.spawn(worker_id))
+            member = Member(worker_id, self.hooks.spawn(worker_id), self._num_spawned - 1)
             self._members.append(member)
             self._keep(self._live(member), f"life of {worker_id}")
 
     def _keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        def look_at(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and isinstance(error := task.exception(), Exception):
+                self._failure = error  # nobody else would ever see it
+                self._keep(self._announce(), "tell of a failure")
+
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(look_at)
 
     async def _live(self, member: Member) -> None:
         """One member from its birth on, until it is DEAD."""
-        life = MemberLife(member, self.hooks, self.patience, self._tell, self._num_others)
+        life = MemberLife(member, self.hooks, self.patience, self._tell, lambda: self._num_others(member))
         try:
             await life.begin()
         except Exception as error:  # noqa: BLE001 - whatever a user's model or reward raises ends this start only
             await self._fail_to_start(member, error)
             return
         self._num_failed_starts = 0
+        if self._failure is not None and not self._losses.are_hopeless:
+            self._failure = None  # what no other could do, this one has done
+            self._adjust()
         while not member.health.is_dead:
             try:
                 if (reason := await life.beat()) is not None:
                     await self._lose(member, reason)
-            except (RayError, WorkerLostError, WeightSyncError) as error:
-                await self._lose(member, f"died: {first_line(error)}")
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, another one takes its place
+                await self._lose(member, f"died: {told(error)}")
 
     async def _fail_to_start(self, member: Member, error: Exception) -> None:
         if member.health.is_dead:  # it was told to leave before it had begun
@@ -216,16 +221,16 @@ class ActorPool:
         self._num_failed_starts += 1
         # Only a lost actor is worth another try at once: a missing model or a wrong option stays missing or wrong.
         if isinstance(error, RayActorError | WorkerLostError) and self._num_failed_starts < MAX_FAILED_STARTS:
-            self.hooks.note(f"{member.worker_id} died while starting: {first_line(error)}; starting another")
-        elif num_others := self._num_others():
+            self.hooks.note(f"{member.worker_id} died while starting: {told(error)}; starting another")
+        elif num_others := self._num_others(member):
             wait_s = self.patience.retry_start_s
             self.hooks.note(
-                f"{member.worker_id} could not start: {first_line(error)}; {num_others} others go on, "
+                f"{member.worker_id} could not start: {told(error)}; {num_others} others go on, "
                 f"another try in {wait_s:g} s"
             )
             await asyncio.sleep(wait_s)
         else:
-            self._failure = error
+            self._failure = start_error(self.kind, member.worker_id, error)
             await self._announce()
             return
         self._adjust()
@@ -253,46 +258,41 @@ class ActorPool:
         if self._failure is not None:
             self._turns.end()
         else:
-            self._turns.serve(self._take_free)
+            self._turns.serve(lambda: self._take(self.max_calls))
 
-    def _take_free(self) -> Member | None:
-        """The least busy member that may have one more call, which then counts."""
-        free = [member for member in self.members if member.num_calls < self.max_calls]
-        if not free:
-            return None
-        member = min(free, key=lambda candidate: candidate.num_calls)
-        member.num_calls += 1
-        return member
-
-    def _take_other(self, asked: Collection[str]) -> Member | None:
-        """The least busy READY member but for these, beyond `max_calls` if need be: it stands in for one that fails."""
-        others = [member for member in self.members if member.worker_id not in asked]
-        member = min(others, key=lambda candidate: candidate.num_calls, default=None)
-        if member is not None:
-            member.num_calls += 1
-        return member
-
-    def _num_others(self) -> int:
-        """READY members, because of which a start that fails is not the end; none before the pool was complete."""
-        return self.num_ready if self._was_complete else 0
+    def _num_others(self, member: Member) -> int:
+        """Other members that have started, because of which a start that fails is not the end: even when none is
+        READY at this moment. None before the pool was complete."""
+        others = [other for other in self._members if other is not member and other.state in STARTED]
+        return len(others) if self._was_complete else 0
 
     def _raise_failure(self) -> None:
-        if self._failure is None:
-            return
-        own = raised_by(self._failure) if isinstance(self._failure, RayTaskError) else self._failure
-        if isinstance(own, BicotError):
-            raise own from self._failure.__cause__
-        raise RunError(f"no {self.kind} worker could be started: {first_line(self._failure)}") from self._failure
+        if self._failure is not None:
+            raise self._failure
 
-    async def _lose(self, member: Member, reason: str) -> None:
+    async def _lose(self, member: Member, reason: str, *, in_call: bool = False) -> None:
         if member.health.is_dead:
             return
         in_service = member.state in IN_SERVICE
         self._num_lost += 1
-        self.hooks.note(
-            f"{member.worker_id} {reason}; {'starting another in its place' if in_service else 'it was leaving'}"
-        )
+        if in_call:
+            self._losses.lost(member.number, self._num_spawned)
+        next_one = "starting another in its place" if in_service else "it was leaving"
+        self.hooks.note(f"{member.worker_id} {reason}; {next_one}")
         await self._end(member)
+        if self._losses.are_hopeless:
+            self._failure = RunError(
+                f"{self._losses.num_in_a_row} {self.kind} workers in a row were lost before they had answered one "
+                f"call; the last one, {member.worker_id}, {reason}"
+            )
+            await self._announce()
+        elif pause_s := self._losses.pause_s if in_call else 0.0:
+            self._keep(self._adjust_later(pause_s), f"successor of {member.worker_id}")
+        else:
+            self._adjust()
+
+    async def _adjust_later(self, pause_s: float) -> None:
+        await asyncio.sleep(pause_s)
         self._adjust()
 
     async def _end_if_drained(self, member: Member) -> None:

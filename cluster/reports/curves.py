@@ -1,4 +1,4 @@
-"""curves.png: how a run went, drawn from its metrics.jsonl as six small charts over the steps."""
+"""curves.png: how a run went, drawn from its metrics as six small charts over the steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.reports.metrics import MetricsRow, read_metrics
+from cluster.reports.metrics import MetricsRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,15 +47,14 @@ class EvaluationPoint:
     reward: float
 
 
-def draw_curves(metrics_path: Path, curves_path: Path, evaluations: Sequence[EvaluationPoint] = ()) -> None:
+def draw_curves(rows: Sequence[MetricsRow], curves_path: Path, evaluations: Sequence[EvaluationPoint] = ()) -> None:
     """Draw the run's metrics to a PNG; takes about a second, so call it from a thread while a loop runs.
 
-    What was not measured is said to be so. Raises DataError for a broken metrics file.
+    What was not measured is said to be so.
     """
     import matplotlib  # here: it takes a third of a second, and only those who draw need it
     from matplotlib.figure import Figure
 
-    rows = read_metrics(metrics_path)
     steps = _column(rows, "step")
     style = _STYLE if len(rows) > 5 else {**_STYLE, "lines.marker": "."}
     with matplotlib.rc_context(style):
@@ -97,7 +96,9 @@ def moving_mean(values: FloatArray, width: int) -> FloatArray:
     return mean
 
 
-def _draw_reward(axes: Axes, steps: FloatArray, rows: list[MetricsRow], evaluations: Sequence[EvaluationPoint]) -> None:
+def _draw_reward(
+    axes: Axes, steps: FloatArray, rows: Sequence[MetricsRow], evaluations: Sequence[EvaluationPoint]
+) -> None:
     axes.set_title("Reward")
     axes.set_ylabel("combined reward")
     rewards = _column(rows, "reward/mean")
@@ -122,7 +123,7 @@ def _draw_reward(axes: Axes, steps: FloatArray, rows: list[MetricsRow], evaluati
 
 
 def _draw_lines(
-    axes: Axes, steps: FloatArray, rows: list[MetricsRow], title: str, unit: str, keys: Sequence[str]
+    axes: Axes, steps: FloatArray, rows: Sequence[MetricsRow], title: str, unit: str, keys: Sequence[str]
 ) -> None:
     """Keys of one quantity that is never below 0, one line each."""
     axes.set_title(title)
@@ -141,7 +142,7 @@ def _draw_lines(
 _PARTS: Final = {"cot": "semantic CoT", "image": "image tokens"}
 
 
-def _draw_staleness(axes: Axes, steps: FloatArray, rows: list[MetricsRow]) -> None:
+def _draw_staleness(axes: Axes, steps: FloatArray, rows: Sequence[MetricsRow]) -> None:
     axes.set_title("Staleness")
     axes.set_ylabel("weight versions")
     mean, largest = _column(rows, "staleness/mean"), _column(rows, "staleness/max")
@@ -154,7 +155,7 @@ def _draw_staleness(axes: Axes, steps: FloatArray, rows: list[MetricsRow]) -> No
     axes.legend(loc="best")
 
 
-def _draw_times(axes: Axes, steps: FloatArray, rows: list[MetricsRow]) -> None:
+def _draw_times(axes: Axes, steps: FloatArray, rows: Sequence[MetricsRow]) -> None:
     """Wait, learn and sync add up to the step; a group's rollout and rewards overlap with them."""
     axes.set_title("Where a step's time goes")
     axes.set_ylabel("seconds")

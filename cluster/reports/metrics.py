@@ -1,7 +1,7 @@
 """What a run measures: metrics.jsonl while it runs, summary.json at its end.
 
-metrics.jsonl holds one JSON object a step with the keys of `METRICS`. A value that is not finite is
-written as null, so that any JSON reader can read the file.
+metrics.jsonl holds one JSON object a step with the keys of `METRICS`; `cluster.reports.metrics_file` writes it. A value
+that is not finite is written as null, so that any JSON reader can read the file.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 
@@ -77,6 +76,7 @@ METRICS: Final[Mapping[str, str]] = {
     "time/rollout_s": "mean time a group took to roll; overlaps with other groups and with learning",
     "time/reward_s": "mean time from the end of a group's rollout to its last score; overlaps likewise",
     "groups_failed": "attempts at a group that failed since the start of the run",
+    "checkpoints_failed": "tries at a checkpoint that failed since the launcher started",
     "scores_cached": "scores since the start of the run that were known from an earlier picture of the same content",
 }
 """key -> meaning and unit."""
@@ -95,47 +95,6 @@ METRIC_PREFIXES: Final[Mapping[str, str]] = {
     "staleness/share_": "histogram: share of trajectories that lag so many weight versions",
 }
 """Families of keys whose names depend on the config."""
-
-
-class MetricsWriter:
-    """Appends one line a step; each is on its way to the disk when `write` returns."""
-
-    def __init__(self, path: Path) -> None:
-        """Creates the file, or goes on with it: a line that a killed run has left half written is dropped."""
-        self._path = path
-        path.touch()
-        _drop_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, metrics: Mapping[str, float]) -> None:
-        """Raises ValueError for a key that no table documents."""
-        unknown = [key for key in metrics if key not in METRICS and not key.startswith(tuple(METRIC_PREFIXES))]
-        if unknown:
-            names = ", ".join(sorted(unknown))
-            raise ValueError(f"undocumented metrics {names}; add them to cluster.reports.metrics.METRICS")
-        row = {key: _finite_or_none(value) for key, value in metrics.items()}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
-
-    def rewind(self, step: int) -> None:
-        """Drop what was written after `step`: those steps are made again."""
-        rows = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        self._file.close()
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, self._path)
-        self._file = self._path.open("a", encoding="utf-8")
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
@@ -196,14 +155,14 @@ class RunSummary:
             value = getattr(self, entry.name)
             if entry.name == "evaluation":
                 for name, change in value.items():
-                    tree[f"{name}_reward_before"] = _finite_or_none(change.before)
-                    tree[f"{name}_reward_after"] = _finite_or_none(change.after)
+                    tree[f"{name}_reward_before"] = finite_or_none(change.before)
+                    tree[f"{name}_reward_after"] = finite_or_none(change.after)
                     tree[f"{name}_rewards"] = {
-                        reward: {"before": _finite_or_none(before), "after": _finite_or_none(after)}
+                        reward: {"before": finite_or_none(before), "after": finite_or_none(after)}
                         for reward, (before, after) in change.columns.items()
                     }
             else:
-                tree[entry.name] = _finite_or_none(value) if isinstance(value, float) else value
+                tree[entry.name] = finite_or_none(value) if isinstance(value, float) else value
         return tree
 
 
@@ -226,17 +185,7 @@ def first_and_last_reward(rows: Sequence[MetricsRow]) -> tuple[float | None, flo
     return float(np.mean(rewards[:count])), float(np.mean(rewards[-count:]))
 
 
-def _finite_or_none(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return value if isinstance(value, int) else float(value)  # float() of NumPy's scalars, which JSON does not know
-
-
-def _step_of(line: str) -> int:
-    return int(json.loads(line)["step"])
-
-
-def _drop_torn_line(path: Path) -> None:
-    with path.open("rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)

@@ -6,25 +6,33 @@ The training loop says once what happened; this class spreads it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
+from ray.exceptions import RayError
 
 from cluster.groups.roller import RolledGroup
 from cluster.learning import LearnerGroup
+from cluster.pools.remote_errors import WorkerLostError, resolve
 from cluster.reports.curves import EvaluationPoint, draw_curves
-from cluster.reports.metrics import MetricsWriter, read_metrics
+from cluster.reports.metrics_file import MetricsWriter
 from cluster.reports.progress import Progress
 from cluster.reports.ray_metrics import RayGauges
 from cluster.reports.samples import SampleEntry, draw_samples
 from cluster.state import Checkpoints, Registry, RunDirectory, RunState
 from cluster.state.ledger import GroupState
-from configs.errors import RegistryError
+from cluster.state.outbox import Outbox
+from configs.errors import CheckpointError
 from configs.schema import RunConfig
 from rollout.records import GroupRequest, ScoredGroup, UInt8Array
+
+FETCH_TIMEOUT_S: Final = 60.0
+"""For a group's pictures, before they count as lost."""
+CLOSE_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(slots=True)
@@ -38,39 +46,47 @@ class RunLog:
     metrics: MetricsWriter
     checkpoints: Checkpoints
     num_failed_groups: int = 0
+    num_failed_checkpoints: int = 0
     evaluations: list[EvaluationPoint] = field(default_factory=list)
     _gauges: RayGauges = field(init=False)
-    _registry_error: RegistryError | None = None
+    _outbox: Outbox = field(init=False)
+    _num_failed_in_a_row: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._gauges = RayGauges(self.directory.name)
+        self._outbox = Outbox(self.config.registry.patience_s, self.note)
 
     def note(self, text: str) -> None:
         """A line for the user."""
         self.progress.note(text)
 
     def check(self) -> None:
-        """Raises RegistryError when the registry was lost: between two steps, when no work is lost with it."""
-        if self._registry_error is not None:
-            raise self._registry_error
+        """Raises BicotError when the registry was lost, or refused what it was told: between two steps, when no work
+        is lost with it."""
+        if self._outbox.error is not None:
+            raise self._outbox.error
+
+    async def status(self, status: str) -> None:
+        """The run as a whole is at something else."""
+        await self._outbox.tell(lambda: self.registry.set_run(status))
 
     async def worker(self, worker_id: str, state: str) -> None:
         """A worker of a pool changed its state."""
         kind = worker_id.rpartition("-")[0]
         if state == "DEAD":
-            await self._tell(self.registry.remove_worker(worker_id))
+            await self._outbox.tell(lambda: self.registry.remove_worker(worker_id))
         else:
-            await self._tell(self.registry.set_worker(worker_id, kind, state))
+            await self._outbox.tell(lambda: self.registry.set_worker(worker_id, kind, state))
 
     async def group(self, request: GroupRequest, state: GroupState) -> None:
         """A group of the training run changed its state."""
-        prompt_id = request.prompt.prompt_id
-        await self._tell(self.registry.ledger.move(request.sequence, state, request.attempt, prompt_id=prompt_id))
+        ledger, prompt_id = self.registry.ledger, request.prompt.prompt_id
+        await self._outbox.tell(lambda: ledger.move(request.sequence, state, request.attempt, prompt_id=prompt_id))
 
     async def given_up(self, request: GroupRequest, reason: str) -> None:
         """A group's prompt is given up after its last attempt."""
-        news = self.registry.ledger.give_up(request.sequence, request.attempt, request.prompt.prompt_id, reason)
-        await self._tell(news)
+        ledger, prompt_id = self.registry.ledger, request.prompt.prompt_id
+        await self._outbox.tell(lambda: ledger.give_up(request.sequence, request.attempt, prompt_id, reason))
 
     async def failure(self, request: GroupRequest, reason: str) -> None:
         """An attempt at a group failed."""
@@ -78,73 +94,123 @@ class RunLog:
         self.note(f"group {request.sequence} ({request.prompt.prompt_id}), attempt {request.attempt + 1}: {reason}")
         if request.sequence >= 0:
             ledger = self.registry.ledger
-            await self._tell(ledger.move(request.sequence, GroupState.FAILED, request.attempt, reason=reason))
+            news = partial(ledger.move, request.sequence, GroupState.FAILED, request.attempt, reason=reason)
+            await self._outbox.tell(news)
 
     async def version(self, version: int) -> None:
         """All rollout workers hold `version`."""
-        await self._tell(self.registry.set_version(version))
+        await self._outbox.tell(lambda: self.registry.set_version(version))
 
     async def rewind(self, state: RunState) -> None:
-        """The run goes on from an earlier step: what was told of later ones no longer holds."""
+        """The run goes on from an earlier step: what was told of later ones no longer holds. Raises RegistryError
+        when the registry stays away for longer than its patience."""
         self.num_failed_groups = state.num_failed_groups
         self.metrics.rewind(state.step)
         num_trained = state.step * self.config.algorithm.groups_per_step
-        await self.registry.ledger.rewind(num_trained)
-        await self.registry.set_progress(state.step, state.step)
+        await self._outbox.insist(lambda: self.registry.ledger.rewind(num_trained))
+        await self._outbox.tell(lambda: self.registry.set_progress(state.step, state.step))
 
     def write(self, metrics: dict[str, float]) -> None:
-        """Write down the metrics of an optimizer step."""
+        """Write down the metrics of an optimizer step. A disk that takes no more is a note, and tried again."""
         metrics["groups_failed"] = self.num_failed_groups
-        self.metrics.write(metrics)
+        metrics["checkpoints_failed"] = self.num_failed_checkpoints
+        try:
+            if not self.metrics.write(metrics):
+                self.note(
+                    f"{self.directory.path} was removed or replaced while the run goes on; its metrics and its config "
+                    "are written again, what else it held is gone"
+                )
+                self.directory.make_again(self.config)
+        except OSError as error:
+            self.note(f"the metrics of this step are not written yet: {error}")
 
     async def step(self, metrics: dict[str, float], rolled: Sequence[RolledGroup]) -> None:
         """Tell of an optimizer step, made from these groups, whose metrics are written down."""
         step = int(metrics["step"])
         self.progress.step(metrics)
         self._gauges.update(metrics)
-        requests = [group.scored.rollout.request for group in rolled]
-        await self._tell(self.registry.ledger.train({r.sequence: r.attempt for r in requests}, step))
+        attempts = {r.sequence: r.attempt for r in (group.scored.rollout.request for group in rolled)}
+        await self._outbox.tell(lambda: self.registry.ledger.train(attempts, step))
         reward = {"reward": metrics["reward/mean"]}
-        await self._tell(self.registry.set_progress(step, int(metrics["weight_version"]), reward))
+        version = int(metrics["weight_version"])
+        await self._outbox.tell(lambda: self.registry.set_progress(step, version, reward))
         if step % self.config.samples.every_steps == 0 or step == self.config.run.steps:
             await self._draw(step, metrics["reward/mean"], rolled)
 
-    async def checkpoint(self, learner: LearnerGroup, state: RunState) -> Path:
-        """Write a checkpoint; returns its folder."""
-        return await self.checkpoints.save(learner, state)
+    async def checkpoint(self, learner: LearnerGroup, state: RunState) -> Path | None:
+        """Write a checkpoint; returns its folder. None, and a note, when it cannot be written: to be tried again.
+
+        Raises CheckpointError when `checkpoint.max_failures` tries in a row have failed.
+        """
+        try:
+            folder = await self.checkpoints.save(learner, state)
+        except CheckpointError as error:
+            self.num_failed_checkpoints += 1
+            self._num_failed_in_a_row += 1
+            if self._num_failed_in_a_row >= self.config.checkpoint.max_failures:
+                raise CheckpointError(
+                    f"{self._num_failed_in_a_row} checkpoints in a row failed (checkpoint.max_failures): {error}"
+                ) from error
+            self.note(f"no checkpoint of step {state.step}, tried again after the next step: {error}")
+            return None
+        self._num_failed_in_a_row = 0
+        return folder
 
     async def draw_curves(self) -> None:
         """Bring curves.png up to date; nothing before the first step."""
-        if not read_metrics(self.directory.metrics_path):
-            return
-        await asyncio.to_thread(draw_curves, self.directory.metrics_path, self.directory.curves_path, self.evaluations)
+        if self.metrics.rows:
+            rows = list(self.metrics.rows)
+            await asyncio.to_thread(draw_curves, rows, self.directory.curves_path, self.evaluations)
 
-    async def _tell(self, news: Coroutine[Any, Any, object]) -> None:
-        """Tell the registry. It only watches, so its loss must not tear a step apart: `check` raises it later."""
-        if self._registry_error is not None:
-            news.close()
-            return
-        try:
-            await news
-        except RegistryError as error:
-            self._registry_error = error
+    async def close(self) -> None:
+        """Tell the registry what it has not been told yet, as far as it answers soon."""
+        await self._outbox.flush(CLOSE_TIMEOUT_S)
+        await self._outbox.close()
 
     async def _draw(self, step: int, reward: float, rolled: Sequence[RolledGroup]) -> None:
-        samples = await samples_of(rolled, self.config.samples.num_pictures)
+        """Pictures are for people: that they cannot be had, or drawn, does not end a run."""
         title = f"step {step}: mean reward {reward:.2f}"
-        await asyncio.to_thread(draw_samples, self.directory.samples_path(step), samples, title)
-        await self.draw_curves()
+        try:
+            if samples := await samples_of(rolled, self.config.samples.num_pictures):
+                await asyncio.to_thread(draw_samples, self.directory.samples_path(step), samples, title)
+            else:
+                self.note(f"the pictures of step {step} went with the nodes that drew them; there are no samples of it")
+            await self.draw_curves()
+        except OSError as error:
+            self.note(f"the samples or curves of step {step} are not drawn: {error}")
 
 
 async def samples_of(rolled: Sequence[RolledGroup], num_pictures: int) -> list[SampleEntry]:
-    """The first picture of as many groups as wanted, or more of each when there are fewer groups."""
+    """The first picture of as many groups as wanted, or more of each when there are fewer groups; without the groups
+    whose pictures are lost."""
     per_group = -(-num_pictures // len(rolled))
     samples: list[SampleEntry] = []
-    for group in rolled[:num_pictures]:
-        pictures = await group.pictures
-        scored_first = np.argsort(np.isnan(group.scored.rewards), kind="stable")
-        samples.extend(_sample(group.scored, index, pictures[index]) for index in scored_first[:per_group].tolist())
+    for group in rolled:
+        if len(samples) < num_pictures and (pictures := await _pictures_of(group)) is not None:
+            scored_first = np.argsort(np.isnan(group.scored.rewards), kind="stable")
+            samples.extend(_sample(group.scored, index, pictures[index]) for index in scored_first[:per_group].tolist())
     return samples[:num_pictures]
+
+
+async def first_samples(rolled: Sequence[RolledGroup]) -> dict[int, SampleEntry]:
+    """Sequence -> first picture of each group, without those whose pictures are lost."""
+    samples: dict[int, SampleEntry] = {}
+    for group in rolled:
+        if (pictures := await _pictures_of(group)) is not None:
+            samples[group.scored.rollout.request.sequence] = _sample(group.scored, 0, pictures[0])
+    return samples
+
+
+async def _pictures_of(group: RolledGroup) -> UInt8Array | None:
+    """uint8 [G, height, width, 3]; None when they went with the node that drew them, or cannot be had from it."""
+    fetching = asyncio.ensure_future(resolve(group.pictures))
+    try:
+        await asyncio.wait({fetching}, timeout=FETCH_TIMEOUT_S)
+        return fetching.result() if fetching.done() else None
+    except (RayError, WorkerLostError):
+        return None
+    finally:
+        fetching.cancel()
 
 
 def _sample(group: ScoredGroup, index: int, picture: UInt8Array) -> SampleEntry:

@@ -15,7 +15,8 @@ from typing import Any
 
 import fsspec
 
-MANIFEST = "manifest.json"
+from cluster.state.checkpoint_names import step_of
+from cluster.state.manifest import MANIFEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,4 +67,7 @@ class CheckpointCopies:
         if not system.exists(root):
             return []
         manifests = (path for path in system.find(root) if path.endswith(f"/{MANIFEST}"))
-        return sorted(path.split("/")[-2] for path in manifests)
+        steps = {
+            step: name for name in (path.split("/")[-2] for path in manifests) if (step := step_of(name)) is not None
+        }
+        return [steps[step] for step in sorted(steps)]

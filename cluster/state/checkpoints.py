@@ -6,34 +6,35 @@
         run.json        the run's own, for resuming: see `cluster.state.run_state`
         manifest.json   SHA-256 and size of every other file; written last
 
-A checkpoint is written under a name that ends in `.partial`, and renamed when it is whole. One that does not
-agree with its manifest is moved aside to a name that ends in `.damaged`, and the one before it is used.
+A checkpoint is written under a name that ends in `.partial`, and renamed when it is whole: when all that the
+learner's ranks say they have written is seen here, too. One that does not agree with its manifest is moved aside to a
+name that ends in `.damaged`, and the one before it is used. Whatever else lies in the folder is left alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-import os
 import shutil
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
+from cluster.actors.folders import Digest, WrittenFiles
 from cluster.learning import LearnerGroup
 from cluster.state.checkpoint_copies import CheckpointCopies
+from cluster.state.checkpoint_names import name_of, step_of
+from cluster.state.manifest import MODEL_FILE, RUN_FILE, STATE_FILE, find_fault, size_of, sync, write_manifest
 from cluster.state.run_state import RunState
+from configs.errors import CheckpointError
 from configs.schema import CheckpointConfig
 
-PREFIX = "step_"
-PARTIAL = ".partial"
-DAMAGED = ".damaged"
-MANIFEST = "manifest.json"
-RUN_FILE = "run.json"
-HASHING_THREADS = 4
+PARTIAL: Final = ".partial"
+DAMAGED: Final = ".damaged"
+SEEN_TIMEOUT_S: Final = 60.0
+"""For a file that a rank has written on another node to be seen here: network file systems take their time."""
+SEEN_POLL_S: Final = 0.5
+GIB: Final = 2**30
 
 
 @dataclass(slots=True)
@@ -43,29 +44,43 @@ class Checkpoints:
     directory: Path
     config: CheckpointConfig
     note: Callable[[str], None]
+    seen_timeout_s: float = SEEN_TIMEOUT_S
 
     async def save(self, learner: LearnerGroup, state: RunState) -> Path:
-        """Write the checkpoint after `state.step` optimizer steps; returns its folder. Every rank takes part."""
-        final = self.directory / f"{PREFIX}{state.step:06d}"
+        """Write the checkpoint after `state.step` optimizer steps; returns its folder. Every rank takes part.
+
+        Raises CheckpointError when it cannot be written, or is not whole as seen from here; the learner is well then.
+        """
+        final = self.directory / name_of(state.step)
         if final.exists():
             return final
         partial = final.with_name(final.name + PARTIAL)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        await learner.save_checkpoint(str(partial / "state"), state.step)
-        await learner.save_pretrained(str(partial / "model"))
-        (partial / RUN_FILE).write_text(state.to_json(), encoding="utf-8")
-        await asyncio.to_thread(write_manifest, partial)
-        partial.rename(final)
-        _sync(self.directory)
+        try:
+            self._make_room()
+            partial.mkdir(parents=True)
+            written = {
+                "state": await learner.save_checkpoint(str(partial / "state"), state.step),
+                "model": await learner.save_pretrained(str(partial / "model")),
+            }
+            (partial / RUN_FILE).write_text(state.to_json(), encoding="utf-8")
+            digests = await self._see_all(partial, written)
+            await asyncio.to_thread(write_manifest, partial, digests)
+            partial.rename(final)
+            sync(self.directory)
+        except OSError as error:
+            self._drop(partial)
+            raise CheckpointError(f"checkpoint {final}: {error}") from error
+        except CheckpointError:
+            self._drop(partial)
+            raise
         await self._copy(final)
         self._prune()
         return final
 
     def all(self) -> list[Path]:
         """Checkpoints that were written to their end, oldest first."""
-        found = self.directory.glob(f"{PREFIX}*")
-        return sorted(path for path in found if path.suffix not in (PARTIAL, DAMAGED))
+        steps = {step: path for path in self._entries() if (step := step_of(path.name)) is not None}
+        return [steps[step] for step in sorted(steps)]
 
     async def newest(self) -> tuple[Path, RunState] | None:
         """The newest checkpoint whose files are what was written; None when there is none, here or at the copies.
@@ -81,15 +96,67 @@ class Checkpoints:
         state = None if fetched is None else await self._read(fetched)
         return None if fetched is None or state is None else (fetched, state)
 
+    def is_kept(self, name: str, names: list[str]) -> bool:
+        """Whether the policy keeps checkpoint `name`, of `names`, oldest first."""
+        every = self.config.keep_every
+        step = step_of(name)
+        return step is None or name in names[-self.config.keep_last :] or (every is not None and step % every == 0)
+
+    def _entries(self) -> list[Path]:
+        """What is called as we call ours, and is a folder of its own: a link, an archive or a copy is the user's."""
+        if not self.directory.is_dir():
+            return []
+        return [path for path in self.directory.iterdir() if path.is_dir() and not path.is_symlink()]
+
     async def _read(self, path: Path) -> RunState | None:
         fault = await asyncio.to_thread(find_fault, path)
         if fault is None:
-            return RunState.from_json((path / RUN_FILE).read_text(encoding="utf-8"))
+            try:
+                return RunState.from_json((path / RUN_FILE).read_text(encoding="utf-8"))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                fault = f"{RUN_FILE} cannot be understood ({type(error).__name__}: {error})"
         aside = path.with_name(path.name + DAMAGED)
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         self.note(f"checkpoint {path} is damaged and not used: {fault}; it now lies in {aside.name}")
         return None
+
+    async def _see_all(self, partial: Path, written: Mapping[str, list[WrittenFiles]]) -> dict[str, Digest]:
+        """The digests of all that the ranks wrote, by path in the checkpoint, when all of it is seen here."""
+        wanted: dict[str, tuple[Digest, str]] = {
+            f"{part}/{name}": (digest, files.address)
+            for part, of_ranks in written.items()
+            for files in of_ranks
+            for name, digest in files.digests.items()
+        }
+        if missing := [name for name in (STATE_FILE, MODEL_FILE) if name not in wanted]:
+            raise CheckpointError(f"checkpoint {partial}: no rank of the learner has written {missing[0]}")
+        deadline = asyncio.get_running_loop().time() + self.seen_timeout_s
+        while unseen := [name for name, (digest, _) in wanted.items() if size_of(partial / name) != digest["bytes"]]:
+            if asyncio.get_running_loop().time() >= deadline:
+                digest, address = wanted[unseen[0]]
+                raise CheckpointError(
+                    f"checkpoint {partial}: {unseen[0]} ({digest['bytes']} bytes), which a learner rank has written on "
+                    f"node {address}, is not seen on the launcher's node, and {len(unseen) - 1} other files neither; "
+                    "set run.dir to a folder on a disk that all nodes share"
+                )
+            await asyncio.sleep(SEEN_POLL_S)
+        return {name: digest for name, (digest, _) in wanted.items()}
+
+    def _make_room(self) -> None:
+        """Remove what earlier tries have left, and raise CheckpointError where another one cannot fit."""
+        for path in self._entries():
+            if path.name.endswith(PARTIAL) and step_of(path.name.removesuffix(PARTIAL)) is not None:
+                self._drop(path)
+        if not (older := self.all()):
+            return
+        needed = sum(path.stat().st_size for path in older[-1].rglob("*") if path.is_file())
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise CheckpointError(
+                f"{self.directory}: {free / GIB:.3g} GiB are free on its disk, and the last checkpoint takes "
+                f"{needed / GIB:.3g} GiB; make room there, or lower checkpoint.keep_last"
+            )
 
     async def _copy(self, checkpoint: Path) -> None:
         if self.config.url is None:
@@ -102,67 +169,18 @@ class Checkpoints:
     def _copies(self, url: str) -> CheckpointCopies:
         return CheckpointCopies(url, self.directory.parent.name, self.is_kept)
 
-    def is_kept(self, name: str, names: list[str]) -> bool:
-        """Whether the policy keeps checkpoint `name`, of `names`, oldest first."""
-        every = self.config.keep_every
-        step = int(name.removeprefix(PREFIX))
-        return name in names[-self.config.keep_last :] or (every is not None and step % every == 0)
-
     def _prune(self) -> None:
         paths = self.all()
         names = [path.name for path in paths]
         for path in paths:
             if not self.is_kept(path.name, names):
-                shutil.rmtree(path)
+                self._drop(path)
 
-
-def write_manifest(folder: Path) -> None:
-    """Bring all files of `folder` to the disk, and beside them their digests."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    with ThreadPoolExecutor(HASHING_THREADS) as threads:
-        digests = dict(zip(files, threads.map(_digest, files), strict=True))
-    manifest = {str(path.relative_to(folder)): digest for path, digest in digests.items()}
-    path = folder / MANIFEST
-    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    _sync(path)
-
-
-def find_fault(folder: Path) -> str | None:
-    """Why a checkpoint cannot be used: the first file that is not what its manifest says; None when all are."""
-    try:
-        manifest: dict[str, dict[str, Any]] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        names = list(manifest)
-    except (OSError, ValueError, TypeError) as error:
-        return f"{MANIFEST} cannot be read ({type(error).__name__})"
-    if RUN_FILE not in names:
-        return f"{MANIFEST} does not list {RUN_FILE}"
-    with ThreadPoolExecutor(HASHING_THREADS) as threads:
-        found = threads.map(lambda name: _digest_or_none(folder / name), names)
-        for name, digest in zip(names, found, strict=True):
-            if digest is None:
-                return f"{name} is missing"
-            if digest != manifest[name]:
-                return f"{name} is not what was written ({digest['bytes']} bytes, SHA-256 {digest['sha256'][:12]}…)"
-    return None
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
-
-
-def _digest_or_none(path: Path) -> dict[str, Any] | None:
-    try:
-        return _digest(path)
-    except OSError:
-        return None
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _drop(self, folder: Path) -> None:
+        """Remove a folder of ours. That it cannot be, since somebody reads it, is no reason to end a run."""
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.note(f"{folder} is not wanted any more, and cannot be removed: {error}")

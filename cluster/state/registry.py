@@ -64,7 +64,7 @@ class RunSnapshot:
     life: int
     """How often the run was started."""
     given_up: Mapping[str, Mapping[str, Value]]
-    """Prompt id -> where in the run, and why."""
+    """Prompt id -> where in the run, and why; of the last ones."""
 
     @property
     def step(self) -> int:
@@ -102,6 +102,7 @@ class Registry:
                 "write redis://[user:password@]host:port/number, rediss://… or unix://path"
             ) from error
         self._client = redis.Redis.from_pool(pool)
+        self._told_run: dict[str, Value] = {}
         self.ledger = Ledger(self._client, self._key, self._errors)
 
     async def connect(self) -> None:
@@ -123,6 +124,7 @@ class Registry:
         """Say how the run is; what is not given keeps its value. The first call dates the start."""
         given = {"status": status, "num_steps": num_steps, "groups_per_step": groups_per_step}
         fields: dict[str, Value] = {name: value for name, value in given.items() if value is not None}
+        self._told_run.update(fields)
         async with self._errors("write to"), self._client.pipeline(transaction=True) as pipe:
             pipe.hset(self._key("run"), mapping=_encode(fields))
             pipe.hsetnx(self._key("run"), "started_s", json.dumps(time.time()))
@@ -136,8 +138,11 @@ class Registry:
             "weight_version": weight_version,
             "updated_s": time.time(),
         }
-        async with self._errors("write to"):
-            await self._client.hset(self._key("progress"), mapping=_encode(values))
+        async with self._errors("write to"), self._client.pipeline(transaction=True) as pipe:
+            pipe.hset(self._key("progress"), mapping=_encode(values))
+            if self._told_run:  # again: a server may have come back empty
+                pipe.hset(self._key("run"), mapping=_encode(self._told_run))
+            await pipe.execute()
 
     async def set_version(self, weight_version: int) -> None:
         """Say which weights are current, between two steps."""
@@ -157,11 +162,12 @@ class Registry:
     async def snapshot(self) -> RunSnapshot:
         """The state of the run, all of it read at the same instant."""
         async with self._errors("read from"), self._client.pipeline(transaction=True) as pipe:
-            for name in ("run", "progress", "workers", "counts", "given_up"):
+            for name in ("run", "progress", "workers", "counts"):
                 pipe.hgetall(self._key(name))
             pipe.get(self._key("life"))
-            *hashes, life = await pipe.execute()
-        run, progress, workers, counts, given_up = map(_decode, hashes)
+            pipe.lrange(self._key("reasons"), 0, -1)
+            *hashes, life, reasons = await pipe.execute()
+        run, progress, workers, counts = map(_decode, hashes)
         return RunSnapshot(
             status=run.get("status"),
             num_steps=run.get("num_steps"),
@@ -171,7 +177,7 @@ class Registry:
             workers={worker_id: WorkerRecord(**record) for worker_id, record in workers.items()},
             group_counts={state: int(counts.get(state, 0)) for state in GroupState},
             life=int(life or 0),
-            given_up=given_up,
+            given_up={entry.pop("prompt_id"): entry for entry in map(json.loads, reversed(reasons))},
         )
 
     async def close(self) -> None:

@@ -95,6 +95,13 @@ class RunDirectory:
                 raise ConfigError(f"{self.path}: another launcher runs here; wait until it has ended") from error
             yield
 
+    def make_again(self, config: RunConfig) -> None:
+        """Bring back the folders and the config, where somebody has removed them. Raises OSError."""
+        for folder in (self.samples_dir, self.checkpoints_dir, self.logs_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not self.config_path.exists():
+            self.config_path.write_text(dump_config(config), encoding="utf-8")
+
     def write_config(self, config: RunConfig) -> None:
         """Write down the config with which a run goes on, where it has changed."""
         text = dump_config(config)

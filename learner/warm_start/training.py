@@ -20,7 +20,6 @@ import os
 import shutil
 import socket
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -41,6 +40,7 @@ from learner.optimizer_settings import OptimizerSettings
 from learner.warm_start.base import prepare_base
 from learner.warm_start.cache import warm_start_folder
 from learner.warm_start.data import ExampleSet, check_skipped, load_examples, load_vq_pictures
+from learner.warm_start.output import prepare_output, staging_folder
 from learner.warm_start.supervised import Shard, TokenizedExamples, train_supervised
 from learner.warm_start.vq_training import canonical_tokens, encode_pictures, train_vq_model
 from rollout.prompts import Conversation
@@ -84,6 +84,8 @@ def warm_start(
         raise ConfigError("warm_start: the config has no such section; add one")
     if output_dir.exists():
         raise ConfigError(f"the warm start's output folder {output_dir} exists; remove it, or choose another")
+    if rank == 0:
+        prepare_output(output_dir)
     device = "cuda" if config.learner.gpus_per_rank > 0 else "cpu"
     alone = not dist.is_initialized()
     if alone:
@@ -247,7 +249,7 @@ class _WarmStart:
         self, output_dir: Path, policy: JanusPolicy, engine: DeepSpeedEngine, folder: Path, conversation: Conversation
     ) -> None:
         """Write the model beside `output_dir`, and rename the folder when it is complete. Every rank calls it."""
-        staging = output_dir.with_name(f".{output_dir.name}.{uuid.uuid4().hex}")
+        staging = staging_folder(output_dir)
         try:
             save_pretrained(engine, policy, str(folder), staging, dtype=self.dtype)
             engine.destroy()

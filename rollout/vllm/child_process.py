@@ -6,26 +6,27 @@ and keep its memory or a whole GPU.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
+import time
 from typing import Final
 
 LOOK_EVERY_S: Final = 1.0
 
 
 def end_with_parent() -> None:
-    """Kill this process as soon as the process that started it by `multiprocessing` is gone; no-op in any other."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+    """Kill this process within about LOOK_EVERY_S once the process that has started it is gone.
+
+    To be called in a process that was started for its parent alone. It may be called while the arguments of a spawned
+    process are still being unpickled: then `multiprocessing.parent_process()` is not known yet, but the parent's id is.
+    """
     started_by = os.getppid()
 
     def wait_and_end() -> None:
-        # `join` waits on a pipe that stays open while any other process has inherited its end, so look up, too.
-        while os.getppid() == started_by and parent.is_alive():
-            parent.join(LOOK_EVERY_S)
+        # An orphan gets another parent. No pipe is watched instead: any other process may have inherited its end.
+        while os.getppid() == started_by:
+            time.sleep(LOOK_EVERY_S)
         # The parent is gone, so there is nobody to return a result or an error to.
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -19,7 +19,7 @@ from configs.errors import ModelError, RolloutError, WeightSyncError
 from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import WeightBucket
-from rollout.vllm.layout import check_vllm
+from rollout.vllm.layout import check_arguments, check_vllm
 from rollout.vllm.requests import check_request, result_of, sampling_params
 from rollout.vllm.settings import context_length, engine_arguments, environment, environment_set
 from rollout.weights import WeightManifest
@@ -66,7 +66,8 @@ class VllmEngine:
         variables = environment(settings.rollout)
         # vLLM and the processes that it starts here read them, and keep what they have read. No await in between.
         with environment_set(variables):
-            llm = _make_llm(engine_arguments(settings, checkpoint), variables, checkpoint)
+            check_vllm(variables)
+            llm = _make_llm(engine_arguments(settings, checkpoint), checkpoint)
         await llm.update_weight_version("0")
         return cls(checkpoint, manifest, max_model_len, llm)
 
@@ -280,9 +281,9 @@ class VllmEngine:
         return completion
 
 
-def _make_llm(arguments: Mapping[str, Any], variables: Mapping[str, str], checkpoint: JanusCheckpoint) -> AsyncLLM:
+def _make_llm(arguments: Mapping[str, Any], checkpoint: JanusCheckpoint) -> AsyncLLM:
     """Start vLLM in the loop that is running. Raises ModelError, LibraryError."""
-    check_vllm(arguments, variables)
+    check_arguments(arguments)
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 

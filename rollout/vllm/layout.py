@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from configs.errors import LibraryError
@@ -17,21 +17,21 @@ ENGINE_METHODS = (
 COMPLETION_FIELDS = ("token_ids", "logprobs", "finish_reason", "weight_versions")
 
 
-def check_vllm(arguments: Mapping[str, Any], variables: Mapping[str, str]) -> None:
+def check_vllm(variables: Iterable[str]) -> None:
     """Raises LibraryError, which names the version, unless vLLM has all that this room uses of it.
 
-    arguments: of AsyncEngineArgs; variables: environment variables that it is steered by. vLLM ignores a variable
-    that it does not know, so one that is gone would change what is sampled without a word.
+    variables: names of the environment variables that are set for vLLM. It ignores one that it does not know, so a
+    variable that a release has dropped would silently change what is sampled.
     """
     try:
-        import vllm
-        from vllm import AsyncEngineArgs, envs
+        from vllm import envs
         from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer
         from vllm.outputs import CompletionOutput
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from rollout.vllm.guidance_processor import GuidanceProcessor
         from rollout.vllm.guided_janus import GuidedJanus
+        from rollout.vllm.plugin import JanusOverride
         from rollout.vllm.weights import BicotWeightEngine
     except ImportError as error:
         if error.name == "vllm":
@@ -40,8 +40,6 @@ def check_vllm(arguments: Mapping[str, Any], variables: Mapping[str, str]) -> No
             ) from error
         raise library_error("vllm", f"cannot be used ({error})") from error
 
-    known_arguments = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-    _require("an engine argument", arguments.keys() - known_arguments)
     known_variables = envs.environment_variables
     _require("a variable", {name for name in variables if name.startswith("VLLM_")} - known_variables.keys())
     require_attributes("vllm", AsyncLLM, ENGINE_METHODS)
@@ -49,10 +47,16 @@ def check_vllm(arguments: Mapping[str, Any], variables: Mapping[str, str]) -> No
     require_parameters("vllm", LlamaAttention.forward, ["positions", "hidden_states"])
     require_parameters("vllm", LlamaDecoderLayer.__init__, ["vllm_config", "prefix", "config", "attn_layer_type"])
     _require("a field of CompletionOutput", set(COMPLETION_FIELDS) - _field_names(CompletionOutput))
-    for own in (GuidanceProcessor, GuidedJanus, BicotWeightEngine):
+    for own in (GuidanceProcessor, GuidedJanus, BicotWeightEngine, JanusOverride):
         if lacking := sorted(getattr(own, "__abstractmethods__", ())):
             raise library_error("vllm", f"asks {', '.join(lacking)} of {own.__name__}'s base, which bicot has not")
-    require_attributes("vllm", vllm, ["__version__"])
+
+
+def check_arguments(arguments: Iterable[str]) -> None:
+    """Raises LibraryError unless vLLM's `AsyncEngineArgs` has all these arguments."""
+    from vllm import AsyncEngineArgs
+
+    _require("an engine argument", set(arguments) - _field_names(AsyncEngineArgs))
 
 
 def _field_names(cls: Any) -> set[str]:

@@ -13,6 +13,7 @@ COMMANDS: Mapping[str, str] = {
     "cluster.launch": "Trains, resumes, and checks a config without starting anything.",
     "cluster.status": "Shows how a run is doing, also from another machine.",
     "rollout.generate": "Draws pictures with a checkpoint.",
+    "rollout.convert_janus": "Converts Janus checkpoints from their authors' format and back.",
     "rewards.score": "Scores a folder of pictures.",
     "learner.warm_start": "Trains a model on captioned pictures, without reinforcement learning.",
     "cluster.study": "Answers a question about the algorithm by several runs that differ in one thing.",

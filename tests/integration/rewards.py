@@ -50,3 +50,13 @@ class FaultyReward:
             threading.Event().wait(HANGS_S)
         scores = [Score(math.nan if self._fault == "nan" else float(picture.mean() / 255)) for picture in pictures]
         return scores[1:] if self._fault == "short" else scores
+
+
+class HugeReward:
+    """0 and 3e38 in turn: each is finite in float32, and what is made of their difference is not."""
+
+    def __init__(self, device: str) -> None:
+        pass
+
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+        return [Score(3e38 * (index % 2)) for index in range(len(prompts))]

@@ -178,4 +178,4 @@ def test_the_fast_engine_draws_too(folder: Path, tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert len(manifest(tmp_path)) == len(pixels(tmp_path)) == 4
-    assert "Traceback" not in done.stderr
+    assert done.stderr == "", "libraries say nothing that is no fault"

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from cluster.state.ledger import GroupState
-from configs.errors import DataError, LearnerError, RegistryError
+from configs.errors import DataError, LearnerError, RegistryError, RunError
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
@@ -171,6 +171,23 @@ async def test_a_killed_queue_is_filled_again_and_no_group_is_lost(tmp_path: Pat
     outcome = await train_in_time(tree, kill_actor_at_step_1("queue"))
     assert_all_groups_trained(outcome)
     assert any("the trajectory queue died" in note for note in outcome.log.notes)
+
+
+async def test_a_run_of_which_no_update_can_be_applied_ends_with_the_reason(tmp_path: Path) -> None:
+    tree = run_tree(
+        "learns-nothing",
+        tmp_path,
+        run={"steps": 50},
+        algorithm={"max_staleness": 0, "advantage_normalization": "group_mean_only"},
+        rewards=[{"name": "tests.integration.rewards:HugeReward", "cpus_per_replica": 0.1}],
+    )
+    outcome = await train_in_time(tree)
+    assert isinstance(outcome.error, RunError)
+    assert "the policy learns no more: 3 steps in a row made no update" in str(outcome.error)
+    summary = json.loads(outcome.directory.summary_path.read_text())
+    assert (summary["status"], summary["steps"]) == ("failed", 3)
+    told = [note for note in outcome.log.notes if "the weights stay as they were" in note]
+    assert [note.split(":")[0] for note in told] == ["step 1", "step 2", "step 3"]
 
 
 async def test_prompts_that_are_all_too_long_are_refused_by_name(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from cluster.groups.roller import RolledGroup
 from cluster.reports import Progress, RunLog, read_metrics
-from cluster.reports.metrics import MetricsRow, MetricsWriter, RunSummary
+from cluster.reports.metrics import MetricsRow, RunSummary
+from cluster.reports.metrics_file import MetricsWriter
 from cluster.run import Run
 from cluster.session import PrivateRedis
 from cluster.state import Checkpoints, Registry, RunDirectory, RunState

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from cluster.launch import main
 from cluster.session import StopSignals
+from tests.tiny_models import tiny_janus_folder
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +32,8 @@ def _environment() -> Iterator[None]:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    return folder
+def model() -> Path:
+    return tiny_janus_folder()
 
 
 @pytest.fixture
@@ -176,3 +179,128 @@ async def test_a_signal_during_the_run_tells_it_to_stop():
             await asyncio.sleep(0)
     assert calls == ["stop"]
     assert signals.exit_code == 143
+
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.fixture
+def broken_model(tmp_path: Path) -> Path:
+    """A copy of the tiny model, for a test to break."""
+    return Path(shutil.copytree(tiny_janus_folder(), tmp_path / "broken_model"))
+
+
+def break_model(folder: Path, fault: str) -> None:
+    if fault == "format":
+        (folder / "config.json").write_text('{"model_type": "multi_modality"}')
+    elif fault == "template":
+        for name in ("chat_template.jinja", "chat_template.json", "processor_config.json"):
+            (folder / name).unlink(missing_ok=True)
+        path = folder / "tokenizer_config.json"
+        settings = json.loads(path.read_text())
+        settings.pop("chat_template", None)
+        path.write_text(json.dumps(settings))
+    else:
+        for path in folder.glob("*.safetensors"):
+            path.write_text(LFS_POINTER)
+
+
+@pytest.mark.parametrize("dry_run", [["--dry-run"], []])
+class TestWhatIsRefusedByTheDryRunAndByTheRunBeforeAnythingStarts:
+    def refusal_of(
+        self, config_file: Path, dry_run: list[str], capsys: pytest.CaptureFixture[str], *overrides: str
+    ) -> str:
+        sets = [argument for override in overrides for argument in ("--set", override)]
+        error = expect_error(["--config", str(config_file), *dry_run, *sets], 2, capsys)
+        assert not (config_file.parent / "runs").exists()
+        return error
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (["rewards.0.name=rewards.shapes.reward:ShapesReword"], "cannot import rewards.shapes.reward:ShapesReword"),
+            (["rewards.0.name=no_such_module:score"], "No module named 'no_such_module'"),
+            (["rewards.shapes.options={target: 0.5}"], "'shapes' does not take options {'target': 0.5}"),
+            (["learner.betas=[0.9, 1.5]"], "learner.betas.1 = 1.5: Input should be less than 1"),
+            (["data.evaluation={a/b: 'shapes:heldout:4'}"], "'a/b' becomes part of file names"),
+            (["warm_start={examples: no_such_file.jsonl}"], "no_such_file.jsonl: cannot read the examples"),
+        ],
+    )
+    def test_a_wrong_field(
+        self,
+        config_file: Path,
+        dry_run: list[str],
+        overrides: list[str],
+        message: str,
+        capsys: pytest.CaptureFixture[str],
+    ):
+        assert message in self.refusal_of(config_file, dry_run, capsys, *overrides)
+
+    @pytest.mark.parametrize(
+        ("fault", "message"),
+        [
+            ("format", "is in its authors' own format; convert it once"),
+            ("template", "no chat template in tokenizer_config.json"),
+            ("weights", "model.safetensors cannot be read"),
+        ],
+    )
+    def test_a_model_folder_that_cannot_be_used(
+        self,
+        config_file: Path,
+        dry_run: list[str],
+        broken_model: Path,
+        fault: str,
+        message: str,
+        capsys: pytest.CaptureFixture[str],
+    ):
+        break_model(broken_model, fault)
+        assert message in self.refusal_of(config_file, dry_run, capsys, f"model.path={broken_model}")
+
+    @pytest.mark.parametrize("field", ["run.dir", "run.cache_dir"])
+    def test_a_folder_that_cannot_be_written_to(
+        self, config_file: Path, dry_run: list[str], field: str, capsys: pytest.CaptureFixture[str]
+    ):
+        examples = config_file.parent / "x.jsonl"
+        Image.new("RGB", (8, 8)).save(config_file.parent / "x.png")
+        examples.write_text('{"prompt": "a", "plan": "b", "image": "x.png"}\n')
+        overrides = [f"warm_start={{examples: '{examples}'}}", f"{field}=/proc/no/such/folder"]
+        refusal = self.refusal_of(config_file, dry_run, capsys, *overrides)
+        assert f"{field} '/proc/no/such/folder" in refusal
+        assert "cannot be made, since /proc cannot be written to" in refusal
+
+
+@pytest.mark.parametrize("name", ["rewards.py", "learner.py", "configs/__init__.py", "rollout/__init__.py"])
+def test_a_file_that_hides_a_package_of_bicot_is_named(tmp_path: Path, name: str):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    ended = run_elsewhere(tmp_path, "--help")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        f"error: {path} hides bicot's own package '{name.split('/')[0].removesuffix('.py')}'"
+    )
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_default_config_is_found_wherever_the_command_is_started(tmp_path: Path):
+    (tmp_path / "configs").mkdir()  # a folder of the user's, which hides nothing
+    ended = run_elsewhere(tmp_path, "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    assert "train (shapes:train)" in ended.stdout
+
+
+def run_elsewhere(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m cluster.launch` in another folder than the checkout."""
+    command = (sys.executable, "-m", "cluster.launch", *arguments)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_a_reward_with_packages_of_its_own_is_not_imported_by_the_launcher(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+):
+    own = "rewards=[{name: 'only_in_its_own_environment:Taste', runtime_env: {pip: [taste]}}]"
+    assert main(["--config", str(config_file), "--dry-run", "--set", own]) == 0
+    assert "only_in_its_own_environment:Taste" in capsys.readouterr().out

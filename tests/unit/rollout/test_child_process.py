@@ -8,18 +8,25 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 PARENT = """
 import contextlib, multiprocessing, os, subprocess, sys, threading
 from rollout.vllm.child_process import end_with_parent
 
-def child():
-    end_with_parent()
+class Arriving:  # as JanusOverride of rollout.vllm.plugin: the watch begins where it is unpickled
+    def __reduce__(self):
+        return end_with_parent, ()
+
+def child(arrived):
+    if arrived == "in time":
+        end_with_parent()
     print(multiprocessing.current_process().pid, flush=True)
     threading.Event().wait(60)
 
 if __name__ == "__main__":
-    multiprocessing.get_context("spawn").Process(target=child).start()
+    argument = Arriving() if "arriving" in sys.argv else "in time"
+    multiprocessing.get_context("spawn").Process(target=child, args=(argument,)).start()
     if "heir" in sys.argv:
         for name in os.listdir("/proc/self/fd"):  # the child's pipe is among them
             with contextlib.suppress(OSError):
@@ -46,8 +53,9 @@ def read_processes(parent: subprocess.Popen[str], count: int) -> list[psutil.Pro
     return [psutil.Process(int(parent.stdout.readline())) for _ in range(count)]
 
 
-def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
-    with start(tmp_path) as parent:
+@pytest.mark.parametrize("how", ["running", "arriving"])
+def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path, how: str) -> None:
+    with start(tmp_path, how) as parent:
         (child,) = read_processes(parent, 1)
         assert child.is_running()
         parent.kill()

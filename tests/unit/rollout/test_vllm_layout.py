@@ -15,21 +15,21 @@ from configs.errors import LibraryError
 from configs.schema import RolloutConfig
 from rollout.engine import EngineSettings
 from rollout.janus_checkpoint import JanusCheckpoint
-from rollout.vllm import layout
-from rollout.vllm.layout import check_vllm
+from rollout.vllm import VllmEngine, layout
+from rollout.vllm.layout import check_arguments, check_vllm
 from rollout.vllm.settings import engine_arguments, environment
 from rollout.vllm.weights import BicotWeightEngine
 from tests.tiny_models import tiny_janus_folder
 
-
-def settings_of(config: RolloutConfig) -> tuple[dict[str, object], dict[str, str]]:
-    folder = tiny_janus_folder()
-    return engine_arguments(EngineSettings(str(folder), config), JanusCheckpoint(folder)), environment(config)
+CONFIG = RolloutConfig(max_prompt_tokens=32, max_cot_tokens=32)
 
 
 @pytest.mark.parametrize("gpus", [0.0, 1.0])
 def test_the_installed_vllm_has_all_that_is_used_of_it(gpus: float):
-    check_vllm(*settings_of(RolloutConfig(max_prompt_tokens=32, max_cot_tokens=32, gpus_per_worker=gpus)))
+    config = CONFIG.model_copy(update={"gpus_per_worker": gpus})
+    check_vllm(environment(config))
+    folder = tiny_janus_folder()
+    check_arguments(engine_arguments(EngineSettings(str(folder), config), JanusCheckpoint(folder)))
 
 
 def without_pause(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,20 +65,17 @@ def with_a_new_abstract_method(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_missing_is_named_with_the_version(
     monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch], None], message: str
 ):
-    arguments, variables = settings_of(RolloutConfig(max_prompt_tokens=32, max_cot_tokens=32))
     change(monkeypatch)
     with pytest.raises(LibraryError, match=f"vllm {vllm.__version__} {message}"):
-        check_vllm(arguments, variables)
+        check_vllm(environment(CONFIG))
 
 
 def test_an_engine_argument_that_is_gone_is_named():
-    arguments, variables = settings_of(RolloutConfig(max_prompt_tokens=32, max_cot_tokens=32))
     with pytest.raises(LibraryError, match="does not know no_such_argument as an engine argument"):
-        check_vllm({**arguments, "no_such_argument": 1}, variables)
+        check_arguments(["model", "no_such_argument"])
 
 
-def test_a_missing_vllm_is_answered_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
-    arguments, variables = settings_of(RolloutConfig(max_prompt_tokens=32, max_cot_tokens=32))
+async def test_an_engine_without_vllm_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(LibraryError, match=r"install bicot\[cpu\] or bicot\[gpu\]"):
-        check_vllm(arguments, variables)
+        await VllmEngine.start(EngineSettings(str(tiny_janus_folder()), CONFIG))

@@ -18,7 +18,7 @@ from rollout.vllm.settings import environment_set
 IDS = SpecialIds(bos=1, eos=2, pad=0, begin_of_image=4)
 
 SCRIPT = """
-import multiprocessing, pickle, sys, threading
+import multiprocessing, threading
 import rollout.vllm.plugin as plugin
 from rollout.janus_checkpoint import SpecialIds
 from vllm import ModelRegistry
@@ -32,17 +32,19 @@ def state():
         "end-with-parent" in threads,
     )
 
-def child(pickled):
-    before = state()
-    pickle.loads(pickled)
+class Look:  # unpickled before the override, which is the next argument
+    def __reduce__(self):
+        return state, ()
+
+def child(before, override):
     plugin.register()
     print(before, state(), flush=True)
 
 if __name__ == "__main__":
-    pickled = pickle.dumps(plugin.JanusOverride(SpecialIds(1, 2, 0, 4)))
+    arguments = (Look(), plugin.JanusOverride(SpecialIds(1, 2, 0, 4)))
     context = multiprocessing.get_context("spawn")
     for name in ("EngineCore_DP0", "Worker"):
-        process = context.Process(target=child, args=(pickled,), name=name)
+        process = context.Process(target=child, args=arguments, name=name)
         process.start()
         process.join()
 """

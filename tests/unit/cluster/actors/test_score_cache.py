@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +51,65 @@ def test_a_change_of_the_rewards_own_code_changes_its_digest(tmp_path: Any, monk
     before = reward_digest(RewardConfig(name="taste_of_mine:Taste"))
     (tmp_path / "taste_of_mine.py").write_text("class Taste: bias = 1\n")
     assert reward_digest(RewardConfig(name="taste_of_mine:Taste")) != before
+
+
+class Stored:
+    """A server that holds the same text under every key, and takes all that is written."""
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self.written: list[str] = []
+
+    async def mget(self, keys: Sequence[str]) -> list[bytes]:
+        return [self.text] * len(keys)
+
+    def pipeline(self, transaction: bool) -> Stored:
+        return self
+
+    async def __aenter__(self) -> Stored:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    def set(self, key: str, text: str, ex: int) -> None:
+        self.written.append(text)
+
+    async def execute(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"value": 0.5, "parts": {}, "new_field": 1}',
+        b"not json",
+        b"[1]",
+        b"7",
+        b'{"parts": {}}',
+        b'{"value": "high", "parts": {}}',
+        b'{"value": 0.0, "parts": {}, "applicable": false}',
+        b'{"value": NaN, "parts": {}}',
+        b'{"value": 0.5, "parts": []}',
+        b"\xff\xfe",
+    ],
+)
+async def test_a_score_that_cannot_be_read_is_scored_again_and_told_of_once(text: bytes) -> None:
+    async def compute(pictures: Any, prompts: Sequence[Prompt], plans: Any) -> list[Score]:
+        return [Score(0.25)] * len(prompts)
+
+    cache = ScoreCache("redis://127.0.0.1:1/0", RewardConfig(name="shapes"))
+    stored = Stored(text)
+    cache._client = stored  # type: ignore[assignment]
+    first = await cache.score(compute, np.stack([PICTURE, PICTURE + 1]), [PROMPT, PROMPT])
+    assert first.scores == [Score(0.25)] * 2
+    assert first.num_cached == 0
+    assert first.warning is not None
+    assert "holds a score that cannot be read" in first.warning
+    assert len(stored.written) == 2
+    assert (await cache.score(compute, PICTURE[None], [PROMPT])).warning is None
+    stored.text = stored.written[0].encode()
+    assert (await cache.score(compute, PICTURE[None], [PROMPT])).num_cached == 1
 
 
 @pytest.mark.parametrize(

@@ -85,3 +85,42 @@ async def test_a_head_that_fails_is_asked_again_and_what_it_says_then_is_done(he
     assert notes[2].startswith("worker-0 leaves: its node is told to go")
     watching.cancel()
     await scene.pool.close()
+
+
+async def test_whatever_asking_the_head_raises_the_pools_are_looked_after_later(head: Head) -> None:
+    scene, notes = await started(Scene(size=1)), list[str]()
+    await until(lambda: scene.pool.members[0].node_id == "node")
+    head.error = ConnectionError("GCS client: name resolution failed")
+    head.answers.set()
+    watching = watch(scene, head, notes)
+    await until(lambda: head.num_looks > 3)
+    assert not watching.done()
+    assert len(notes) == 1
+    assert notes[0].endswith("ConnectionError: GCS client: name resolution failed")
+    head.error = None
+    await until(lambda: len(notes) > 1)
+    assert notes[1] == "Ray's head answers again"
+    watching.cancel()
+    await scene.pool.close()
+
+
+async def test_what_looking_after_a_pool_raises_is_told_once_and_is_not_the_end(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, notes = await started(Scene(size=1)), list[str]()
+    await until(lambda: scene.pool.members[0].node_id == "node")
+    num_tries = 0
+
+    async def fail(member: object) -> None:
+        nonlocal num_tries
+        num_tries += 1
+        raise OSError("no more file descriptors")
+
+    monkeypatch.setattr("cluster.pools.pool.ActorPool.drain", lambda pool, member: fail(member))
+    head.view = NodesView(leaving=("node",), free={})
+    head.answers.set()
+    watching = watch(scene, head, notes)
+    await until(lambda: num_tries > 2)
+    watching.cancel()
+    assert sum("pools were not looked after: OSError: no more file descriptors" in note for note in notes) == 1
+    await scene.pool.close()

@@ -9,17 +9,22 @@ from itertools import pairwise, product
 import pytest
 
 from cluster.pools.health import IN_SERVICE, TRANSITIONS, Health, HealthState
+from rollout.records import WeightVersion
 
 S = HealthState
-LIVE = 2
+LIVE = WeightVersion(0, 2)
+OLD = WeightVersion(0, 1)
+NEWER = WeightVersion(0, 3)
+OF_ANOTHER_LIFE = WeightVersion(1, 2)
 Event = Callable[[Health], None]
 EVENTS: dict[str, Event] = {
     "started": Health.started,
     "holds the live version": lambda health: health.holds(LIVE, LIVE),
-    "holds an old version": lambda health: health.holds(LIVE - 1, LIVE),
+    "holds an old version": lambda health: health.holds(OLD, LIVE),
     "missed": Health.missed,
+    "falls behind": Health.falls_behind,
     "answered": lambda health: health.answered(LIVE),
-    "answered while a newer version is live": lambda health: health.answered(LIVE + 1),
+    "answered while a newer version is live": lambda health: health.answered(NEWER),
     "drain": Health.drain,
     "die": Health.die,
 }
@@ -40,7 +45,7 @@ def all_walks() -> Iterator[tuple[tuple[str, ...], list[HealthState]]]:
     for names in product(EVENTS, repeat=5):
         yield names, walk(names)
     for _ in range(2000):
-        names = tuple(rng.choices(list(EVENTS), weights=[4, 4, 4, 4, 4, 4, 1, 0.2], k=40))
+        names = tuple(rng.choices(list(EVENTS), weights=[4, 4, 4, 4, 4, 4, 4, 1, 0.2], k=40))
         yield names, walk(names)
 
 
@@ -90,12 +95,28 @@ def test_a_worker_that_drains_takes_no_way_back() -> None:
         (["started", "holds the live version", "missed", "answered"], S.READY),
         (["started", "holds the live version", "missed", "answered while a newer version is live"], S.STALE),
         (["started", "missed"], S.STALE),
+        (["started", "holds the live version", "falls behind"], S.STALE),
+        (["started", "holds the live version", "falls behind", "holds the live version"], S.READY),
+        (["started", "holds the live version", "missed", "falls behind"], S.SUSPECT),
         (["drain"], S.JOINING),
         (["started", "holds the live version", "missed", "drain"], S.DRAINING),
     ],
 )
 def test_what_each_event_means(names: list[str], state: HealthState) -> None:
     assert walk(names)[-1] is state
+
+
+def test_a_version_of_an_earlier_life_of_the_learner_is_not_the_live_one_though_its_number_is() -> None:
+    health = Health()
+    health.started()
+    health.holds(LIVE, LIVE)
+    health.missed()
+    health.answered(OF_ANOTHER_LIFE)
+    assert health.state is S.STALE
+    health.holds(LIVE, OF_ANOTHER_LIFE)
+    assert health.state is S.STALE
+    health.holds(OF_ANOTHER_LIFE, OF_ANOTHER_LIFE)
+    assert health.state is S.READY
 
 
 def test_a_late_answer_of_a_dead_worker_changes_nothing() -> None:

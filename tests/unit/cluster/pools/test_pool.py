@@ -9,18 +9,27 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayTaskError
 
 from cluster.benchmarks.local_actors import LocalActor
 from cluster.pools import ActorPool, Patience, PoolHooks
 from cluster.pools.health import HealthState
 from cluster.pools.heartbeats import PingPace
+from cluster.pools.losses import MAX_IN_A_ROW
+from cluster.pools.member import LateWeightsError
 from cluster.pools.pool import MAX_FAILED_STARTS
-from cluster.pools.remote_errors import WorkerLostError
+from cluster.pools.remote_errors import CallFailedError, ObjectsLostError, WorkerLostError
 from configs.errors import DataError, ModelError, RunError
+from rollout.records import NO_VERSION, WeightVersion
 
 WAIT_S = 10.0
 PATIENCE = Patience(start_s=0.2, heartbeat_s=0.01, heartbeat_timeout_s=0.05, retry_start_s=0.01, pace=PingPace(1000.0))
+
+
+def task_error(cause: Exception) -> Exception:
+    """What Ray raises of what an actor's method has raised: an instance of both classes."""
+    error: Exception = RayTaskError("ray::fail()", "ray::fail() (pid=1, ip=10.0.0.7)", cause).as_instanceof_cause()
+    return error
 
 
 @dataclass(slots=True)
@@ -29,17 +38,19 @@ class Worker:
 
     released: asyncio.Event = field(default_factory=asyncio.Event)
     listens: asyncio.Event = field(default_factory=asyncio.Event)
+    has_place: asyncio.Event = field(default_factory=asyncio.Event)
     num_pings: int = 0
 
     async def work(self) -> int:
         await self.released.wait()
         return id(self)
 
-    async def fail(self) -> None:
-        raise RayTaskError("fail", "traceback", DataError("no such prompt"))  # as Ray wraps it
+    async def fail(self, error: Exception | None = None) -> None:
+        raise error or task_error(DataError("no such prompt"))
 
     async def ping(self) -> str:
         self.num_pings += 1
+        await self.has_place.wait()
         await self.listens.wait()
         return "node"
 
@@ -48,14 +59,19 @@ class Worker:
 class Weights:
     """`LiveWeights` that may become newer while a worker loads them."""
 
-    version: int = 0
+    version: WeightVersion = NO_VERSION
     published_meanwhile: int = 0
+    num_late: int = 0
+    """Times that a worker will be late."""
 
-    async def catch_up(self, worker: Any) -> int:
+    async def catch_up(self, worker: Any) -> WeightVersion:
         held = self.version
+        if self.num_late:
+            self.num_late -= 1
+            raise LateWeightsError("not loaded within 300 s")
         if self.published_meanwhile:
             self.published_meanwhile -= 1
-            self.version += 1
+            self.version = WeightVersion(0, self.version.number + 1)
         return held
 
 
@@ -75,6 +91,8 @@ class Scene:
     changes: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     pool: ActorPool = field(init=False)
+    has_room: bool = True
+    """Whether the cluster has a place for workers from now on."""
 
     def __post_init__(self) -> None:
         hooks = PoolHooks(
@@ -103,11 +121,14 @@ class Scene:
         worker = Worker()
         worker.released.set()
         worker.listens.set()
+        if self.has_room:
+            worker.has_place.set()
         self.workers.append(worker)
         self.actors.append(LocalActor(worker))
         return self.actors[-1]
 
     async def _start(self, handle: LocalActor) -> None:
+        await self.workers[self.actors.index(handle)].has_place.wait()
         outcome = self.start(self.actors.index(handle))
         if isinstance(outcome, Exception):
             raise outcome
@@ -126,9 +147,9 @@ async def started(scene: Scene) -> Scene:
 
 
 async def test_a_newcomer_is_stale_until_it_holds_the_version_that_is_live_by_then() -> None:
-    scene = await started(Scene(size=1, weights=Weights(version=3, published_meanwhile=2)))
+    scene = await started(Scene(size=1, weights=Weights(version=WeightVersion(0, 3), published_meanwhile=2)))
     (member,) = scene.pool.members
-    assert member.health.held_version == scene.weights.version == 5
+    assert member.health.held_version == scene.weights.version == WeightVersion(0, 5)
     assert scene.states(0) == ["JOINING", "STALE", "READY"]
     await scene.pool.close()
 
@@ -159,10 +180,10 @@ async def test_a_suspect_that_missed_a_version_loads_it_before_it_is_called_agai
     scene = await started(Scene(size=1, patience=Patience(heartbeat_s=0.01, heartbeat_timeout_s=WAIT_S)))
     scene.workers[0].listens.clear()
     await scene.until(0, HealthState.SUSPECT)
-    scene.weights.version = 7
+    scene.weights.version = WeightVersion(0, 7)
     scene.workers[0].listens.set()
     await scene.call()
-    assert scene.pool.members[0].health.held_version == 7
+    assert scene.pool.members[0].health.held_version == WeightVersion(0, 7)
     await scene.pool.close()
 
 
@@ -245,14 +266,26 @@ async def test_a_start_that_never_ends_is_an_error_when_nobody_else_works() -> N
     await scene.pool.close()
 
 
-async def test_a_start_that_never_ends_is_waited_for_while_others_work() -> None:
-    forever = asyncio.Event()
-    scene = await started(Scene(size=1, start=lambda number: forever.wait() if number else None))
+async def test_a_worker_that_finds_no_room_is_waited_for_while_others_work() -> None:
+    scene = await started(Scene(size=1))
+    scene.has_room = False
     await scene.pool.resize(2)
     async with asyncio.timeout(WAIT_S):
-        while not any("it waits for room in the cluster, or hangs; 1 others go on" in note for note in scene.notes):
+        while not any("it waits for room in the cluster; 1 others go on" in note for note in scene.notes):
             await asyncio.sleep(0.01)
     await scene.call()
+    scene.workers[1].has_place.set()
+    await scene.until(1, HealthState.READY)
+    await scene.pool.close()
+
+
+async def test_a_start_that_hangs_in_its_place_is_given_up_and_made_again() -> None:
+    forever = asyncio.Event()
+    scene = await started(Scene(size=1, start=lambda number: forever.wait() if number == 1 else None))
+    await scene.pool.resize(2)
+    await scene.until(1, HealthState.DEAD)
+    await scene.until(2, HealthState.READY)
+    assert any("worker-1 has not started within 0.2 s, though it has its place" in note for note in scene.notes)
     await scene.pool.close()
 
 
@@ -335,3 +368,120 @@ async def test_closing_ends_also_a_member_whose_cancellation_is_lost_on_the_way(
         await scene.pool.close()
     assert scene.states(0)[-1] == "READY", "the cancellation was lost, and the member went on"
     assert scene.pool.members == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (task_error(DataError("no such prompt")), DataError, "no such prompt"),
+        (
+            task_error(ValueError("bad picture")),
+            CallFailedError,
+            r"worker-0 .*ValueError: bad picture \(on node 10.0.0.7",
+        ),
+        (task_error(TimeoutError("the judge")), CallFailedError, "TimeoutError: the judge"),
+        (task_error(ModelError("gone")), WorkerLostError, "worker-0: gone"),
+        (task_error(ObjectLostError("ab", None, "")), ObjectsLostError, "worker-0: what it was given or has answered"),
+        (ObjectLostError("ab", None, ""), ObjectsLostError, "is lost with its node"),
+        (OutOfMemoryError("killed due to the node running low on memory"), WorkerLostError, "low on memory"),
+    ],
+)
+async def test_whatever_a_call_raises_is_an_error_of_the_pools_own(
+    error: Exception, raised: type[Exception], words: str
+) -> None:
+    scene = await started(Scene(size=1))
+    with pytest.raises(raised, match=words) as caught:
+        await scene.pool.call(lambda handle: handle.fail.remote(error), WAIT_S)
+    assert type(caught.value) is raised
+    assert scene.pool.num_lost == (raised is WorkerLostError), "only a worker that is gone is replaced"
+    await scene.call()
+    await scene.pool.close()
+
+
+async def test_a_newcomer_that_fails_while_all_others_are_suspect_is_not_the_end() -> None:
+    scene = Scene(size=2, start=lambda number: RuntimeError("hub is rate limiting") if number == 2 else None)
+    scene.patience = replace(PATIENCE, heartbeat_timeout_s=WAIT_S)
+    scene.pool.patience = scene.patience
+    await started(scene)
+    for worker in scene.workers:
+        worker.listens.clear()
+    await scene.until(0, HealthState.SUSPECT)
+    await scene.until(1, HealthState.SUSPECT)
+    await scene.pool.resize(3)
+    await scene.until(2, HealthState.DEAD)
+    for worker in scene.workers:
+        worker.listens.set()
+    await scene.call()
+    await scene.until(3, HealthState.READY)
+    assert any("hub is rate limiting; 2 others go on" in note for note in scene.notes)
+    await scene.pool.close()
+
+
+async def test_work_that_kills_every_worker_ends_the_pool_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.pools.losses.Losses.pause_s", 0.001)
+    scene = await started(Scene(size=1))
+    reason = OutOfMemoryError("it leaks")
+    for _ in range(MAX_IN_A_ROW):
+        with pytest.raises(WorkerLostError):
+            await asyncio.wait_for(scene.pool.call(lambda handle: handle.fail.remote(reason), WAIT_S), WAIT_S)
+    with pytest.raises(RunError, match=f"{MAX_IN_A_ROW} worker workers in a row were lost before .*it leaks"):
+        await scene.call()
+    assert len(scene.workers) == MAX_IN_A_ROW
+    await scene.pool.close()
+
+
+async def test_workers_that_are_lost_together_or_after_an_answer_are_no_sign_of_bad_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.pools.losses.Losses.pause_s", 0.001)
+    scene = await started(Scene(size=2 * MAX_IN_A_ROW))
+    for worker in scene.workers:
+        worker.released.clear()
+    calls = [asyncio.create_task(scene.call()) for _ in scene.workers]
+    async with asyncio.timeout(WAIT_S):
+        while scene.pool.num_idle:
+            await asyncio.sleep(0)
+    for actor in scene.actors[:]:
+        actor.kill()
+    assert all(isinstance(lost, WorkerLostError) for lost in await asyncio.gather(*calls, return_exceptions=True))
+    for _ in range(MAX_IN_A_ROW):
+        await scene.call()
+        with pytest.raises(WorkerLostError):
+            await scene.pool.call(lambda handle: handle.fail.remote(OutOfMemoryError("once")), WAIT_S)
+    await scene.call()
+    await scene.pool.close()
+
+
+async def test_a_worker_that_is_late_with_new_weights_is_stale_until_it_has_them_and_not_dead() -> None:
+    scene = await started(Scene(size=2))
+    late = scene.pool.members[0]
+    scene.workers[0].released.clear()
+    scene.weights.version = WeightVersion(0, 1)
+    scene.weights.num_late = 2
+    assert await scene.pool.load(late, lambda handle: handle.work.remote(), 0.01) is None
+    assert late.state is HealthState.STALE
+    assert await scene.call() == id(scene.workers[1])
+    async with asyncio.timeout(WAIT_S):
+        while late.state is not HealthState.READY:
+            await asyncio.sleep(0.001)
+    assert late.health.held_version == WeightVersion(0, 1)
+    assert scene.pool.num_lost == 0
+    assert sum("worker-0 is late: not loaded within 300 s" in note for note in scene.notes) == 2
+    await scene.pool.close()
+
+
+async def test_a_worker_that_is_late_and_answers_no_ping_is_replaced() -> None:
+    scene = await started(Scene(size=1))
+    scene.weights.num_late = 1
+    scene.workers[0].listens.clear()
+    await scene.pool.load(scene.pool.members[0], lambda handle: handle.ping.remote(), 0.01)
+    await scene.until(1, HealthState.READY)
+    assert scene.pool.num_lost == 1
+    await scene.pool.close()
+
+
+async def test_an_error_at_the_start_names_the_worker() -> None:
+    scene = Scene(size=1, start=lambda number: task_error(ModelError("model '/srv/model': no such folder")))
+    with pytest.raises(ModelError, match=r"worker-0: model '/srv/model': no such folder \(on node 10\.0\.0\.7\)"):
+        await started(scene)
+    await scene.pool.close()

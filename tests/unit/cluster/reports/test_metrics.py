@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +16,12 @@ from cluster.reports import read_metrics
 from cluster.reports.curves import EvaluationPoint, draw_curves, evaluations_during, moving_mean
 from cluster.reports.metrics import (
     METRICS,
-    MetricsWriter,
     RewardChange,
     RunSummary,
     first_and_last_reward,
     write_summary,
 )
+from cluster.reports.metrics_file import MetricsWriter
 from cluster.run_evaluation import drift_metrics
 from configs.errors import DataError
 
@@ -173,8 +175,10 @@ def test_a_moving_mean_equals_the_mean_of_each_window() -> None:
 def test_curves_show_the_steps_and_the_evaluations(tmp_path: Path) -> None:
     metrics, without, with_marks = tmp_path / "metrics.jsonl", tmp_path / "without.png", tmp_path / "with.png"
     write_rows(metrics, 30)
-    draw_curves(metrics, without)
-    draw_curves(metrics, with_marks, [EvaluationPoint("heldout", 0, 0.5), EvaluationPoint("heldout", 30, 0.7)])
+    draw_curves(read_metrics(metrics), without)
+    draw_curves(
+        read_metrics(metrics), with_marks, [EvaluationPoint("heldout", 0, 0.5), EvaluationPoint("heldout", 30, 0.7)]
+    )
     first, second = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (without, with_marks))
     assert first.shape == second.shape
     different = np.abs(first - second).sum(axis=2) > 0
@@ -187,7 +191,7 @@ def test_curves_show_the_steps_and_the_evaluations(tmp_path: Path) -> None:
 def test_curves_of_a_run_that_hardly_began_are_drawn_too(tmp_path: Path, content: str) -> None:
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text(content)
-    draw_curves(metrics, tmp_path / "curves.png")
+    draw_curves(read_metrics(metrics), tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size == (1560, 832)
 
 
@@ -208,3 +212,68 @@ def test_drift_is_told_of_each_reward_that_applies():
         "evaluation/heldout/shapes": 0.5,
         "evaluation/heldout/shapes/change": 0.25,
     }
+
+
+class FullDisk:
+    """An open file to which only so many bytes more may be written."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self._file = file
+        self.room = room
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        written: int = self._file.write(data[: self.room])
+        self.room -= written
+        return written
+
+    def fileno(self) -> int:
+        number: int = self._file.fileno()
+        return number
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def test_what_a_full_disk_does_not_take_is_written_with_the_next_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsWriter(path) as writer:
+        writer.write(row(1))
+        disk = FullDisk(writer._file, room=30)
+        writer._file = disk  # type: ignore[assignment]
+        for step in (2, 3):
+            with pytest.raises(OSError, match="No space left"):
+                writer.write(row(step))
+            assert path.read_text().count("\n") == 1, "not half a line of it"
+            disk.room = 30
+        disk.room = 10_000
+        writer.write(row(4))
+        assert read_metrics(path) == list(writer.rows) == [row(1), row(2), row(3), row(4)]
+
+
+def test_a_folder_that_is_removed_while_a_run_writes_is_made_again_with_all_its_steps(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    with MetricsWriter(path) as writer:
+        assert writer.write(row(1))
+        shutil.rmtree(path.parent)
+        assert not writer.write(row(2))
+        assert writer.write(row(3))
+        path.unlink()
+        path.write_text("somebody else's\n")
+        assert not writer.write(row(4))
+    assert read_metrics(path) == [row(step) for step in (1, 2, 3, 4)]
+
+
+def test_rewinding_reads_no_file_and_writes_one_only_for_steps_to_drop(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_rows(path, 4)
+    with MetricsWriter(path) as writer:
+        before = path.stat().st_ino
+        writer.rewind(4)
+        assert path.stat().st_ino == before
+        writer.rewind(2)
+        assert [entry["step"] for entry in writer.rows] == [1, 2]
+        writer.write(row(3))
+    assert [entry["step"] for entry in read_metrics(path)] == [1, 2, 3]

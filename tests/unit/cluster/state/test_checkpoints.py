@@ -1,36 +1,46 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from cluster.actors.folders import WrittenFiles, digest_file
 from cluster.learning import LearnerGroup
 from cluster.state import Checkpoints, RunState
 from cluster.state.run_state import digest_of
-from configs.errors import DataError, LearnerError
+from configs.errors import CheckpointError, DataError, LearnerError
 from configs.schema import CheckpointConfig
 from rollout.records import Prompt
 
 
 class Writer:
-    """Writes like the learner's ranks; `dies` after the state and before the model."""
+    """Writes like the learner's ranks; `fault` is raised after the state and before the model, `elsewhere` writes to
+    the disk of another node."""
 
-    def __init__(self, dies: bool = False) -> None:
-        self.dies = dies
+    def __init__(self) -> None:
+        self.fault: Exception | None = None
+        self.elsewhere: Path | None = None
         self.num_saved = 0
 
-    async def save_checkpoint(self, directory: str, step: int) -> None:
+    async def save_checkpoint(self, directory: str, step: int) -> list[WrittenFiles]:
         self.num_saved += 1
-        Path(directory).mkdir()
-        (Path(directory) / "step").write_text(str(step))
+        return [self._write(directory, {"learner.json": str(step)}), self._write(directory, {"rank": "weights"})]
 
-    async def save_pretrained(self, directory: str) -> None:
-        if self.dies:
-            raise LearnerError("a learner rank died during save_pretrained")
-        Path(directory).mkdir()
+    async def save_pretrained(self, directory: str) -> list[WrittenFiles]:
+        if self.fault is not None:
+            raise self.fault
+        return [self._write(directory, {"config.json": "{}"})]
+
+    def _write(self, directory: str, files: dict[str, str]) -> WrittenFiles:
+        folder = Path(directory) if self.elsewhere is None else self.elsewhere
+        folder.mkdir(exist_ok=True, parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        return WrittenFiles("10.77.0.12", {name: digest_file(folder / name) for name in files})
 
 
 class Shelf:
@@ -39,7 +49,7 @@ class Shelf:
     def __init__(self, directory: Path, **config: object) -> None:
         self.notes: list[str] = []
         self.writer = Writer()
-        self.checkpoints = Checkpoints(directory, CheckpointConfig.model_validate(config), self.notes.append)
+        self.checkpoints = Checkpoints(directory, CheckpointConfig.model_validate(config), self.notes.append, 0.1)
 
     async def save(self, *steps: int) -> None:
         for step in steps:
@@ -60,7 +70,7 @@ async def test_a_checkpoint_holds_the_model_and_the_state_of_its_step(directory:
     await shelf.save(50)
     folder = directory / "step_000050"
     assert {path.name for path in folder.iterdir()} == {"model", "state", "run.json", "manifest.json"}
-    assert (folder / "state" / "step").read_text() == "50"
+    assert (folder / "state" / "learner.json").read_text() == "50"
     assert await shelf.checkpoints.newest() == (folder, RunState(step=50))
 
 
@@ -78,13 +88,13 @@ async def test_every_so_many_steps_one_is_kept_for_good(directory: Path):
 
 async def test_a_half_written_checkpoint_is_no_checkpoint_and_is_replaced(directory: Path):
     shelf = Shelf(directory)
-    shelf.writer.dies = True
+    shelf.writer.fault = LearnerError("a learner rank died during save_pretrained")
     with pytest.raises(LearnerError):
         await shelf.save(7)
     assert shelf.names == []
     assert await shelf.checkpoints.newest() is None
     assert [path.name for path in directory.iterdir()] == ["step_000007.partial"]
-    shelf.writer.dies = False
+    shelf.writer.fault = None
     await shelf.save(7)
     assert [path.name for path in directory.iterdir()] == ["step_000007"]
 
@@ -98,11 +108,16 @@ async def test_a_step_is_saved_once(directory: Path):
 @pytest.mark.parametrize(
     ("name", "harm", "fault"),
     [
-        ("state/step", lambda path: path.write_text("21"), "state/step is not what was written"),
-        ("state/step", lambda path: path.write_text(""), "state/step is not what was written (0 bytes"),
+        ("state/learner.json", lambda path: path.write_text("21"), "state/learner.json is not what was written"),
+        ("state/learner.json", lambda path: path.write_text(""), "state/learner.json is not what was written (0 bytes"),
         ("run.json", Path.unlink, "run.json is missing"),
         ("manifest.json", lambda path: path.write_text("{"), "manifest.json cannot be read"),
         ("manifest.json", lambda path: path.write_text("{}"), "manifest.json does not list run.json"),
+        (
+            "manifest.json",
+            lambda path: path.write_text('{"run.json": {}}'),
+            "manifest.json does not list state/learner.json",
+        ),
         ("manifest.json", lambda path: path.write_text("3"), "manifest.json cannot be read"),
     ],
 )
@@ -145,6 +160,103 @@ async def test_a_url_that_cannot_be_written_is_a_note_and_no_error(directory: Pa
     await shelf.save(1)
     assert shelf.names == ["step_000001"]
     assert "step_000001 was not copied to checkpoint.url" in shelf.notes[0]
+
+
+async def test_a_checkpoint_on_a_disk_that_is_not_shared_is_refused_with_its_node_and_the_remedy(
+    directory: Path, tmp_path: Path
+):
+    shelf = Shelf(directory)
+    shelf.writer.elsewhere = tmp_path / "disk of another node"
+    with pytest.raises(CheckpointError, match=r"json .* on node 10\.77\.0\.12.*set run\.dir to a folder"):
+        await shelf.save(4)
+    assert list(directory.iterdir()) == []
+    assert await shelf.checkpoints.newest() is None
+
+
+async def test_the_digests_of_the_ranks_are_what_a_checkpoint_is_checked_by(directory: Path):
+    shelf = Shelf(directory)
+    await shelf.save(4)
+    manifest = json.loads((directory / "step_000004" / "manifest.json").read_text())
+    assert set(manifest) == {"run.json", "state/learner.json", "state/rank", "model/config.json"}
+    assert manifest["state/rank"] == digest_file(directory / "step_000004" / "state" / "rank")
+
+
+@pytest.mark.parametrize("fault", [CheckpointError("no space left"), OSError(28, "No space left on device")])
+async def test_a_checkpoint_that_cannot_be_written_leaves_nothing_and_the_next_one_is_whole(
+    directory: Path, fault: Exception
+):
+    shelf = Shelf(directory)
+    await shelf.save(2)
+    shelf.writer.fault = fault
+    with pytest.raises(CheckpointError, match=r"(?i)no space left"):
+        await shelf.save(4)
+    assert [path.name for path in directory.iterdir()] == ["step_000002"], "a full disk is not filled further"
+    shelf.writer.fault = None
+    await shelf.save(5)
+    assert shelf.names == ["step_000002", "step_000005"]
+
+
+async def test_a_disk_without_room_is_found_before_anything_is_written(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shelf = Shelf(directory)
+    await shelf.save(2)
+    usage = shutil.disk_usage(directory)._replace(free=3)
+    monkeypatch.setattr("cluster.state.checkpoints.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(CheckpointError, match="are free on its disk, and the last checkpoint takes"):
+        await shelf.save(4)
+    assert shelf.writer.num_saved == 1
+
+
+async def test_what_the_user_keeps_beside_the_checkpoints_is_left_alone(directory: Path):
+    shelf = Shelf(directory, keep_last=1)
+    await shelf.save(50)
+    shutil.copytree(directory / "step_000050", directory / "step_000050_best")
+    (directory / "step_000050.tar.gz").write_text("x")
+    (directory / "step_best").symlink_to("step_000050_best")
+    (directory / "step_000099").symlink_to("step_000050_best")
+    (directory / "step_7").mkdir()
+    theirs = {"step_000050_best", "step_000050.tar.gz", "step_best", "step_000099", "step_7"}
+    await shelf.save(60)
+    assert shelf.names == ["step_000060"]
+    assert await shelf.checkpoints.newest() == (directory / "step_000060", RunState(step=60))
+    assert {path.name for path in directory.iterdir()} == {*theirs, "step_000060"}
+    assert shelf.notes == []
+
+
+async def test_checkpoints_are_in_order_of_their_steps_and_not_of_their_names(directory: Path):
+    shelf = Shelf(directory, keep_last=2)
+    await shelf.save(999_950, 1_000_000)
+    assert shelf.names == ["step_999950", "step_1000000"]
+    await shelf.save(1_000_050)
+    assert shelf.names == ["step_1000000", "step_1000050"]
+
+
+async def test_an_old_checkpoint_that_cannot_be_removed_is_a_note(directory: Path, monkeypatch: pytest.MonkeyPatch):
+    shelf = Shelf(directory, keep_last=1)
+    await shelf.save(50)
+    remove = shutil.rmtree
+
+    def busy(path: Path, *args: object, **kwargs: object) -> None:
+        if path.name == "step_000050":
+            raise OSError(39, "Directory not empty", str(path))
+        remove(path, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("cluster.state.checkpoints.shutil.rmtree", busy)
+    await shelf.save(60)
+    assert shelf.names == ["step_000050", "step_000060"]
+    assert ["step_000050 is not wanted any more, and cannot be removed" in note for note in shelf.notes] == [True]
+
+
+async def test_a_run_file_of_another_version_is_a_damaged_checkpoint(directory: Path):
+    shelf = Shelf(directory)
+    await shelf.save(10, 20)
+    run_file = directory / "step_000020" / "run.json"
+    run_file.write_text(json.dumps({**json.loads(run_file.read_text()), "of_a_later_version": 1}))
+    manifest = directory / "step_000020" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "run.json": digest_file(run_file)}))
+    assert await shelf.checkpoints.newest() == (directory / "step_000010", RunState(step=10))
+    assert "run.json cannot be understood" in shelf.notes[0]
 
 
 def test_a_runs_state_survives_json():

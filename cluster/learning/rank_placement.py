@@ -1,0 +1,72 @@
+"""Where the learner's ranks go: on one node where one can hold them all, since ZeRO-3 gathers every layer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from configs.errors import PlacementError
+from configs.schema import RunConfig
+
+TOGETHER_SHARE: Final = 0.5
+"""Of run.start_timeout_s, for a place on one node, before the ranks are spread."""
+_RESOLUTION: Final = 1e-4
+
+
+def bundle_of(config: RunConfig) -> dict[str, float]:
+    """What one rank asks of a node."""
+    learner = config.learner
+    asked = {"CPU": learner.cpus_per_rank, "GPU": learner.gpus_per_rank}
+    return {resource: amount for resource, amount in asked.items() if amount > 0} or {"CPU": 0.001}
+
+
+def fits_one_node(bundle: Mapping[str, float], num: int, nodes: Sequence[Mapping[str, float]]) -> bool:
+    """Whether any of the nodes (resource -> amount, of each in whole) holds `num` bundles."""
+    return any(
+        all(node.get(resource, 0.0) + _RESOLUTION >= num * amount for resource, amount in bundle.items())
+        for node in nodes
+    )
+
+
+async def place_ranks(config: RunConfig, note: Callable[[str], None]) -> PlacementGroup:
+    """A group with a bundle for each rank, in their order. Raises PlacementError when there is no place in time.
+
+    On one node, strictly, where one is large enough; where it is not, or others have taken its place, on several,
+    and the user is told.
+    """
+    bundle, num_ranks, timeout_s = bundle_of(config), config.learner.num_ranks, config.run.start_timeout_s
+    if num_ranks > 1 and fits_one_node(bundle, num_ranks, await asyncio.to_thread(_nodes)):
+        try:
+            return await _placed(bundle, num_ranks, "STRICT_PACK", TOGETHER_SHARE * timeout_s)
+        except TimeoutError:
+            note(
+                f"the {num_ranks} learner ranks find no place together on one node within "
+                f"{TOGETHER_SHARE * timeout_s:g} s, and are spread over several: each step then waits for their network"
+            )
+    try:
+        return await _placed(bundle, num_ranks, "PACK", timeout_s)
+    except TimeoutError as error:
+        raise PlacementError(
+            f"{num_ranks} learner ranks with {bundle} each were not placed within {timeout_s:g} s; free resources, "
+            "add nodes, or lower learner.num_ranks"
+        ) from error
+
+
+async def _placed(bundle: Mapping[str, float], num: int, strategy: str, timeout_s: float) -> PlacementGroup:
+    group = placement_group([dict(bundle)] * num, strategy=strategy)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await group.ready()
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    return group
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """Blocks for a round trip to Ray's head."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
