@@ -49,8 +49,7 @@ examples:
   python -m rewards.score --rewards hps,aesthetic --prompts prompts.jsonl --images pictures --output scores.jsonl
   python -m rewards.score --config my_run.yaml --prompts generated/images.jsonl --images generated
   python -m rewards.score --rewards my_rewards:brightness --prompts prompts.txt --images pictures
-  python -m rewards.score --rewards alignment,style --set alignment.kind=vlm_judge --set style.kind=vlm_judge \\
-      --set alignment.url=http://localhost:8000/v1 ... --prompts prompts.txt --images pictures
+  python -m rewards.score --rewards hps --set hps.model=HPS.pt --set hps.batch_size=8 --prompts p.txt --images pictures
 
 Each line of the output: {"image", "prompt", "prompt_id", "scores": {reward: {"value", "parts"}}}; a reward that does
 not apply to a prompt is null there, one that failed has {"error"} instead. What was skipped is in OUTPUT.skipped.jsonl.

@@ -11,6 +11,7 @@ from pathlib import Path
 from configs.errors import ConfigError
 from configs.load import load_config
 from configs.resume import load_resumed_config
+from rewards.scoring import choose_rewards
 from scripts.site.commands_reference import COMMANDS, command_module
 from tests.unit.docs.documents import ROOT
 
@@ -89,6 +90,9 @@ def _check_python(words: Sequence[str]) -> None:
 def _check_module(module: str, arguments: Sequence[str]) -> None:
     options = parse(module, [_filled(word) for word in arguments])
     overrides: list[str] = getattr(options, "set", [])
+    if module == "rewards.score" and overrides:  # options of rewards, and not of a run's config
+        choose_rewards(options.rewards, options.config, overrides)
+        return
     config = getattr(options, "config", None)
     if getattr(options, "resume", None):
         load_resumed_config(CONFIGS[0], overrides)

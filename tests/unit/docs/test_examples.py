@@ -14,10 +14,10 @@ import yaml
 
 from cluster.reports.metrics import METRIC_PREFIXES, METRICS
 from configs.schema import RunConfig
-from rewards.protocol import FunctionReward
+from rewards.calling import LoadedReward
 from rewards.registry import REGISTERED, reward_path
 from rollout.prompts.files import parse_prompt
-from rollout.records import Prompt, Score
+from rollout.records import Prompt
 from scripts.site.commands_reference import COMMANDS, command_module
 from scripts.site.config_reference import field_paths
 from scripts.site.rewards_reference import options_of
@@ -60,8 +60,8 @@ def test_every_yaml_example_is_a_config_of_today(block: Example):
         return
     config = RunConfig.model_validate(over(BASE, fragment))
     for reward in config.rewards:
-        path = reward_path(reward.name)
-        if reward.name in REGISTERED:
+        path = reward_path(reward.implementation)
+        if reward.implementation in REGISTERED:
             _, options = options_of(path)
             assert set(reward.options) <= {option.name for option in options}
             assert {option.name for option in options if option.default is None} <= set(reward.options)
@@ -159,8 +159,8 @@ def test_every_python_example_compiles_and_every_reward_scores(block: Example):
     exec(code, module.__dict__)
     pictures = np.stack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 128, np.uint8)])
     prompts = [Prompt(prompt_id="p:1", text="night"), Prompt(prompt_id="p:2", text="fog")]
-    reward = module.Brightness("cpu") if hasattr(module, "Brightness") else FunctionReward(module.brightness)
-    scores: list[Score] = reward.score(pictures, prompts)
+    reward = module.Brightness("cpu") if hasattr(module, "Brightness") else LoadedReward(module.brightness, {})
+    scores: list[Any] = reward.score(pictures, prompts)
     assert [score.value for score in scores] == pytest.approx([0.5, 1 - abs(128 / 255 - 0.5)])
 
 
@@ -169,5 +169,5 @@ def test_every_record_is_a_prompt(block: Example):
     record = json.loads(block.text)
     prompt = parse_prompt(record, block.place)
     assert prompt.text == record["prompt"]
-    known = {"prompt", "task_type", "nouns", "attr_nouns", "spatial_info", "numeracy_info"}
+    known = {"prompt", "task_type", "nouns", "attr_nouns", "spatial_info", "numeracy_info", "metadata"}
     assert set(record) <= known | {"plan", "image"}
