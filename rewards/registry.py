@@ -21,6 +21,7 @@ REGISTERED: Mapping[str, str] = {
     "shapes": "rewards.shapes.reward:ShapesReward",
     "hps": "rewards.preference.hps:HPSReward",
     "grounding_dino": "rewards.objects.grounding_dino:GroundingDinoReward",
+    "geneval": "rewards.objects.geneval_reward:GenEvalReward",
     "git_vqa": "rewards.alignment.git_vqa:GitVqaReward",
     "orm": "rewards.alignment.orm:OrmReward",
     "pick_score": "rewards.alignment.clip_scores:PickScoreReward",

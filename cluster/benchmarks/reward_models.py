@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import kendalltau
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -35,10 +36,11 @@ from transformers import (
 )
 
 from cluster.benchmarks.report import Scope, Table, ratio, spread
+from configs.errors import RewardError
 from rewards.alignment.orm import BEFORE_PICTURE, QUESTION
 from rewards.pictures import Preprocessing, QwenPatches
 from rewards.registry import create_reward
-from rollout.records import Prompt, UInt8Array
+from rollout.records import Prompt, Score, UInt8Array
 
 PICTURE_SIZE = 384
 GROUP_SIZE = 8
@@ -97,9 +99,7 @@ def measure_precision(scope: Scope) -> Table:
             for number in range(num_groups):
                 pictures = _similar_pictures(rng)
                 prompts = [Prompt(f"p{number}", f"a {'red' if number % 2 else 'blue'} star")] * GROUP_SIZE
-                before, after = (
-                    np.array([score.value for score in reward.score(pictures, prompts)]) for reward in (exact, rounded)
-                )
+                before, after = (_values(reward.score(pictures, prompts)) for reward in (exact, rounded))
                 moved.append(float(np.abs(after - before).max()))
                 spreads.append(float(before.std()))
                 orders.append(float(kendalltau(before, after).statistic))
@@ -111,6 +111,14 @@ def measure_precision(scope: Scope) -> Table:
         ("", "largest change of a score", "spread in a group (float32)", "Kendall's tau in a group"),
         tuple(rows),
     )
+
+
+def _values(answers: Sequence[Score | RewardError]) -> NDArray[np.float64]:
+    """The numbers of the answers. Raises the first error among them."""
+    for answer in answers:
+        if isinstance(answer, RewardError):
+            raise answer
+    return np.array([answer.value for answer in answers if isinstance(answer, Score)])
 
 
 def _similar_pictures(rng: np.random.Generator) -> UInt8Array:
