@@ -1,4 +1,4 @@
-"""The 80 classes of COCO, in the order of its detectors, as GenEval writes them (three are spelt out more than there)."""
+"""The 80 classes of COCO in its detectors' order, as GenEval writes them: three are spelt out more than there."""
 
 from __future__ import annotations
 
