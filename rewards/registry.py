@@ -31,8 +31,9 @@ REGISTERED: Mapping[str, str] = {
     "vqa_score": "rewards.alignment.vqa_score:VqaScoreReward",
     "vlm_judge": "rewards.judge.vlm_judge:VlmJudgeReward",
     "http": "rewards.remote.http_reward:HttpReward",
-    "unified_reward": "rewards.judge.vlm_judge:UnifiedReward",
+    "unified_reward": "rewards.judge.unified_reward:UnifiedReward",
     "ocr": "rewards.text.ocr:OcrReward",
+    "logprob_judge": "rewards.judge.logprob_judge:LogprobJudgeReward",
     "nsfw": "rewards.safety.nsfw:NsfwReward",
     "open_nsfw": "rewards.safety.open_nsfw:OpenNsfwReward",
 }
