@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import constants, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -118,12 +120,18 @@ def fetch_file(name: str) -> str:
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:
-    """The state dict of a .pt, .pth or .bin file, plain or under `state_dict`, as saved or from a parallel run.
+    """The state dict of a .pt, .pth or .bin file, plain or under `state_dict` or `model`, as saved or from a parallel
+    run; or of a .safetensors file.
 
     Only tensors are unpickled. Raises OSError or ValueError when the file cannot be read or is of another kind.
     """
+    if path.endswith(".safetensors"):
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file: {error}") from error
     content = torch.load(path, map_location="cpu", weights_only=True)
-    state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
+    state_dict = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
     if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise ValueError(f"{path} holds no state dict")
     return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}

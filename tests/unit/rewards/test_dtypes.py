@@ -19,9 +19,12 @@ MODULES = {
     "rewards.alignment.vqa_score": "bfloat16",
     "rewards.alignment.git_vqa": "tf32",
     "rewards.alignment.clip_scores": "tf32",
+    "rewards.objects.geneval_reward": "tf32",
     "rewards.objects.grounding_dino": "tf32",
     "rewards.preference.aesthetic": "tf32",
+    "rewards.preference.aesthetic_v2_5": "tf32",
     "rewards.preference.hps": "tf32",
+    "rewards.preference.hpsv3": "bfloat16",
     "rewards.preference.image_reward": "tf32",
     "rewards.safety.nsfw": "tf32",
 }
