@@ -2,6 +2,8 @@
 
 plain loop   one picture after the other through the reward, as T2I-R1 does
 pool         groups through RewardPools: replicas are Ray actors that batch across groups
+
+Before these, what the models cost beside their pool: cluster/benchmarks/reward_models.py.
 """
 
 from __future__ import annotations
@@ -16,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import ray
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from cluster.benchmarks.report import Scope, Table, ratio, spread
+from cluster.benchmarks.reward_models import measure_precision, measure_preprocessing, save_clip
 from cluster.groups import RewardPools
 from cluster.pools import Patience, PoolHooks
 from cluster.session import ray_session
@@ -46,12 +47,12 @@ class ConstantReward:
 
 
 def measure(scope: Scope) -> list[Table]:
-    """Both tables."""
+    """All four tables."""
     num_groups, num_rounds = scope.pick(quick=4, full=16), scope.pick(quick=2, full=5)
     num_batches = scope.pick(quick=50, full=300)
     with tempfile.TemporaryDirectory(prefix="bicot-bench-", ignore_cleanup_errors=True) as directory:
         folder = Path(directory) / "clip"
-        size = _save_clip(folder)
+        size = save_clip(folder)
         hps = RewardConfig(name="hps", options={"model": str(folder)}, batch_size=32, cpus_per_replica=0.1)
         constant = RewardConfig(name=CONSTANT, max_wait_ms=0, cpus_per_replica=0.1)
         with ray_session(ClusterConfig(num_cpus=4), PlacementPlan(()), Path(directory) / "ray-logs"):
@@ -59,6 +60,8 @@ def measure(scope: Scope) -> list[Table]:
             latencies_ms = asyncio.run(_measure_latency(constant, num_batches))
     plain = speeds["plain"]
     return [
+        measure_preprocessing(scope),
+        measure_precision(scope),
         Table(
             "Reward pool: pictures a second",
             f"HPS on a random CLIP of {size}, {num_groups} groups of {GROUP_SIZE} pictures of {PICTURE_SIZE} pixels a "
@@ -143,24 +146,3 @@ def _group(seed: int) -> tuple[UInt8Array, Prompt]:
     rng = np.random.default_rng(seed)
     pictures = rng.integers(0, 256, (GROUP_SIZE, PICTURE_SIZE, PICTURE_SIZE, 3), np.uint8)
     return pictures, Prompt(f"bench:{seed}", f"a {'red' if seed % 2 else 'blue'} star above a circle")
-
-
-def _save_clip(folder: Path) -> str:
-    """A random CLIP with a tokenizer of a few words; returns its size."""
-    words = ("<start>", "<unk>", "a", "red", "blue", "star", "above", "circle", "<end>")
-    ids = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", ids["<end>"])]
-    )
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<end>").save_pretrained(folder)
-    tower = {"num_hidden_layers": 6, "num_attention_heads": 6, "hidden_size": 384, "intermediate_size": 1536}
-    config = CLIPConfig(
-        vision_config={**tower, "image_size": 224, "patch_size": 32},
-        text_config={**tower, "vocab_size": len(words), "bos_token_id": 0, "eos_token_id": ids["<end>"]},
-        projection_dim=256,
-    )
-    model = CLIPModel(config)
-    model.save_pretrained(folder)
-    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.0f} M parameters"

@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, GitForCausalLM
 
-from rewards.loading import load_model, load_tokenizer, model_errors
+from rewards.loading import load_model, load_tokenizer, model_errors, resolve_dtype
 from rewards.loading.pretrained import single_token_id
-from rewards.pictures import check_pictures, to_pil
+from rewards.pictures import Preprocessing, check_pictures
 from rewards.t2i_r1.git_vqa import T2IR1Questions
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "microsoft/git-large-vqav2"
+GPU_DTYPE = "tf32"
+"""As T2I-R1 runs it: a probability from two logits, and the mean of few of them."""
 _PLACES_AND_COUNTS = ("spatial", "numeracy")
 
 
@@ -56,13 +58,14 @@ class GitVqaReward:
     """
 
     def __init__(
-        self, device: str, model: str = DEFAULT_MODEL, dtype: str = "float32", t2i_r1_compat: bool = False
+        self, device: str, model: str = DEFAULT_MODEL, dtype: str = "auto", t2i_r1_compat: bool = False
     ) -> None:
         self._questions = T2IR1Questions() if t2i_r1_compat else Questions()
+        dtype = resolve_dtype(dtype, device, GPU_DTYPE)
         with model_errors("git_vqa", model):
             git = load_model(GitForCausalLM, model, dtype, device)
             self._tokenizer = load_tokenizer(model)
-            self._image_processor = CLIPImageProcessorPil.from_pretrained(model)
+            self._prepare = Preprocessing.of(CLIPImageProcessorPil.from_pretrained(model))
             self._yes_id = single_token_id(self._tokenizer, "yes")
             self._no_id = single_token_id(self._tokenizer, "no")
         self._git: GitForCausalLM = git
@@ -105,10 +108,8 @@ class GitVqaReward:
         for row, ids in zip(padded, token_ids, strict=True):
             row[: len(ids)] = torch.tensor(ids)
         device = self._git.device
-        pixels = self._image_processor(to_pil(pictures), return_tensors="pt").pixel_values
-        hidden = self._git.git(
-            input_ids=padded.to(device), pixel_values=pixels.to(device, self._git.dtype), use_cache=False
-        ).last_hidden_state
+        pixels = self._prepare(pictures, device).to(self._git.dtype)
+        hidden = self._git.git(input_ids=padded.to(device), pixel_values=pixels, use_cache=False).last_hidden_state
         num_image_tokens = hidden.shape[1] - padded.shape[1]
         last = hidden[torch.arange(len(rows), device=device), (num_image_tokens + lengths - 1).to(device)]
         logits = self._git.output(last).float()

@@ -18,14 +18,17 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessorPil
 
 from configs.errors import ConfigError
-from rewards.loading import load_model, load_tokenizer, model_errors
+from rewards.loading import load_model, load_tokenizer, model_errors, resolve_dtype
 from rewards.loading.pretrained import single_token_id
-from rewards.pictures import check_pictures, to_pil
+from rewards.pictures import QwenPatches, check_pictures
+from rewards.pictures.qwen_patches import SeenPictures
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
 """The paper's."""
+GPU_DTYPE = "bfloat16"
+"""As it was trained: 7 B parameters, whose probability spreads over 0 to 1."""
 SYSTEM = {
     "qwen2_5_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
     "qwen3_vl": "",
@@ -43,16 +46,15 @@ class VqaScoreReward:
     Raises ModelError when the model cannot be loaded or is another, ConfigError for a question without {prompt}.
     """
 
-    def __init__(
-        self, device: str, model: str = DEFAULT_MODEL, dtype: str = "float32", question: str = QUESTION
-    ) -> None:
+    def __init__(self, device: str, model: str = DEFAULT_MODEL, dtype: str = "auto", question: str = QUESTION) -> None:
         if "{prompt}" not in question:
             raise ConfigError(f"rewards[].options.question of vqa_score is '{question}'; put {{prompt}} into it")
         self._question = question
+        dtype = resolve_dtype(dtype, device, GPU_DTYPE)
         with model_errors("vqa_score", model):
             self._vlm: Any = load_model(AutoModelForImageTextToText, model, dtype, device)
             self._tokenizer = load_tokenizer(model)
-            self._image_processor = Qwen2VLImageProcessorPil.from_pretrained(model)
+            self._see = QwenPatches(Qwen2VLImageProcessorPil.from_pretrained(model))
             self._yes_id = single_token_id(self._tokenizer, "Yes")
             kind = self._vlm.config.model_type
             if kind not in SYSTEM:
@@ -63,10 +65,8 @@ class VqaScoreReward:
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """P("Yes") for each picture; pictures uint8 [B, height, width, 3]. Parts: the likeliest first token."""
         check_pictures(pictures, prompts)
-        seen = self._image_processor(to_pil(pictures), return_tensors="pt")
-        # All pictures of a call have one size, so each is as many tokens.
-        num_patches = int(seen.image_grid_thw[0].prod()) // self._image_processor.merge_size**2
-        rows = [self._token_ids(prompt.text, num_patches) for prompt in prompts]
+        seen = self._see(pictures, self._vlm.device)
+        rows = [self._token_ids(prompt.text, seen.num_tokens) for prompt in prompts]
         probabilities = torch.softmax(self._last_logits(rows, seen), dim=-1)
         answers = self._tokenizer.batch_decode(probabilities.argmax(dim=-1)[:, None])
         values = probabilities[:, self._yes_id].tolist()
@@ -84,7 +84,7 @@ class VqaScoreReward:
         token_ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
         return token_ids
 
-    def _last_logits(self, rows: Sequence[Tensor], seen: Any) -> Tensor:
+    def _last_logits(self, rows: Sequence[Tensor], seen: SeenPictures) -> Tensor:
         """Logits, float32 [B, vocabulary], after the last token of each row."""
         device = self._vlm.device
         # The padding's id does not matter under the mask, as long as it is no picture's.
@@ -94,8 +94,8 @@ class VqaScoreReward:
             input_ids=token_ids.to(device),
             attention_mask=mask.to(device),
             mm_token_type_ids=(token_ids == self._vlm.config.image_token_id).int().to(device),
-            pixel_values=seen.pixel_values.to(device, self._vlm.dtype),
-            image_grid_thw=seen.image_grid_thw.to(device),
+            pixel_values=seen.patches.to(self._vlm.dtype),
+            image_grid_thw=seen.grid,
             use_cache=False,
             logits_to_keep=1,
         ).logits[:, -1]

@@ -3,16 +3,16 @@
     prompt ─► question ─┐
     picture ────────────┴─► server ─► reply ─► `pattern` finds the number ─► the score
 
-vlm_judge asks what you tell it to; unified_reward asks UnifiedReward (Wang et al. 2025, arXiv 2503.05236) in the words
-it was trained on, and reads its "Final Score" from 1 to 5. A reply without a number in its range is an error of that
-picture's group, not a score of 0.
+A reply without a number in its range is an error of that picture, not a score of 0. A judge that is asked for one word
+and read by its probabilities, rewards/judge/logprob_judge.py, cannot fail so, and is faster.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from configs.errors import ConfigError, RewardError
 from rewards.judge.client import ChatClient, read_api_key
@@ -25,18 +25,6 @@ QUESTION = (
     "it. Reason in one or two sentences, then end with a line 'Score: N'."
 )
 PATTERN = r"Score:\W*(\d+(?:\.\d+)?)"
-UNIFIED_REWARD_QUESTION = (
-    "You are given a text caption and a generated image based on that caption. Your task is to evaluate this image "
-    "based on two key criteria:\n"
-    "1. Alignment with the Caption: Assess how well this image aligns with the provided caption. Consider the accuracy "
-    "of depicted objects, their relationships, and attributes as described in the caption.\n"
-    "2. Overall Image Quality: Examine the visual quality of this image, including clarity, detail preservation, color "
-    "accuracy, and overall aesthetic appeal.\n"
-    "Based on the above criteria, assign a score from 1 to 5 after 'Final Score:'.\n"
-    "Your task is provided as follows:\n"
-    "Text Caption: [{prompt}]"
-)
-UNIFIED_REWARD_PATTERN = r"Final Score:\W*(\d+(?:\.\d+)?)"
 MAX_REPLY_SHOWN = 300
 
 
@@ -45,7 +33,9 @@ class VlmJudgeReward:
 
     url: of the server, up to and with /v1; model: its name there. api_key_env: environment variable that holds the
     key. question: with {prompt} in it. pattern: regular expression whose first group is the number; its last match
-    counts. num_parallel: requests at once. timeout_s: of a request; retries, backoff_s: when it gets no answer.
+    counts. extra_body: further fields of each request, such as `chat_template_kwargs: {enable_thinking: false}` for a
+    model that would think its tokens away. image_format: `png`, or `jpeg` (quality 95). num_parallel: requests at
+    once. timeout_s: of a request; retries, backoff_s: when it gets no answer.
     By default all requests of a batch go out at once and have ended before the reward's own `timeout_s`: 3 tries of
     30 s and 3 s of waiting, against 120 s. Keep it so, or a slow server looks like a stuck replica.
     Raises ConfigError for a wrong option.
@@ -66,6 +56,8 @@ class VlmJudgeReward:
         rescale: bool = True,
         temperature: float = 0.0,
         max_tokens: int = 512,
+        extra_body: Mapping[str, Any] | None = None,
+        image_format: str = "png",
         num_parallel: int = 32,
         timeout_s: float = 30.0,
         retries: int = 2,
@@ -81,8 +73,9 @@ class VlmJudgeReward:
             timeout_s=timeout_s,
             retries=retries,
             backoff_s=backoff_s,
-            settings={"temperature": temperature, "max_tokens": max_tokens},
+            settings={"temperature": temperature, "max_tokens": max_tokens, **(extra_body or {})},
             api_key=read_api_key(api_key_env, self.name),
+            image_format=image_format,
         )
         self._threads = ThreadPoolExecutor(max_workers=num_parallel, thread_name_prefix="judge")
 
@@ -102,58 +95,29 @@ class VlmJudgeReward:
     def _judge(self, question: str, picture: UInt8Array) -> Score | RewardError:
         try:
             reply = self._client.ask(question, picture)
-            return Score(self._value_of(reply), parts={"reply": reply})
+            return self._read(reply)
         except RewardError as error:
             return error
 
-    def _value_of(self, reply: str) -> float:
-        found = list(self._pattern.finditer(reply))
-        shown = reply if len(reply) <= MAX_REPLY_SHOWN else f"{reply[:MAX_REPLY_SHOWN]}..."
-        if not found:
-            raise RewardError(f"the judge's reply holds nothing like {self._pattern.pattern}: {shown}")
-        try:
-            number = float(found[-1][1])
-        except ValueError:
-            raise RewardError(f"the judge's reply holds '{found[-1][1]}' where a number should be: {shown}") from None
-        if not self._lowest <= number <= self._highest:
-            raise RewardError(f"the judge gave {number}, not {self._lowest} to {self._highest}: {shown}")
-        return (number - self._lowest) / (self._highest - self._lowest) if self._rescale else number
+    def _read(self, reply: str) -> Score:
+        number = find_number(self._pattern, reply, self._lowest, self._highest)
+        value = (number - self._lowest) / (self._highest - self._lowest) if self._rescale else number
+        return Score(value, parts={"reply": reply})
 
 
-class UnifiedReward(VlmJudgeReward):
-    """UnifiedReward's "Final Score" of each picture, 1 to 5.
-
-    Options are those of vlm_judge but for what the model was trained on: question, pattern and range.
-    """
-
-    name = "unified_reward"
-
-    def __init__(
-        self,
-        device: str,
-        url: str,
-        model: str = "CodeGoat24/UnifiedReward-qwen-7b",
-        api_key_env: str | None = None,
-        num_parallel: int = 32,
-        timeout_s: float = 30.0,
-        retries: int = 2,
-        backoff_s: float = 1.0,
-    ) -> None:
-        super().__init__(
-            device,
-            url,
-            model,
-            api_key_env,
-            question=UNIFIED_REWARD_QUESTION,
-            pattern=UNIFIED_REWARD_PATTERN,
-            lowest=1.0,
-            highest=5.0,
-            rescale=False,
-            num_parallel=num_parallel,
-            timeout_s=timeout_s,
-            retries=retries,
-            backoff_s=backoff_s,
-        )
+def find_number(pattern: re.Pattern[str], reply: str, lowest: float, highest: float) -> float:
+    """The number in the first group of the pattern's last match. Raises RewardError when there is none in range."""
+    found = list(pattern.finditer(reply))
+    shown = reply if len(reply) <= MAX_REPLY_SHOWN else f"{reply[:MAX_REPLY_SHOWN]}..."
+    if not found:
+        raise RewardError(f"the judge's reply holds nothing like {pattern.pattern}: {shown}")
+    try:
+        number = float(found[-1][1])
+    except ValueError:
+        raise RewardError(f"the judge's reply holds '{found[-1][1]}' where a number should be: {shown}") from None
+    if not lowest <= number <= highest:
+        raise RewardError(f"the judge gave {number}, not {lowest} to {highest}: {shown}")
+    return number
 
 
 def _check(name: str, url: str, question: str, pattern: str, lowest: float, highest: float) -> None:

@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from rewards.loading.pretrained import load_model as load_model
     from rewards.loading.pretrained import load_tokenizer as load_tokenizer
     from rewards.loading.pretrained import model_errors as model_errors
+    from rewards.loading.pretrained import resolve_dtype as resolve_dtype
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "clip_embedder": ["ClipEmbedder"],
-        "pretrained": ["load_model", "load_tokenizer", "model_errors"],
+        "pretrained": ["load_model", "load_tokenizer", "model_errors", "resolve_dtype"],
     },
 )

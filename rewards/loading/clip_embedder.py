@@ -10,8 +10,7 @@ from torch.nn import functional
 from transformers import CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 
 from rewards.loading.pretrained import load_model, load_tokenizer, model_errors
-from rewards.pictures import to_pil
-from rollout.records import UInt8Array
+from rewards.pictures import Preprocessing
 
 
 class ClipEmbedder:
@@ -19,6 +18,11 @@ class ClipEmbedder:
 
     def __init__(self, clip: CLIPModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._clip, self._tokenizer = clip, tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where its pixels have to be."""
+        return self._clip.device
 
     @property
     def image_size(self) -> int:
@@ -68,22 +72,14 @@ def cosines(pictures: Tensor, texts: Tensor) -> Tensor:
     return (pictures * texts).sum(dim=-1)
 
 
-def load_clip(
-    reward: str, model: str, processor: str, dtype: str, device: str
-) -> tuple[ClipEmbedder, CLIPImageProcessorPil]:
-    """The CLIP of a hub id or folder, and the image processor; `processor` holds that and the tokenizer.
+def load_clip(reward: str, model: str, processor: str, dtype: str, device: str) -> tuple[ClipEmbedder, Preprocessing]:
+    """The CLIP of a hub id or folder, and how it wants pictures; `processor` holds that and the tokenizer.
 
     Raises ModelError, naming the reward.
     """
     with model_errors(reward, model):
         clip = load_model(CLIPModel, model, dtype, device)
     with model_errors(reward, processor):
-        image_processor = CLIPImageProcessorPil.from_pretrained(processor)
+        prepare = Preprocessing.of(CLIPImageProcessorPil.from_pretrained(processor))
         tokenizer = load_tokenizer(processor)
-    return ClipEmbedder(clip, tokenizer), image_processor
-
-
-def crop_pictures(image_processor: CLIPImageProcessorPil, pictures: UInt8Array) -> Tensor:
-    """CLIP's own preprocessing: shorter side to size, middle square, normalised. To float32 [B, 3, size, size]."""
-    pixels: Tensor = image_processor(to_pil(pictures), return_tensors="pt").pixel_values
-    return pixels
+    return ClipEmbedder(clip, tokenizer), prepare

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import constants, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,7 +19,16 @@ from configs.errors import ConfigError, ModelError
 from rewards.loading.hub import cache_alone_where_offline, is_hub_reachable, is_local
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Precisions a config may name. tf32: float32 whose matrix products round to 10 bits of mantissa, on GPUs that can; it
+holds for all models of the process."""
+AUTO = "auto"
+"""float32 on a CPU; on a GPU the one that the reward's module names as GPU_DTYPE, with its reason."""
 
 
 @contextmanager
@@ -51,8 +62,24 @@ def _remedy(model: str, error: Exception) -> str:
     return "set rewards[].options.model to a hub id that this machine can reach, or to a local path"
 
 
+def resolve_dtype(dtype: str, device: str, on_gpu: str) -> str:
+    """One of DTYPES: `auto` is float32 on a CPU and `on_gpu` on a GPU. Switches TF32 on where it is chosen.
+
+    Raises ConfigError for anything else.
+    """
+    if dtype != AUTO and dtype not in DTYPES:
+        raise ConfigError(f"rewards[].options.dtype: '{dtype}' is not one of {', '.join((AUTO, *DTYPES))}")
+    is_gpu = device.startswith("cuda")
+    if dtype == AUTO:
+        dtype = on_gpu if is_gpu else "float32"
+    if dtype == "tf32" and is_gpu:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return dtype
+
+
 def parse_dtype(dtype: str) -> torch.dtype:
-    """`float32`, `bfloat16` or `float16`. Raises ConfigError for anything else."""
+    """The torch dtype of one of DTYPES. Raises ConfigError for anything else."""
     if dtype not in DTYPES:
         raise ConfigError(f"rewards[].options.dtype: '{dtype}' is not one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
@@ -93,12 +120,18 @@ def fetch_file(name: str) -> str:
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:
-    """The state dict of a .pt, .pth or .bin file, plain or under `state_dict`, as saved or from a parallel run.
+    """The state dict of a .pt, .pth or .bin file, plain or under `state_dict` or `model`, as saved or from a parallel
+    run; or of a .safetensors file.
 
     Only tensors are unpickled. Raises OSError or ValueError when the file cannot be read or is of another kind.
     """
+    if path.endswith(".safetensors"):
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file: {error}") from error
     content = torch.load(path, map_location="cpu", weights_only=True)
-    state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
+    state_dict = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
     if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise ValueError(f"{path} holds no state dict")
     return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}

@@ -8,7 +8,7 @@ What counts follows from the prompt, each in 0..1 (T2I-R1, section 3.3, which th
   presence  (prompt has nouns)          share of the nouns that are there
 Departures: a count that is nearly right earns nearly all, and not 0.2; a relation can earn 0.6, so that a perfect
 picture scores 1; nouns of any number of words match; every locality has its rule (`boxes.py` beside this file).
-T2I-R1's own rules are in rewards/t2i_r1/rules.py.
+T2I-R1's own rules are in rewards/t2i_r1/grounding_dino.py, with a list of what differs in rewards/t2i_r1/__init__.py.
 """
 
 from __future__ import annotations

@@ -18,16 +18,18 @@ from torch import Tensor
 from transformers import GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 
 from configs.errors import ConfigError
-from rewards.loading import load_model, load_tokenizer, model_errors
+from rewards.loading import load_model, load_tokenizer, model_errors, resolve_dtype
 from rewards.objects.boxes import FloatArray
 from rewards.objects.captions import Caption, Phrase, phrase_tokens
 from rewards.objects.detections import Candidates, DetectionRules, wanted_nouns
-from rewards.pictures import check_pictures, to_pil
+from rewards.pictures import Preprocessing, check_pictures
 from rewards.t2i_r1.grounding_dino import T2IR1DetectionRules
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "IDEA-Research/grounding-dino-tiny"
 """The Swin-T checkpoint (groundingdino_swint_ogc), which T2I-R1 uses."""
+GPU_DTYPE = "tf32"
+"""A box counts above a threshold, so that a small error of its score can be a whole object."""
 
 
 class Rules(Protocol):
@@ -53,7 +55,7 @@ class GroundingDinoReward:
         self,
         device: str,
         model: str = DEFAULT_MODEL,
-        dtype: str = "float32",
+        dtype: str = "auto",
         box_threshold: float = 0.3,
         max_iou: float = 0.5,
         t2i_r1_compat: bool = False,
@@ -63,10 +65,11 @@ class GroundingDinoReward:
                 raise ConfigError(f"rewards[].options.{name} of grounding_dino is {value}; set it between 0 and 1")
         self._box_threshold = box_threshold
         self._rules: Rules = T2IR1DetectionRules(max_iou) if t2i_r1_compat else DetectionRules(max_iou)
+        dtype = resolve_dtype(dtype, device, GPU_DTYPE)
         with model_errors("grounding_dino", model):
             detector = load_model(GroundingDinoForObjectDetection, model, dtype, device)
             self._tokenizer = load_tokenizer(model)
-            self._image_processor = GroundingDinoImageProcessorPil.from_pretrained(model)
+            self._prepare = Preprocessing.of(GroundingDinoImageProcessorPil.from_pretrained(model))
             if not self._tokenizer.is_fast:
                 raise ValueError("its tokenizer gives no character offsets; a tokenizer.json is needed")
         self._detector: GroundingDinoForObjectDetection = detector
@@ -112,10 +115,10 @@ class GroundingDinoReward:
         encoding = self._tokenizer([caption.text for caption in captions], padding=True, return_tensors="pt")
         device = self._detector.device
         # All pictures of a call have one size, so none is padded, and the batch changes no score.
-        pixels = self._image_processor(to_pil(pictures), return_tensors="pt")
+        pixels = self._prepare(pictures, device).to(self._detector.dtype)
         outputs = self._detector(
-            pixel_values=pixels.pixel_values.to(device, self._detector.dtype),
-            pixel_mask=pixels.pixel_mask.to(device),
+            pixel_values=pixels,
+            pixel_mask=torch.ones(len(pixels), *pixels.shape[2:], dtype=torch.long, device=device),
             input_ids=encoding.input_ids.to(device),
             attention_mask=encoding.attention_mask.to(device),
         )

@@ -13,15 +13,17 @@ from collections.abc import Sequence
 import torch
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
-from rewards.loading import load_model, model_errors
-from rewards.loading.clip_embedder import crop_pictures, normalize
+from rewards.loading import load_model, model_errors, resolve_dtype
+from rewards.loading.clip_embedder import normalize
 from rewards.loading.pretrained import fetch_file, read_state_dict
 from rewards.loading.score_head import build_head
-from rewards.pictures import check_pictures
+from rewards.pictures import Preprocessing, check_pictures
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "openai/clip-vit-large-patch14"
 DEFAULT_HEAD = "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"
+GPU_DTYPE = "tf32"
+"""As for the other CLIPs: the pictures of one group lie close together."""
 
 
 class AestheticReward:
@@ -31,12 +33,11 @@ class AestheticReward:
     `owner/repo/file.pth`. Raises ModelError when either cannot be loaded, or the two do not fit.
     """
 
-    def __init__(
-        self, device: str, model: str = DEFAULT_MODEL, dtype: str = "float32", head: str = DEFAULT_HEAD
-    ) -> None:
+    def __init__(self, device: str, model: str = DEFAULT_MODEL, dtype: str = "auto", head: str = DEFAULT_HEAD) -> None:
+        dtype = resolve_dtype(dtype, device, GPU_DTYPE)
         with model_errors("aesthetic", model):
             clip = load_model(CLIPVisionModelWithProjection, model, dtype, device)
-            self._image_processor = CLIPImageProcessorPil.from_pretrained(model)
+            self._prepare = Preprocessing.of(CLIPImageProcessorPil.from_pretrained(model))
         self._clip: CLIPVisionModelWithProjection = clip
         with model_errors("aesthetic", head):
             self._head = build_head(read_state_dict(fetch_file(head)), prefix="").to(clip.device)
@@ -48,6 +49,6 @@ class AestheticReward:
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """The head's number for each picture; pictures uint8 [B, height, width, 3]."""
         check_pictures(pictures, prompts)
-        pixels = crop_pictures(self._image_processor, pictures)
-        embedded = self._clip(pixel_values=pixels.to(self._clip.device, self._clip.dtype)).image_embeds
+        pixels = self._prepare(pictures, self._clip.device)
+        embedded = self._clip(pixel_values=pixels.to(self._clip.dtype)).image_embeds
         return [Score(value) for value in self._head(normalize(embedded))[:, 0].tolist()]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPModel
 
-from rewards.loading import ClipEmbedder, load_model, load_tokenizer, model_errors
+from rewards.loading import ClipEmbedder, load_model, load_tokenizer, model_errors, resolve_dtype
 from rewards.loading.clip_embedder import cosines
 from rewards.loading.open_clip import convert_state_dict, infer_config
 from rewards.loading.pretrained import fetch_file, freeze, parse_dtype, read_state_dict, refuse_missing
@@ -27,6 +27,8 @@ OPEN_CLIP_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+GPU_DTYPE = "tf32"
+"""The scores of one group differ by about 0.01: the 8 bits of bfloat16 would change their order."""
 
 
 class HPSReward:
@@ -42,12 +44,13 @@ class HPSReward:
         self,
         device: str,
         model: str = DEFAULT_MODEL,
-        dtype: str = "float32",
+        dtype: str = "auto",
         tokenizer: str | None = None,
         t2i_r1_compat: bool = False,
     ) -> None:
         self._cosines = half_cosines if t2i_r1_compat else cosines
         is_file = model.endswith(CHECKPOINT_SUFFIXES)
+        dtype = resolve_dtype(dtype, device, GPU_DTYPE)
         with model_errors("hps", model):
             clip = _load_open_clip(model, dtype, device) if is_file else load_model(CLIPModel, model, dtype, device)
         tokenizer = tokenizer or (OPEN_CLIP_TOKENIZER if is_file else model)
@@ -57,7 +60,7 @@ class HPSReward:
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """The cosine for each picture; pictures uint8 [B, height, width, 3]."""
         check_pictures(pictures, prompts)
-        pixels = preprocess(torch.tensor(pictures), self._clip.image_size)
+        pixels = preprocess(torch.tensor(pictures).to(self._clip.device), self._clip.image_size)
         embedded = self._clip.embed(pixels, [prompt.text for prompt in prompts])
         return [Score(value) for value in self._cosines(*embedded).tolist()]
 
@@ -77,7 +80,7 @@ def preprocess(pictures: Tensor, size: int) -> Tensor:
     pad_height, pad_width = size - pixels.shape[2], size - pixels.shape[3]
     left, top = pad_width // 2, pad_height // 2
     pixels = functional.pad(pixels, (left, pad_width - left, top, pad_height - top))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1).to(pixels.device) for values in (CLIP_MEAN, CLIP_STD))
     return (pixels - mean) / std
 
 

@@ -13,11 +13,13 @@ import torch
 from transformers import ViTForImageClassification, ViTImageProcessorPil
 
 from configs.errors import ConfigError
-from rewards.loading import load_model, model_errors
-from rewards.pictures import check_pictures, to_pil
+from rewards.loading import load_model, model_errors, resolve_dtype
+from rewards.pictures import Preprocessing, check_pictures
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "Falconsai/nsfw_image_detection"
+GPU_DTYPE = "tf32"
+"""A small model: there is nothing to gain."""
 
 
 class NsfwReward:
@@ -32,12 +34,13 @@ class NsfwReward:
         self,
         device: str,
         model: str = DEFAULT_MODEL,
-        dtype: str = "float32",
+        dtype: str = "auto",
         unsafe_labels: Sequence[str] = ("nsfw",),
     ) -> None:
+        dtype = resolve_dtype(dtype, device, GPU_DTYPE)
         with model_errors("nsfw", model):
             classifier = load_model(ViTForImageClassification, model, dtype, device)
-            self._image_processor = ViTImageProcessorPil.from_pretrained(model)
+            self._prepare = Preprocessing.of(ViTImageProcessorPil.from_pretrained(model))
         self._classifier: ViTForImageClassification = classifier
         labels = {label: int(index) for index, label in classifier.config.id2label.items()}
         unknown = [label for label in unsafe_labels if label not in labels]
@@ -53,8 +56,8 @@ class NsfwReward:
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """1 - P(unsafe) for each picture; pictures uint8 [B, height, width, 3]. Parts: the likeliest label."""
         check_pictures(pictures, prompts)
-        pixels = self._image_processor(to_pil(pictures), return_tensors="pt").pixel_values
-        logits = self._classifier(pixel_values=pixels.to(self._classifier.device, self._classifier.dtype)).logits
+        pixels = self._prepare(pictures, self._classifier.device)
+        logits = self._classifier(pixel_values=pixels.to(self._classifier.dtype)).logits
         probabilities = torch.softmax(logits.float(), dim=-1)
         safe = 1 - probabilities[:, self._unsafe].sum(dim=-1)
         return [

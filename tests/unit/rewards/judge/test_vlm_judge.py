@@ -2,74 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import io
-import json
+import re
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from configs.errors import ConfigError, RewardError
 from rewards.judge import UnifiedReward, VlmJudgeReward
 from rollout.records import Prompt, Score, UInt8Array
+from tests.judge_server import Answer, JudgeServer, picture_of, question_of, reply
 
 KEY = "sk-very-secret"
-Answer = tuple[int, str | dict[str, Any]]
-
-
-def reply(text: str | None) -> Answer:
-    return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}
-
-
-class JudgeServer:
-    """Speaks as an OpenAI-compatible server; `answer` decides what it says to a request's body."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[dict[str, Any]], Answer] = lambda body: reply("Score: 5")
-        self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
-        """(path, headers, body), in order of arrival."""
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.requests.append((self.path, dict(self.headers), body))
-                status, content = outer.answer(body)
-                data = (content if isinstance(content, str) else json.dumps(content)).encode()
-                self.send_response(status)
-                if status == 302:
-                    self.send_header("Location", f"{outer.url}/elsewhere")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                with contextlib.suppress(BrokenPipeError):  # a client that has given up
-                    self.wfile.write(data)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                return None
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(30)
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = JudgeServer()
-    yield server
-    server.close()
 
 
 def judge(server: JudgeServer, **options: Any) -> VlmJudgeReward:
@@ -86,17 +31,6 @@ def ask(reward: VlmJudgeReward) -> Score:
     if isinstance(answer, RewardError):
         raise answer
     return answer
-
-
-def question_of(body: dict[str, Any]) -> str:
-    text: str = body["messages"][0]["content"][1]["text"]
-    return text
-
-
-def picture_of(body: dict[str, Any]) -> UInt8Array:
-    header, _, data = body["messages"][0]["content"][0]["image_url"]["url"].partition(",")
-    assert header == "data:image/png;base64"
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
 def test_each_picture_gets_the_number_of_its_own_reply_in_order(server: JudgeServer) -> None:
@@ -132,14 +66,64 @@ def test_question_pattern_and_range_are_options(server: JudgeServer) -> None:
     assert score.value == 3.0
 
 
-def test_unified_reward_asks_in_its_own_words_and_reads_its_final_score(server: JudgeServer) -> None:
-    server.answer = lambda body: reply("Alignment Score: 2\nFinal Score: 3.5")
-    (score,) = UnifiedReward(device="cpu", url=server.url).score(PICTURES[:1], PROMPTS[:1])
+@pytest.mark.parametrize(("version", "has_elements"), [("qwen", True), ("llava", False)])
+def test_unified_reward_asks_in_its_versions_words_and_reads_its_final_score(
+    server: JudgeServer, version: str, has_elements: bool
+) -> None:
+    server.answer = lambda body: reply("cat (animal): 1\nAlignment Score: 2\nFinal Score: 3.5")
+    (score,) = UnifiedReward(device="cpu", url=server.url, version=version).score(PICTURES[:1], PROMPTS[:1])
+    assert not isinstance(score, RewardError)
     assert score.value == 3.5
     body = server.requests[0][2]
     assert body["model"] == "CodeGoat24/UnifiedReward-qwen-7b"
     assert question_of(body).endswith("Text Caption: [picture 0]")
     assert "score from 1 to 5 after 'Final Score:'" in question_of(body)
+    assert ("element (type): value" in question_of(body)) == has_elements
+
+
+def test_unified_reward_2_is_the_mean_of_its_three_axes(server: JudgeServer) -> None:
+    server.answer = lambda body: reply("Alignment Score (1-5): 4\nCoherence Score (1-5): **3.5**\nStyle Score (1-5): 3")
+    reward = UnifiedReward(device="cpu", url=server.url, model="UnifiedReward-2.0-qwen3vl-8b", version="2")
+    (score,) = reward.score(PICTURES[:1], PROMPTS[:1])
+    assert not isinstance(score, RewardError)
+    assert score.value == pytest.approx(3.5)
+    assert {axis: score.parts[axis] for axis in ("alignment", "coherence", "style")} == {
+        "alignment": 4.0,
+        "coherence": 3.5,
+        "style": 3.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Alignment Score (1-5): 4\nStyle Score (1-5): 3", "Coherence: the judge's reply holds nothing like"),
+        ("Alignment Score: 4\nCoherence Score: 9\nStyle Score: 3", r"Coherence: the judge gave 9\.0, not 1\.0 to 5\.0"),
+    ],
+)
+def test_an_axis_that_is_missing_or_out_of_range_is_an_error_of_its_picture(
+    server: JudgeServer, text: str, message: str
+) -> None:
+    server.answer = lambda body: reply(text)
+    (answer,) = UnifiedReward(device="cpu", url=server.url, version="2").score(PICTURES[:1], PROMPTS[:1])
+    assert isinstance(answer, RewardError)
+    assert re.search(message, str(answer))
+
+
+def test_an_unknown_version_is_refused() -> None:
+    with pytest.raises(ConfigError, match="version of unified_reward is '3'; set it to one of llava, qwen, 2"):
+        UnifiedReward(device="cpu", url="http://localhost:1/v1", version="3")
+
+
+def test_further_fields_and_jpeg_go_out_with_each_request(server: JudgeServer) -> None:
+    thinking = {"chat_template_kwargs": {"enable_thinking": False}}
+    (score,) = judge(server, extra_body=thinking, image_format="jpeg").score(PICTURES[:1], PROMPTS[:1])
+    assert not isinstance(score, RewardError)
+    body = server.requests[0][2]
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert picture_of(body, "jpeg").shape == PICTURES[0].shape
+    with pytest.raises(ConfigError, match="image_format is 'gif'; set it to png or jpeg"):
+        judge(server, image_format="gif")
 
 
 @pytest.mark.parametrize(

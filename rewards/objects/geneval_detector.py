@@ -1,0 +1,142 @@
+"""GenEval's eyes: Mask2Former finds objects with their masks, and CLIP names the colour of each.
+
+    picture ─► short side to 800 ─► Mask2Former ─► 100 surest (query, class) ─► masks at the picture's own size
+                                                     score = P(class) x mean sigmoid over the mask
+    object ─► all but its mask gray, cut to its box ─► CLIP ─► nearest of ten colours, three templates each
+
+Pre- and post-processing are those of GenEval's detector (mmdetection), and not transformers' defaults, which work at
+384 pixels, drop what scores below 0.5 and give no boxes. The weights differ by default: the hub's copy for transformers
+is Meta's own training, GenEval's file is mmdetection's; scores near the thresholds differ between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPImageProcessorPil, CLIPModel, Mask2FormerForUniversalSegmentation
+from transformers.image_transforms import get_size_with_aspect_ratio
+
+from rewards.loading import load_model, load_tokenizer
+from rewards.loading.clip_embedder import normalize
+from rewards.objects.coco import CLASS_NAMES
+from rewards.objects.geneval import COLORS, FoundObject
+from rewards.pictures import Preprocessing
+from rewards.pictures.preprocessing import normalize_pixels
+from rewards.pictures.resize import BILINEAR, resize
+from rollout.records import UInt8Array
+
+SHORT_SIDE, LONG_SIDE = 800, 1333
+PAD_TO = 32
+MEAN = tuple(value / 255 for value in (123.675, 116.28, 103.53))
+STD = tuple(value / 255 for value in (58.395, 57.12, 57.375))
+MAX_PER_PICTURE = 100
+OUTSIDE = (0x99, 0x99, 0x99)
+TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+
+
+class ObjectDetector:
+    """Mask2Former on COCO's classes. model: hub id or folder of Mask2FormerForUniversalSegmentation."""
+
+    def __init__(self, model: str, dtype: str, device: str, short_side: int = SHORT_SIDE) -> None:
+        loaded = load_model(Mask2FormerForUniversalSegmentation, model, dtype, device)
+        assert isinstance(loaded, Mask2FormerForUniversalSegmentation)
+        self._model: Mask2FormerForUniversalSegmentation = loaded
+        labels = self._model.config.id2label
+        # Published copies name COCO's classes in several ways; their order is one.
+        self.names = CLASS_NAMES if len(labels) == len(CLASS_NAMES) else tuple(labels[i] for i in range(len(labels)))
+        self._size_of = partial(
+            get_size_with_aspect_ratio, size=short_side, max_size=LONG_SIDE * short_side // SHORT_SIDE
+        )
+
+    @torch.inference_mode()
+    def __call__(self, pictures: UInt8Array) -> list[dict[str, list[FoundObject]]]:
+        """Class -> the objects found, for each picture, uint8 [B, height, width, 3]."""
+        pixels = torch.tensor(pictures).to(self._model.device)
+        size = self._size_of(tuple(pixels.shape[1:3]))
+        seen = normalize_pixels(resize(pixels, size, BILINEAR), MEAN, STD)
+        padding = [-length % PAD_TO for length in size]
+        padded = functional.pad(seen, (0, padding[1], 0, padding[0]))
+        outputs = self._model(
+            pixel_values=padded.to(self._model.dtype),
+            pixel_mask=functional.pad(
+                torch.ones(len(seen), *size, device=seen.device), (0, padding[1], 0, padding[0])
+            ).long(),
+        )
+        return [
+            self._objects(classes.float(), masks.float(), tuple(padded.shape[2:]), size, pictures.shape[1:3])
+            for classes, masks in zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
+        ]
+
+    def _objects(
+        self, class_logits: Tensor, mask_logits: Tensor, padded: Any, size: Any, original: Any
+    ) -> dict[str, list[FoundObject]]:
+        """Of one picture: class_logits [queries, classes + 1], mask_logits [queries, rows, columns]."""
+        probabilities = torch.softmax(class_logits, dim=-1)[:, :-1].flatten()
+        surest = probabilities.topk(min(MAX_PER_PICTURE, len(probabilities)))
+        found: dict[str, list[FoundObject]] = {}
+        for probability, index in zip(surest.values.tolist(), surest.indices.tolist(), strict=True):
+            query, label = divmod(index, len(self.names))
+            logits = _resize_mask(mask_logits[query], padded)[: size[0], : size[1]]
+            logits = _resize_mask(logits, tuple(original))
+            mask = logits > 0
+            confidence = float((logits.sigmoid() * mask).sum() / (mask.sum() + 1e-6))
+            found.setdefault(self.names[label], []).append(
+                FoundObject(_tight_box(mask), probability * confidence, mask.cpu().numpy())
+            )
+        return found
+
+
+def _resize_mask(logits: Tensor, size: Any) -> Tensor:
+    return functional.interpolate(logits[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def _tight_box(mask: Tensor) -> tuple[float, float, float, float]:
+    """x0, y0, and one beyond x1, y1; zeros of an empty mask."""
+    rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
+    if not len(rows):
+        return 0.0, 0.0, 0.0, 0.0
+    return float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1
+
+
+class ColorNamer:
+    """CLIP as a classifier of colours. model: hub id or folder of CLIPModel, with tokenizer and image processor."""
+
+    def __init__(self, model: str, dtype: str, device: str) -> None:
+        clip = load_model(CLIPModel, model, dtype, device)
+        assert isinstance(clip, CLIPModel)
+        self._clip: CLIPModel = clip
+        self._tokenizer = load_tokenizer(model)
+        self._prepare = Preprocessing.of(CLIPImageProcessorPil.from_pretrained(model))
+        self._classifiers: dict[str, Tensor] = {}
+
+    @torch.inference_mode()
+    def __call__(self, picture: UInt8Array, name: str, objects: Sequence[FoundObject]) -> list[str]:
+        """The colour, one of COLORS, of each of some objects of a class in a picture, uint8 [height, width, 3]."""
+        crops = [self._prepare(_cut_out(picture, item)[None], self._clip.device) for item in objects]
+        embedded = self._clip.get_image_features(torch.cat(crops).to(self._clip.dtype)).pooler_output
+        nearest = (normalize(embedded) @ self._classifier(name).T).argmax(dim=-1)
+        return [COLORS[index] for index in nearest.tolist()]
+
+    def _classifier(self, name: str) -> Tensor:
+        """Unit embeddings, float32 [colours, e]: of each colour the mean over the templates."""
+        if name not in self._classifiers:
+            texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
+            token_ids = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt").input_ids
+            embedded = normalize(self._clip.get_text_features(token_ids.to(self._clip.device)).pooler_output)
+            self._classifiers[name] = normalize(embedded.view(len(COLORS), len(TEMPLATES), -1).mean(dim=1))
+        return self._classifiers[name]
+
+
+def _cut_out(picture: UInt8Array, item: FoundObject) -> UInt8Array:
+    """The box of an object, uint8, with gray where it is not; a pixel of gray for an empty one."""
+    assert item.mask is not None
+    image = Image.fromarray(np.where(item.mask[:, :, None], picture, np.array(OUTSIDE, dtype=np.uint8)))
+    x0, y0, x1, y1 = item.box
+    return np.asarray(image.crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1))))
