@@ -21,6 +21,7 @@ from torch import Tensor
 
 from configs.errors import LearnerError
 from configs.schema import RunConfig
+from learner.deepspeed_engine import open_meeting_place
 from learner.worker import LearnerWorker, StepReport
 from rollout.records import TrajectoryBatch
 from rollout.weights import unpack_bucket
@@ -82,8 +83,8 @@ def _run_rank(rank: int, num_ranks: int, jobs: list[Job], ports: list[SimpleQueu
     results = {}
     for job in jobs:
         worker = LearnerWorker(job.config, job.config.model.path, rank, num_ranks)
-        if rank == 0:  # only now: a port that was free a minute ago may be another's
-            port = free_port()
+        if rank == 0:
+            port = open_meeting_place("127.0.0.1", TIMEOUT_S)
             for queue in ports:
                 queue.put(port)
         worker.setup("127.0.0.1", ports[rank].get())
