@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -68,6 +68,9 @@ class FakeLearner:
     async def train_step(self, batch: TrajectoryBatch) -> Any:
         self.batches.append(batch)
         return SimpleNamespace(metrics={}, note=None)
+
+    async def watched(self, work: Awaitable[Any], what: str) -> Any:
+        return await work
 
 
 class FakeWeights:
