@@ -19,9 +19,9 @@ from cluster.state.ledger import GroupState
 from configs.errors import CheckpointError, DataError, LearnerError, RegistryError, RunError
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
 
-RUN_TIMEOUT_S = 1100.0
+RUN_TIMEOUT_S = 240.0
 MOODY = "tests.integration.rewards:MoodyReward"
 DEADLY = "tests.integration.rewards:DeadlyReward"
 QUICK_HEARTBEATS = {"heartbeat_s": 0.5, "heartbeat_timeout_s": 5.0}
