@@ -56,6 +56,7 @@ OVERRIDES = (
     "data.evaluation={}",
     "cluster.heartbeat_s=2",
     "cluster.heartbeat_timeout_s=10",
+    "registry.patience_s=30",
     "rollout.group_timeout_s=60",
     "run.step_timeout_s=60",
     "run.max_restarts=1000",

@@ -36,7 +36,7 @@ class StartingModel:
         """Find out `path`; makes the warm start first when there is one to make. The learner's ranks then have it, and
         so has the launcher.
 
-        Raises RunError when the run's directory is not the same folder on the learner's nodes: before anything that
+        Raises ConfigError when the run's directory is not the same folder on the learner's nodes: before anything that
         takes long.
         """
         await learner.check_shares(self.log.directory.path)

@@ -50,5 +50,8 @@ def summarize(
 
 def keep_summary(log: RunLog, summary: RunSummary) -> None:
     """Write summary.json, into a folder that is made again where it has gone. Raises OSError."""
-    log.directory.make_again(log.config)
-    write_summary(log.directory.summary_path, summary)
+    try:
+        write_summary(log.directory.summary_path, summary)
+    except FileNotFoundError:
+        log.directory.make_again(log.config)
+        write_summary(log.directory.summary_path, summary)

@@ -76,6 +76,8 @@ def init_distributed(
         torch.cuda.set_device(0)
     _quiet_libraries()
     store = _meeting_places.pop(master_port, None) if rank == 0 else None
+    if store is not None:  # with the prefix that torch gives the keys of those who come by the address
+        store = dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
     try:
         dist.init_process_group(
             "nccl" if device == "cuda" else "gloo",

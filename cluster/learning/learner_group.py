@@ -27,7 +27,7 @@ from cluster.learning.pulses import Pulses, SilentRankError, StepTimes
 from cluster.learning.rank_placement import bundle_of, place_ranks
 from cluster.pools.cancellation import end_tasks
 from cluster.pools.remote_errors import WorkerLostError, raised_by, resolve, told
-from configs.errors import BicotError, LearnerError, RunError
+from configs.errors import BicotError, ConfigError, LearnerError
 from configs.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class LearnerGroup:
     async def check_shares(self, folder: Path) -> None:
         """Make sure that every rank sees the same folder as this process, and may write there.
 
-        Raises RunError, naming the nodes, when one does not: its checkpoints would be lost.
+        Raises ConfigError, naming the nodes, when one does not: its checkpoints would be lost.
         """
         token = secrets.token_hex(8)
         question = folder / f".probe-{token}"
@@ -271,7 +271,7 @@ def _check_answers(folder: Path, answers: Sequence[ProbeAnswer], seen: Sequence[
     }
     if faults:
         told_faults = "; ".join(f"node {address}: {fault}" for address, fault in sorted(faults.items()))
-        raise RunError(
+        raise ConfigError(
             f"run.dir: {folder} is not the same folder on the learner's nodes as on the launcher's ({told_faults}), so "
             "checkpoints would be lost; set run.dir to a folder on a disk that all nodes share"
         )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from configs.errors import LearnerError
 from configs.schema import RunConfig
+from learner.deepspeed_engine import open_meeting_place
 from learner.worker import LearnerWorker, StepReport
 from rollout.records import TrajectoryBatch
 from rollout.weights import unpack_bucket
@@ -81,8 +82,8 @@ def _run_rank(rank: int, num_ranks: int, jobs: list[Job], ports: list[SimpleQueu
     faulthandler.dump_traceback_later(TIMEOUT_S - 60)  # shows where a rank hangs
     results = {}
     for job in jobs:
-        if rank == 0:  # only now: a port that was free a minute ago may be another's
-            port = free_port()
+        if rank == 0:
+            port = open_meeting_place("127.0.0.1", TIMEOUT_S)
             for queue in ports:
                 queue.put(port)
         worker = LearnerWorker.start(

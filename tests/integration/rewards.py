@@ -29,6 +29,16 @@ class MoodyReward:
         ]
 
 
+class DeadlyReward:
+    """Ends its process at the first picture."""
+
+    def __init__(self, device: str) -> None:
+        pass
+
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+        os._exit(1)
+
+
 class FaultyReward:
     """Brightness from 0 to 1, but for one fault. What it did is left in `folder`, which all replicas share.
 

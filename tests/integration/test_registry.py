@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,7 +22,8 @@ from redis.retry import Retry
 
 from cluster.session import PrivateRedis
 from cluster.state import Registry
-from cluster.state.ledger import MAY_FOLLOW, NOT_BEGUN, GroupState
+from cluster.state.ledger import MAY_FOLLOW, NOT_BEGUN, NUM_REASONS, GroupState
+from cluster.state.outbox import Outbox
 from cluster.state.registry import WorkerRecord
 from configs.errors import LedgerError, RegistryError
 
@@ -200,6 +202,117 @@ async def test_a_ledger_that_was_lost_is_made_again_from_the_checkpoint(server: 
         assert (await registry.snapshot()).group_counts[GroupState.TRAINED] == 3
         with pytest.raises(LedgerError, match="group 2 is trained and cannot become dispatched"):
             await registry.ledger.move(2, GroupState.DISPATCHED, attempt=1)
+
+
+async def test_what_a_ledger_keeps_does_not_grow_with_the_run(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as registry:
+        with redis.Redis.from_url(server.url) as admin:
+            await registry.ledger.rewind(0)
+            for step in range(200):
+                for sequence in range(4 * step, 4 * step + 8):  # the groups of this step and of the next
+                    for state in WAYS[GroupState.QUEUED]:
+                        await registry.ledger.move(sequence, state)
+                await registry.ledger.train(dict.fromkeys(range(4 * step, 4 * step + 4), 0), step + 1)
+            used = sum(admin.memory_usage(key, samples=0) or 0 for key in registry.ledger.keys)
+            assert admin.hlen("bicot:run:groups") <= 12
+        assert used < 4096
+        counts = (await registry.snapshot()).group_counts
+        assert {state: count for state, count in counts.items() if count} == {
+            GroupState.TRAINED: 800,
+            GroupState.QUEUED: 4,
+        }
+        assert await registry.ledger.groups([3, 799, 803, 804]) == [
+            {"state": "trained"},
+            {"state": "trained", "attempt": 0, "step": 200, "life": 1},
+            {"state": "queued", "attempt": 0},
+            None,
+        ]
+
+
+async def test_a_million_groups_are_rewound_at_once(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as registry:
+        await registry.ledger.rewind(1_000_000)
+        started_s = time.monotonic()
+        assert await registry.ledger.rewind(999_968) == 32
+        assert time.monotonic() - started_s < 1.0
+        assert (await registry.snapshot()).group_counts[GroupState.TRAINED] == 999_968
+        with redis.Redis.from_url(server.url) as admin:
+            assert sum(admin.memory_usage(key, samples=0) or 0 for key in registry.ledger.keys) < 1024
+
+
+async def test_late_news_of_a_group_whose_record_is_gone_is_dropped_and_a_new_beginning_refused(
+    server: PrivateRedis,
+) -> None:
+    async with Registry(server.url, "run") as registry:
+        ledger = registry.ledger
+        for step in range(3):
+            for state in WAYS[GroupState.QUEUED]:
+                await ledger.move(step, state)
+            await ledger.train({step: 0}, step + 1)
+        for state in (GroupState.SCORED, GroupState.QUEUED, GroupState.FAILED, GroupState.GIVEN_UP):
+            assert not await ledger.move(0, state, attempt=1)
+        for state in (GroupState.DISPATCHED, GroupState.TRAINED):
+            with pytest.raises(LedgerError, match=f"group 0 is trained and cannot become {state}"):
+                await ledger.move(0, state)
+        counts = (await registry.snapshot()).group_counts
+        assert {state: count for state, count in counts.items() if count} == {GroupState.TRAINED: 3}
+
+
+async def test_of_prompts_given_up_the_last_are_kept_and_a_rewind_takes_back_its_own(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as registry:
+        ledger = registry.ledger
+        await ledger.rewind(0)
+        for attempt in range(NUM_REASONS + 5):
+            sequence = 0 if attempt < NUM_REASONS else 7
+            await ledger.move(sequence, GroupState.DISPATCHED, attempt)
+            await ledger.give_up(sequence, attempt, f"file:{attempt}", "all its rewards are equal")
+        given_up = (await registry.snapshot()).given_up
+        assert len(given_up) == NUM_REASONS
+        assert "file:4" not in given_up
+        assert given_up["file:5"] == {"sequence": 0, "reason": "all its rewards are equal"}
+        await ledger.rewind(4)
+        given_up = (await registry.snapshot()).given_up
+        assert {entry["sequence"] for entry in given_up.values()} == {0}
+
+
+async def test_a_server_that_comes_back_empty_is_given_the_ledger_again(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as registry:
+        ledger = registry.ledger
+        await registry.set_run("training", 9, 2)
+        await ledger.rewind(2)
+        for state in WAYS[GroupState.QUEUED]:
+            await ledger.move(2, state)
+        await ledger.move(3, GroupState.DISPATCHED)
+        with redis.Redis.from_url(server.url) as admin:
+            admin.flushall()
+        assert await ledger.move(3, GroupState.SCORED)
+        await ledger.train({2: 0, 3: 0}, step=2)
+        await registry.set_progress(2, 2)
+        snapshot = await registry.snapshot()
+        counts = {state: count for state, count in snapshot.group_counts.items() if count}
+        assert (counts, snapshot.life, snapshot.status) == ({GroupState.TRAINED: 4}, 1, "training")
+        with redis.Redis.from_url(server.url) as admin:
+            admin.set("bicot:run:life", 5)
+        with pytest.raises(LedgerError, match="another launcher goes on with this run"):
+            await ledger.move(4, GroupState.DISPATCHED)
+
+
+async def test_a_pause_of_the_server_costs_no_news(server: PrivateRedis) -> None:
+    notes: list[str] = []
+    async with Registry(server.url, "run") as registry:
+        box = Outbox(120.0, notes.append)
+        ledger = registry.ledger
+        await ledger.rewind(0)
+        with redis.Redis.from_url(server.url) as admin:
+            admin.execute_command("CLIENT", "PAUSE", "9000", "ALL")
+        async with asyncio.timeout(60):
+            for state in WAYS[GroupState.QUEUED]:
+                await box.tell(partial(ledger.move, 0, state))
+            await box.tell(partial(ledger.train, {0: 0}, 1))
+            await box.flush(60)
+        assert box.error is None
+        assert len(notes) == 2
+        assert (await registry.snapshot()).group_counts[GroupState.TRAINED] == 1
 
 
 async def test_clear_forgets_an_earlier_run_and_no_other(server: PrivateRedis) -> None:

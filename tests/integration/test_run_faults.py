@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import shutil
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,13 +16,26 @@ import pytest
 import ray
 
 from cluster.state.ledger import GroupState
-from configs.errors import DataError, LearnerError, RegistryError, RunError
+from configs.errors import CheckpointError, DataError, LearnerError, RegistryError, RunError
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
 
 RUN_TIMEOUT_S = 240.0
 MOODY = "tests.integration.rewards:MoodyReward"
+DEADLY = "tests.integration.rewards:DeadlyReward"
+QUICK_HEARTBEATS = {"heartbeat_s": 0.5, "heartbeat_timeout_s": 5.0}
+
+
+def process_of(title: str) -> psutil.Process:
+    """The one process among this one's descendants that Ray has named so."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and " ".join(process.cmdline()).startswith(title):
+                found.append(process)
+    (one,) = found
+    return one
 
 
 def kill_actor_at_step_1(role: str) -> Callable[[RecordingLog, str, int], Awaitable[None]]:
@@ -117,7 +132,7 @@ async def test_a_dead_registry_ends_the_run_with_a_clear_error_and_a_checkpoint(
             os.kill(server_ids[0], signal.SIGKILL)
 
     outcome = await train_in_time(
-        run_tree("registry-killed", tmp_path, run={"steps": 50}),
+        run_tree("registry-killed", tmp_path, run={"steps": 5000}, registry={"patience_s": 3}),
         act,
         on_redis=lambda redis: server_ids.append(redis.process_id),
     )
@@ -188,6 +203,85 @@ async def test_a_run_of_which_no_update_can_be_applied_ends_with_the_reason(tmp_
     assert (summary["status"], summary["steps"]) == ("failed", 3)
     told = [note for note in outcome.log.notes if "the weights stay as they were" in note]
     assert [note.split(":")[0] for note in told] == ["step 1", "step 2", "step 3"]
+
+
+async def test_a_frozen_queue_is_replaced_within_the_heartbeats_time_out(tmp_path: Path) -> None:
+    async def act(log: RecordingLog, event: str, number: int) -> None:
+        if (event, number) == ("step", 1):
+            process_of("ray::TrajectoryQueueActor").suspend()
+
+    tree = run_tree("queue-frozen", tmp_path, run={"steps": 3}, cluster=QUICK_HEARTBEATS)
+    outcome = await train_in_time(tree, act)
+    assert_all_groups_trained(outcome)
+    assert any("the trajectory queue died (was silent for 5 s)" in note for note in outcome.log.notes)
+
+
+async def test_a_frozen_learner_is_started_again_long_before_a_step_may_end(tmp_path: Path) -> None:
+    async def act(log: RecordingLog, event: str, number: int) -> None:
+        if (event, number) == ("step", 3) and not any("restart 1" in note for note in log.notes):
+            process_of("ray::LearnerActor").suspend()
+
+    tree = run_tree(
+        "learner-frozen", tmp_path, run={"steps": 4}, checkpoint={"every_steps": 2}, cluster=QUICK_HEARTBEATS
+    )
+    outcome = await train_in_time(tree, act)
+    assert_all_groups_trained(outcome)
+    restarts = [note for note in outcome.log.notes if "restart 1 of 3" in note]
+    assert len(restarts) == 1
+    assert "rank 0 was silent for 5 s" in restarts[0]
+
+
+async def test_a_checkpoint_that_cannot_be_written_is_tried_again_after_the_next_step(tmp_path: Path) -> None:
+    async def act(log: RecordingLog, event: str, number: int) -> None:
+        if (event, number) == ("step", 1):
+            (log.checkpoints.directory / "step_000002.partial").write_text("in the place of the folder")
+
+    tree = run_tree("disk-full", tmp_path, run={"steps": 5}, checkpoint={"every_steps": 2, "keep_last": 9})
+    outcome = await train_in_time(tree, act)
+    assert_all_groups_trained(outcome)
+    names = [path.name for path in outcome.log.checkpoints.all()]
+    assert names == ["step_000003", "step_000004", "step_000005"]
+    assert sum("no checkpoint of step 2, tried again after the next step" in note for note in outcome.log.notes) == 1
+    assert [row["checkpoints_failed"] for row in outcome.rows] == [0, 0, 1, 1, 1]
+
+
+async def test_checkpoints_that_fail_again_and_again_end_the_run_with_their_reason(tmp_path: Path) -> None:
+    async def act(log: RecordingLog, event: str, number: int) -> None:
+        if event == "step":
+            log.checkpoints.directory.rename(tmp_path / "elsewhere")
+            log.checkpoints.directory.write_text("in the place of the folder")
+
+    tree = run_tree("disk-stays-full", tmp_path, run={"steps": 50}, checkpoint={"every_steps": 1, "max_failures": 1})
+    outcome = await train_in_time(tree, act)
+    assert isinstance(outcome.error, CheckpointError)
+    assert "1 checkpoints in a row failed (checkpoint.max_failures)" in str(outcome.error)
+    assert json.loads(outcome.directory.summary_path.read_text())["status"] == "failed"
+
+
+async def test_a_run_directory_that_is_removed_is_made_again_and_the_run_ends_well(tmp_path: Path) -> None:
+    async def act(log: RecordingLog, event: str, number: int) -> None:
+        if (event, number) == ("step", 2):
+            shutil.rmtree(log.directory.samples_dir)
+            shutil.rmtree(log.directory.checkpoints_dir)
+            log.directory.metrics_path.unlink()
+            log.directory.config_path.unlink()
+
+    tree = run_tree("removed", tmp_path, run={"steps": 4}, checkpoint={"every_steps": 1}, samples={"every_steps": 1})
+    outcome = await train_in_time(tree, act)
+    assert_all_groups_trained(outcome)
+    assert [row["step"] for row in outcome.rows] == [1, 2, 3, 4]
+    assert any("was removed or replaced while the run goes on" in note for note in outcome.log.notes)
+    assert outcome.directory.config_path.is_file()
+    assert (outcome.directory.checkpoints_dir / "step_000004" / "manifest.json").is_file()
+    assert (outcome.directory.samples_dir / "step_000004.png").is_file()
+
+
+async def test_a_reward_that_kills_every_replica_ends_the_run_with_its_name(tmp_path: Path) -> None:
+    reward = {"name": DEADLY, "cpus_per_replica": 0.1, "retries": 0}
+    tree = run_tree("deadly", tmp_path, rollout={"max_attempts": 20}, rewards=[reward])
+    outcome = await train_in_time(tree)
+    assert isinstance(outcome.error, RunError)
+    assert "DeadlyReward workers in a row were lost before they had answered one call" in str(outcome.error)
 
 
 async def test_prompts_that_are_all_too_long_are_refused_by_name(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from cluster.actors.folders import ProbeAnswer
 from cluster.benchmarks.local_actors import LocalActor
 from cluster.learning import LearnerGroup
 from cluster.learning.learner_group import LearnerLostError
-from configs.errors import CheckpointError, RunError
+from configs.errors import CheckpointError, ConfigError
 from configs.schema import RunConfig
 
 WAIT_S = 10.0
@@ -117,7 +117,7 @@ async def test_a_folder_that_all_ranks_share_is_left_as_it_was(tmp_path: Path) -
 async def test_a_folder_that_is_not_there_on_another_node_is_refused_by_the_nodes_name(tmp_path: Path) -> None:
     run, other = tmp_path / "run", tmp_path / "nothing" / "run"
     run.mkdir()
-    with pytest.raises(RunError, match=r"run\.dir: .* \(node 10\.77\.0\.12: No such file.*set run\.dir to a"):
+    with pytest.raises(ConfigError, match=r"run\.dir: .* \(node 10\.77\.0\.12: No such file.*set run\.dir to a"):
         await group_of(Rank(), Rank("10.77.0.12", other)).check_shares(run)
     assert list(run.iterdir()) == []
 
@@ -126,7 +126,7 @@ async def test_a_folder_of_the_same_name_on_another_disk_is_refused(tmp_path: Pa
     run, other = tmp_path / "run", tmp_path / "other"
     run.mkdir()
     other.mkdir()
-    with pytest.raises(RunError, match=r"node 10\.77\.0\.12: No such file or directory"):
+    with pytest.raises(ConfigError, match=r"node 10\.77\.0\.12: No such file or directory"):
         await group_of(Rank("10.77.0.12", other)).check_shares(run)
 
 
@@ -135,5 +135,5 @@ async def test_a_rank_whose_writing_is_not_seen_here_is_refused(
 ) -> None:
     rank = Rank("10.77.0.12")
     monkeypatch.setattr(folders, "answer_probe", lambda folder, question, answer, address: ProbeAnswer(address, None))
-    with pytest.raises(RunError, match=r"node 10\.77\.0\.12: what it writes there is not seen here"):
+    with pytest.raises(ConfigError, match=r"node 10\.77\.0\.12: what it writes there is not seen here"):
         await group_of(rank).check_shares(tmp_path)

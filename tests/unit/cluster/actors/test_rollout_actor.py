@@ -1,0 +1,62 @@
+"""A rollout worker never goes back to older weights, whatever arrives late."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from cluster.actors import RolloutActor
+from configs.errors import RolloutError
+from configs.schema import RunConfig
+from rollout.records import WeightBucket, WeightVersion
+
+
+class Engine:
+    """Remembers which versions it loaded."""
+
+    is_usable = True
+
+    def __init__(self) -> None:
+        self.loaded: list[int] = []
+
+    async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
+        self.loaded.append(version)
+
+
+def actor_with(engine: Engine) -> RolloutActor:
+    actor = RolloutActor(cast(RunConfig, None), "~/model", "rollout-0")
+    actor._started = cast(Any, engine)
+    return actor
+
+
+async def test_a_version_of_an_earlier_life_does_not_replace_one_of_a_later_life() -> None:
+    engine = Engine()
+    actor = actor_with(engine)
+    slow: Any = asyncio.get_running_loop().create_future()  # a bucket that is long on its way
+    late = asyncio.create_task(actor.update_weights(WeightVersion(0, 11), [slow]))
+    await asyncio.sleep(0)
+    restored = asyncio.create_task(actor.update_weights(WeightVersion(1, 8), []))
+    await asyncio.sleep(0)
+    slow.set_result(None)
+    assert await late == WeightVersion(0, 11)
+    assert await restored == WeightVersion(1, 8)
+    assert engine.loaded == [11, 8]
+    assert await actor.update_weights(WeightVersion(0, 12), []) == WeightVersion(1, 8)
+    assert await actor.update_weights(WeightVersion(1, 8), []) == WeightVersion(1, 8)
+    assert await actor.update_weights(WeightVersion(1, 9), []) == WeightVersion(1, 9)
+    assert engine.loaded == [11, 8, 9]
+
+
+async def test_the_first_version_of_a_new_worker_is_loaded_even_when_it_is_version_0() -> None:
+    engine = Engine()
+    assert await actor_with(engine).update_weights(WeightVersion(0, 0), []) == WeightVersion(0, 0)
+    assert engine.loaded == [0]
+
+
+async def test_a_worker_that_has_not_been_started_says_so() -> None:
+    actor = RolloutActor(cast(RunConfig, None), "~/model", "rollout-3")
+    with pytest.raises(RolloutError, match="rollout-3 has not been started"):
+        await actor.update_weights(WeightVersion(0, 1), [])
