@@ -36,6 +36,7 @@ from cluster.run_evaluation import RunEvaluation
 from cluster.state import RunState
 from cluster.state.run_state import digest_of
 from configs.errors import BicotError, LearnerError, RunError
+from configs.local.masking import mask_text
 from configs.schema import RunConfig
 from rollout.prompts import PromptSet, PromptSource
 
@@ -104,6 +105,8 @@ class Run:
         elif self._is_training and self._pipeline is not None:
             self.log.note("stopping after this step; the checkpoint follows (once more to stop at once)")
             self._pipeline.stop()
+        elif self._is_finishing:
+            self.log.note("the last checkpoint is being written (once more to end without it)")
 
     async def execute(self) -> RunSummary:
         """Run; returns the summary that was written. What ended a run early is raised after its summary is written."""
@@ -276,7 +279,7 @@ class Run:
             checkpoint=checkpoint,
             groups_failed=self.log.num_failed_groups,
             groups_given_up=state.num_given_up,
-            error=None if error is None else f"{type(error).__name__}: {error}",
+            error=None if error is None else mask_text(f"{type(error).__name__}: {error}"),
         )
 
     def _make_weight_sync(self) -> WeightSync:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import Store, TCPStore
 
 from configs.errors import LearnerError
 from configs.library_layout import require_attributes
@@ -73,13 +75,14 @@ def init_distributed(
     if device == "cuda":
         torch.cuda.set_device(0)
     _quiet_libraries()
+    timeout = timedelta(seconds=timeout_s)
     try:
         dist.init_process_group(
             "nccl" if device == "cuda" else "gloo",
-            init_method=f"tcp://{master_address}:{master_port}",
+            store=_meeting_place(rank, world_size, master_address, master_port, timeout),
             rank=rank,
             world_size=world_size,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timeout,
         )
     except (dist.DistError, RuntimeError, OSError) as error:
         raise LearnerError(
@@ -87,6 +90,17 @@ def init_distributed(
             f"is the port free, and are all ranks up? {error}"
         ) from error
     _import_deepspeed().init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def _meeting_place(rank: int, world_size: int, address: str, port: int, timeout: timedelta) -> Store:
+    """The store by which the ranks find each other. It asks nobody who they are, so it listens at `address` alone,
+    loopback where Ray is local; PyTorch's own way would listen on every address of the machine."""
+    listener: int | None = None
+    if rank == 0:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.create_server((address, port), family=family) as server:
+            listener = server.detach()  # the store's from here on
+    return TCPStore(address, port, world_size, rank == 0, timeout=timeout, master_listen_fd=listener, use_libuv=True)
 
 
 def close_distributed() -> None:

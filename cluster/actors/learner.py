@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from cluster.actors.spawning import use_network_of_node
 from configs.errors import LearnerError
 from configs.schema import RunConfig
 from rollout.records import TrajectoryBatch, WeightBucket
@@ -20,6 +21,7 @@ class LearnerActor:
     """One DeepSpeed rank."""
 
     def __init__(self, config: RunConfig, rank: int) -> None:
+        use_network_of_node()
         self._config = config
         self._rank = rank
         self._worker: LearnerWorker | None = None

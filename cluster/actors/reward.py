@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from cluster.actors.score_cache import RewardAnswer, ScoreCache
@@ -14,6 +15,8 @@ class RewardActor:
     """One replica of one reward. cache_url: Redis that keeps its scores, for a reward with `cache: true`."""
 
     def __init__(self, config: RewardConfig, cache_url: str | None) -> None:
+        os.environ.update(config.runtime_env.get("env_vars", {}))  # not by Ray, see `cluster.actors.spawning`
+
         from rewards.worker import RewardWorker
 
         self._worker = RewardWorker(config)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from cluster.actors.spawning import node_id
+from cluster.actors.spawning import node_id, use_network_of_node
 from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RunConfig
 from rollout.records import GroupRequest, GroupRollout, UInt8Array, WeightBucket
@@ -24,6 +24,7 @@ class RolloutActor:
     failed for good: the pool then puts another in its place."""
 
     def __init__(self, config: RunConfig, model_path: str, worker_id: str) -> None:
+        use_network_of_node()
         self._config = config
         self._model_path = model_path
         self._worker_id = worker_id

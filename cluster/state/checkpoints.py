@@ -25,6 +25,7 @@ from typing import Any
 
 from cluster.learning import LearnerGroup
 from cluster.state.checkpoint_copies import CheckpointCopies
+from cluster.state.run_directory import key_of
 from cluster.state.run_state import RunState
 from configs.schema import CheckpointConfig
 
@@ -100,7 +101,7 @@ class Checkpoints:
             self.note(f"checkpoint {checkpoint.name} was not copied to checkpoint.url: {type(error).__name__}: {error}")
 
     def _copies(self, url: str) -> CheckpointCopies:
-        return CheckpointCopies(url, self.directory.parent.name, self.is_kept)
+        return CheckpointCopies(url, key_of(self.directory.parent), self.is_kept)
 
     def is_kept(self, name: str, names: list[str]) -> bool:
         """Whether the policy keeps checkpoint `name`, of `names`, oldest first."""
