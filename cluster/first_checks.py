@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cluster.session.dry_run import check_model_exists
+from cluster.session.dry_run import check_before_start
 from cluster.state.run_directory import resolve_root
 from configs.errors import ConfigError
 from configs.schema import RewardConfig, RunConfig
@@ -25,7 +25,7 @@ def check_first(config: RunConfig) -> None:
     """
     for reward in config.rewards:
         _check_reward(reward)
-    check_model_exists(config.model)
+    check_before_start(config)
     _check_model_folder(config)
     _check_can_write(resolve_root(config.run.dir)[0], "run.dir")
     if config.warm_start is not None and not _is_on_a_cluster(config):

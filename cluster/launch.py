@@ -10,27 +10,32 @@ Alone it starts a Ray of its own on this machine; inside a Ray job it uses the j
 Ctrl-C ends it at once. `--resume` goes on with a run from its last whole checkpoint, in its directory.
 
 Exit codes: 0 finished; 1 the run failed; 2 the config, the data or the model is wrong, or the cluster
-too small, and nothing was started; 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
+too small, and nothing was started; 129 its terminal was closed; 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.session import StopSignals
+from cluster.session.bounded_loop import hanging_threads
+from cluster.session.stop_signals import end_at_once
 from cluster.state import RunDirectory
-from cluster.state.run_directory import check_is_unfinished
+from cluster.state.run_directory import check_is_unfinished, is_in_job_copy
 from configs.errors import BicotError, ConfigError, DataError, ModelError, PlacementError
 from configs.load import DEFAULT_CONFIG, load_config
-from configs.resume import load_resumed_config, with_environment
+from configs.local.environment import REDIS_URL_VARIABLE, with_environment, with_secrets
+from configs.local.masking import mask_message, mask_override
+from configs.local.paths import with_paths
+from configs.resume import load_resumed_config
 from configs.schema import RunConfig
-from rollout.prompts import PromptSet, load_prompts
+from rollout.prompts import load_prompts
 
 LATEST = "latest"
 
@@ -38,38 +43,79 @@ LATEST = "latest"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is no UTF-8 shows what it can
+    _warn_of_secrets(options.set)
+    exit_code = _exit_code(options)
+    if hanging_threads():  # the interpreter would wait for them
+        end_at_once(exit_code, "the run has ended, but a thread of the launcher hangs")
+    return exit_code
+
+
+def _exit_code(options: argparse.Namespace) -> int:
     try:
         return _main(options)
     except (ConfigError, DataError, ModelError, PlacementError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {mask_message(str(error), options.set)}", file=sys.stderr)
         return 2
     except BicotError as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {mask_message(str(error), options.set)}", file=sys.stderr)
         return 1
+    except OSError as error:  # of the run directory: a full disk, a mount that is gone
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}; mend that, and go on", file=sys.stderr)
+        return 1
+
+
+def _warn_of_secrets(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if (shown := mask_override(override)) != override:
+            field = override.partition("=")[0]
+            print(
+                f"--set {shown}: every user of this machine can read a command line (ps), and a Ray job keeps it; "
+                f"give the secret by the environment: --set '{field}=${{NAME}}'"
+                + (f", or {REDIS_URL_VARIABLE}" if field == "registry.redis_url" else ""),
+                file=sys.stderr,
+            )
 
 
 def _main(options: argparse.Namespace) -> int:
     with StopSignals() as signals:
-        if options.resume is not None:
-            directory = _find_run(options)
-            config = load_resumed_config(directory.config_path, options.set)
-        else:
-            directory = None
-            config = with_environment(load_config(options.config, options.set))
-        if options.dry_run:
-            from cluster.first_checks import check_first
-            from cluster.session.dry_run import describe_run
+        try:
+            return _start(options, signals)
+        except SystemExit:
+            if signals.has_come:
+                return signals.exit_code
+            raise
 
-            check_first(config)
-            print(describe_run(config))
-            return 0
-        return launch(config, signals, directory)
+
+def _start(options: argparse.Namespace, signals: StopSignals) -> int:
+    base = None if is_in_job_copy() else Path.cwd()
+    if options.resume is not None:
+        directory = _find_run(options)
+        config = with_paths(load_resumed_config(directory.config_path, options.set), base)
+    else:
+        directory = None
+        config = with_paths(with_environment(load_config(options.config or DEFAULT_CONFIG, options.set)), base)
+    if options.dry_run:
+        from cluster.first_checks import check_first
+        from cluster.session.dry_run import describe_run
+
+        check_first(config)
+        print(describe_run(config))
+        return 0
+    return launch(config, signals, directory)
 
 
 def _find_run(options: argparse.Namespace) -> RunDirectory:
-    if options.resume != LATEST:
-        return RunDirectory.open(Path(options.resume))
-    return RunDirectory.latest(load_config(options.config, options.set).run.dir)
+    if options.resume == LATEST:
+        run = load_config(options.config or DEFAULT_CONFIG, options.set).run
+        return RunDirectory.latest(run.dir)
+    if options.config is not None:
+        raise ConfigError(
+            f"--config {options.config}: a run goes on with the config in its own directory, {options.resume}; leave "
+            "--config out, and change what may change by --set"
+        )
+    return RunDirectory.open(Path(options.resume))
 
 
 def launch(config: RunConfig, signals: StopSignals, resumed: RunDirectory | None = None) -> int:
@@ -79,73 +125,35 @@ def launch(config: RunConfig, signals: StopSignals, resumed: RunDirectory | None
     """
     _quieten()
     from cluster.first_checks import check_first
+    from cluster.launched_run import LaunchedRun
 
     check_first(config)
     train = load_prompts(config.data.train, config.data.max_bad_lines)
     evaluation = {
         name: load_prompts(source, config.data.max_bad_lines) for name, source in config.data.evaluation.items()
     }
+    signals.check()
     directory = resumed or RunDirectory.create(config)
     with directory.locked():
         if resumed is not None:
             check_is_unfinished(directory, config)
             directory.write_config(config)
-            directory.summary_path.unlink(missing_ok=True)
-        return _run(config, train, evaluation, directory, signals, is_new=resumed is None)
+        with _summary_set_aside(directory):
+            run = LaunchedRun(with_secrets(config), train, evaluation, directory, signals, is_new=resumed is None)
+            return run.to_the_end()
 
 
-def _run(
-    config: RunConfig,
-    train: PromptSet,
-    evaluation: Mapping[str, PromptSet],
-    directory: RunDirectory,
-    signals: StopSignals,
-    *,
-    is_new: bool,
-) -> int:
-    from cluster.reports import Progress, RunLog
-    from cluster.reports.metrics_file import MetricsWriter
-    from cluster.run import Run
-    from cluster.session import PrivateRedis, plan_placement, ray_session
-    from cluster.state import Checkpoints, Registry, RunState
-
-    async def run_to_the_end(redis_url: str) -> int:
-        async with Registry(redis_url, directory.name) as registry:
-            if is_new:
-                await registry.clear()
-            await registry.clear_workers()
-            checkpoint, state = await checkpoints.newest() or (None, RunState())
-            if checkpoint is not None:
-                progress.note(f"going on from step {state.step} ({checkpoint})")
-            with ray_session(config.cluster, plan_placement(config), directory.logs_dir):
-                log = RunLog(config, directory, registry, progress, metrics, checkpoints)
-                run = Run(config, train, evaluation, log, state, checkpoint)
-                with signals.calling(run.stop):
-                    try:
-                        summary = await run.execute()
-                    except asyncio.CancelledError:  # told twice to stop: without its last checkpoint
-                        progress.note(f"go on with it: {directory.resume_command}")
-                        return signals.exit_code
-                    except BicotError:
-                        progress.note(f"what the processes printed: {directory.logs_dir}, on a cluster Ray's dashboard")
-                        progress.note(f"go on with it, when that is mended: {directory.resume_command}")
-                        raise
-        progress.finish(summary, directory.path)
-        if summary.status == "stopped":
-            progress.note(f"go on with it: {directory.resume_command}")
-        return signals.exit_code if summary.status == "stopped" else 0
-
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress(config.run.steps))
-        checkpoints = Checkpoints(directory.checkpoints_dir, config.checkpoint, progress.note)
-        metrics = stack.enter_context(MetricsWriter(directory.metrics_path))
-        progress.note(directory.note or f"run directory: {directory.path}")
-        progress.note(f"if it is interrupted: {directory.resume_command}")
-        progress.stage("starting Redis and Ray")
-        redis_url = config.registry.redis_url
-        if redis_url is None:
-            redis_url = stack.enter_context(PrivateRedis(directory.redis_dir, config.registry.redis_port)).url
-        return asyncio.run(run_to_the_end(redis_url))
+@contextmanager
+def _summary_set_aside(directory: RunDirectory) -> Iterator[None]:
+    """A run that goes on has no summary until it ends; where going on is refused, the one before holds."""
+    before = directory.summary_path.read_bytes() if directory.summary_path.exists() else None
+    directory.summary_path.unlink(missing_ok=True)
+    try:
+        yield
+    except (ConfigError, DataError, ModelError, PlacementError):
+        if before is not None:
+            directory.summary_path.write_bytes(before)
+        raise
 
 
 def _quieten() -> None:
@@ -163,12 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train a text-to-image policy by BiCoT-GRPO: rollout workers, rewards and learner on Ray.",
         epilog="Everything the run writes is in DIR/NAME (run.dir, run.name of the config).",
     )
-    parser.add_argument(
-        "--config",
-        default=DEFAULT_CONFIG,
-        metavar="FILE",
-        help="YAML file; default: the shapes world on CPU",
-    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file; default: the shapes world on CPU")
     parser.add_argument(
         "--resume",
         metavar="RUN_DIR",

@@ -109,6 +109,8 @@ class Run:
         elif self._is_training and self._pipeline is not None:
             self.log.note("stopping after this step; the checkpoint follows (once more to stop at once)")
             self._pipeline.stop()
+        elif self._is_finishing:
+            self.log.note("the last checkpoint is being written (once more to end without it)")
 
     async def execute(self) -> RunSummary:
         """Run; returns the summary that was written. What ended a run early is raised after its summary is written."""

@@ -26,10 +26,12 @@ from cluster.session.private_redis import ADDRESS_NAME
 from cluster.state import Registry, RunDirectory
 from cluster.state.ledger import GroupState, Value
 from cluster.state.registry import RunSnapshot
+from cluster.state.run_directory import read_summary
 from configs.command_line import exit_code_of
 from configs.errors import ConfigError, RegistryError
-from configs.load import MASK, load_config
-from configs.resume import REDIS_URL_VARIABLE
+from configs.load import load_config
+from configs.local.environment import REDIS_URL_VARIABLE, with_secrets
+from configs.local.masking import MASK, mask_text
 
 WATCH_EVERY_S = 2.0
 NUM_LISTED = 8
@@ -40,6 +42,8 @@ class Place:
     """Where a run is looked up."""
 
     name: str
+    key: str
+    """Under which the registry has it."""
     directory: RunDirectory | None
     redis_url: str | None
     """None: its registry has ended with it."""
@@ -67,10 +71,13 @@ def find_run(run: str, redis_url: str | None) -> Place:
     if not path.is_dir():
         if redis_url is None or os.sep in run:
             raise ConfigError(f"'{run}' is no run directory; name one, or give a name with --redis URL")
-        return Place(run, None, redis_url)
+        keys = asyncio.run(Registry.keys_of(redis_url, run))
+        if not keys:
+            raise RegistryError(f"the registry at {mask_text(redis_url)} knows no run '{run}'")
+        return Place(run, keys[-1], None, redis_url)
     directory = RunDirectory.open(path)
     address = directory.redis_dir / ADDRESS_NAME
-    configured = load_config(directory.config_path).registry.redis_url
+    configured = with_secrets(load_config(directory.config_path)).registry.redis_url
     if redis_url is None and configured is not None:
         if MASK in configured:
             raise ConfigError(
@@ -80,7 +87,7 @@ def find_run(run: str, redis_url: str | None) -> Place:
         redis_url = configured
     if redis_url is None and directory.is_in_use() and address.exists():
         redis_url = address.read_text(encoding="utf-8").strip()
-    return Place(directory.name, directory, redis_url)
+    return Place(directory.name, directory.key, directory, redis_url)
 
 
 async def report(place: Place, *, as_json: bool) -> str:
@@ -88,7 +95,7 @@ async def report(place: Place, *, as_json: bool) -> str:
     is_running = place.directory is None or place.directory.is_in_use()
     if place.redis_url is None:
         return _report_ended(place, as_json=as_json)
-    async with Registry(place.redis_url, place.name) as registry:
+    async with Registry(place.redis_url, place.key) as registry:
         snapshot = await registry.snapshot()
         first = snapshot.step * (snapshot.groups_per_step or 0)
         sequences = range(first, first + (snapshot.groups_per_step or 0))
@@ -169,16 +176,13 @@ def _tree(
 
 def _report_ended(place: Place, *, as_json: bool) -> str:
     assert place.directory is not None
-    try:
-        summary = json.loads(place.directory.summary_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        summary = None  # it was killed
+    summary = read_summary(place.directory.summary_path)  # None: it was killed
     if as_json:
         return json.dumps({"run": place.name, "is_running": False, "summary": summary}, indent=2)
     if summary is None:
         return f"run      {place.name}: has ended without a word\n{_how_to_go_on(place)}"
     told = f"run      {place.name}: has ended, {summary['status']} after {summary['steps']} steps"
-    error = f"\nerror    {summary['error']}" if summary["error"] else ""
+    error = f"\nerror    {summary['error']}" if summary.get("error") else ""
     return told + error + ("" if summary["status"] == "finished" else f"\n{_how_to_go_on(place)}")
 
 

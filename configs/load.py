@@ -8,7 +8,6 @@ Every fault on the way is a ConfigError.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -16,13 +15,12 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from configs.errors import ConfigError
+from configs.local.masking import mask, mask_at
 from configs.schema import RewardConfig, RunConfig
 from configs.yaml_text import dump_yaml, parse_yaml, parse_yaml_value
 
 DEFAULT_CONFIG = str(Path(__file__).with_name("shapes_cpu.yaml"))
 """What a command takes that is not given a config, wherever it is started."""
-MASK = "***"
-_SECRET_KEY = re.compile(r"(password|secret|token|api_key)$", re.IGNORECASE)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -59,16 +57,7 @@ def load_rewards(path: str | Path) -> tuple[RewardConfig, ...]:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML, every default written out, secrets as `***`."""
-    tree = _mask_secrets(config.model_dump(mode="json"))
-    if config.registry.redis_url is not None:
-        tree["registry"]["redis_url"] = mask_url(config.registry.redis_url)
-    return dump_yaml(tree)
-
-
-def mask_url(url: str) -> str:
-    """`redis://user:***@host:6379` for `redis://user:secret@host:6379`; also `?password=`."""
-    url = re.sub(r"(://[^:/@]*:).*(@)", rf"\g<1>{MASK}\g<2>", url)
-    return re.sub(r"([?&]password=)[^&]*", rf"\g<1>{MASK}", url)
+    return dump_yaml(mask(config.model_dump(mode="json")))
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
@@ -130,14 +119,14 @@ def _describe_faults(error: ValidationError, tree: Mapping[str, Any]) -> list[st
         location, kind = fault["loc"], fault["type"]
         field = _dotted(location, tree)
         if kind == "extra_forbidden":
-            lines.append(f"{field} = {_show(fault['input'])}: unknown key{_suggest(location)}")
+            lines.append(f"{field} = {_show(mask_at(location, fault['input']))}: unknown key{_suggest(location)}")
         elif kind == "missing":
             lines.append(f"{field}: missing; add it")
         elif kind == "value_error" and isinstance(fault["input"], Mapping | BaseModel):
             lines.append(f"{field}: {fault['ctx']['error']}" if field else str(fault["ctx"]["error"]))
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{field} = {_show(fault['input'])}: {message}")
+            lines.append(f"{field} = {_show(mask_at(location, fault['input']))}: {message}")
     return lines
 
 
@@ -180,14 +169,3 @@ def _section_class(annotation: Any) -> type[BaseModel] | None:
 def _show(value: Any) -> str:
     text = "null" if value is None else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _mask_secrets(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {
-            key: MASK if isinstance(value, str) and _SECRET_KEY.search(str(key)) else _mask_secrets(value)
-            for key, value in node.items()
-        }
-    if isinstance(node, list):
-        return [_mask_secrets(value) for value in node]
-    return node

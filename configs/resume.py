@@ -8,18 +8,16 @@ it computes may not: it would be another run under the same name.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
 from configs.errors import ConfigError
-from configs.load import MASK, load_config
+from configs.load import load_config
+from configs.local.environment import REDIS_URL_VARIABLE, with_environment, with_masked_variables
+from configs.local.masking import is_masked, mask_text
 from configs.schema import RunConfig
-
-REDIS_URL_VARIABLE: Final = "BICOT_REDIS_URL"
-"""Takes the place of registry.redis_url, so that its password need not be in a file or on a command line."""
 
 MAY_CHANGE: Final = (
     *("run.steps", "run.*_timeout_s", "run.max_restarts", "run.cache_dir"),
@@ -42,34 +40,35 @@ def load_resumed_config(config_path: Path, overrides: Sequence[str] = ()) -> Run
     when the config was written and is not given again.
     """
     before = load_config(config_path)
-    config = with_environment(load_config(config_path, overrides))
+    config = with_masked_variables(with_environment(load_config(config_path, overrides)))
     was, now = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(config.model_dump(mode="json")))
     for field in sorted(was.keys() | now.keys()):
         if was.get(field) != now.get(field) and not _may_change(field, was.get(field)):
             raise ConfigError(
-                f"--set {field}: a run that goes on must keep it at {was.get(field)!r}, not {now.get(field)!r}; "
+                f"--set {field}: a run that goes on must keep it at {mask_text(repr(was.get(field)))}, not "
+                f"{mask_text(repr(now.get(field)))}; "
                 "leave it out, or start a new run (model.path may be a checkpoint's model folder)"
             )
     for field, value in now.items():
-        if isinstance(value, str) and MASK in value:
-            ways = f"--set {field}=…"
-            if field == "registry.redis_url":
-                ways += f", or in the environment variable {REDIS_URL_VARIABLE}"
-            raise ConfigError(f"{config_path}: {field} is a secret and was not written down; give it again: {ways}")
+        if is_masked(value):
+            raise ConfigError(
+                f"{config_path}: {field} is a secret and was not written down; give it again: {_ways(field)}"
+            )
     return config
 
 
-def with_environment(config: RunConfig) -> RunConfig:
-    """The config with the address of Redis from the environment, where there is one."""
-    url = os.environ.get(REDIS_URL_VARIABLE)
-    if not url:
-        return config
-    return config.model_copy(update={"registry": config.registry.model_copy(update={"redis_url": url})})
+def _ways(field: str) -> str:
+    """How to give a secret: by the environment, which neither `ps` nor a job's metadata shows."""
+    if field == "registry.redis_url":
+        return f"in the environment variable {REDIS_URL_VARIABLE}"
+    _, is_variable, name = field.partition(".runtime_env.env_vars.")
+    if is_variable:
+        return f"in the environment variable {name}"
+    return f"--set '{field}=${{NAME}}' with the secret in the environment variable NAME"
 
 
 def _may_change(field: str, was: Any) -> bool:
-    is_masked = isinstance(was, str) and MASK in was
-    return is_masked or any(fnmatchcase(field, pattern) for pattern in MAY_CHANGE)
+    return is_masked(was) or any(fnmatchcase(field, pattern) for pattern in MAY_CHANGE)
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

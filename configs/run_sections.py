@@ -85,7 +85,9 @@ class CheckpointConfig(Section):
     max_failures: int = Field(
         10, ge=1, description="so many in a row that could not be written, each tried after another step, end the run"
     )
-    url: str | None = Field(None, description="copies go to URL/RUN: s3://, gs://, file://, … (fsspec); null: none")
+    url: str | None = Field(
+        None, description="copies go to URL/KEY (see RUN/run_key): s3://, gs://, file://, … (fsspec); null: none"
+    )
 
 
 class SamplesConfig(Section):
@@ -119,6 +121,11 @@ class ClusterConfig(Section):
     address: str | None = Field(None, description="null: the job's cluster, or a local Ray; 'auto' or host:port")
     num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray; null: what the plan needs")
     dashboard: bool = Field(False, description="start the Ray dashboard with a local Ray")
+    object_store_gib: float | None = Field(
+        None,
+        gt=0,
+        description="of a local Ray; null: two versions of the weights and 1 GiB, where /dev/shm has room",
+    )
     heartbeat_s: float = Field(5.0, gt=0, description="an answer that is later makes a worker SUSPECT: no new calls")
     heartbeat_timeout_s: float = Field(60.0, gt=0, description="a worker that is silent for so long is replaced")
     scaling: ScalingConfig = Field(ScalingConfig(), description="when elastic pools grow and shrink")

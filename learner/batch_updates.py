@@ -22,7 +22,6 @@ from torch import Tensor
 from configs.algorithm_section import Phase
 from configs.schema import RunConfig
 from learner.batch import MiniBatch, PhaseBatch, StepPlan
-from learner.deepspeed_engine import DeepSpeedEngine, StepInfo
 from learner.janus_policy import JanusPolicy
 from learner.lora import adapters_off
 from learner.objective import LossSettings, ParityGate, bicot_grpo_terms
@@ -30,6 +29,8 @@ from learner.objective.loss import TokenTensors
 from learner.objective.parity import ParitySums
 from learner.objective.phase_tokens import LogprobRequest
 from learner.step_sums import StepSums
+from learner.zero import DeepSpeedEngine
+from learner.zero.engine import StepInfo
 
 
 @dataclass(frozen=True, slots=True)

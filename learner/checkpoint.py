@@ -3,7 +3,7 @@
     DIRECTORY/rank_00000.safetensors, …   each rank's shard of weights and optimizer state, and its random state
     DIRECTORY/learner.json                number of shards, step, and the caller's state; written last
 
-Any number of ranks, at any ZeRO stage, reads them back (see `learner.optimizer_state`).
+Any number of ranks, at any ZeRO stage, reads them back (see `learner.zero.optimizer_state`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 
 from configs.errors import CheckpointError, LearnerError
-from learner.deepspeed_engine import DeepSpeedEngine
+from learner.zero import DeepSpeedEngine
 
 INFO_FILE = "learner.json"
 RNG_CPU, RNG_CUDA = "rng_cpu:state:0", "rng_cuda:state:0"

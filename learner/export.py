@@ -18,9 +18,9 @@ from torch import Tensor
 
 from configs.errors import LearnerError
 from learner.checkpoint import all_succeed
-from learner.deepspeed_engine import DeepSpeedEngine
 from learner.janus_policy import JanusPolicy, load_janus
 from learner.lora import merged_weight
+from learner.zero import DeepSpeedEngine
 from rollout.janus_checkpoint import resolve_folder
 from rollout.records import WeightBucket
 from rollout.weights.buckets import pack_bucket

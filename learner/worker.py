@@ -23,11 +23,11 @@ from configs.schema import RunConfig
 from learner.batch import PlanSettings, plan_step
 from learner.batch_updates import BaseReference, BatchUpdater
 from learner.checkpoint import load_checkpoint, save_checkpoint
-from learner.deepspeed_engine import DeepSpeedEngine, StepInfo, close_distributed, init_distributed
 from learner.export import export_buckets, export_tensors, save_pretrained, weight_layout
 from learner.janus_policy import JanusPolicy
 from learner.nccl_sender import NcclSender
-from learner.optimizer_settings import OptimizerSettings
+from learner.zero import DeepSpeedEngine, OptimizerSettings, close_distributed, init_distributed
+from learner.zero.engine import StepInfo
 from rollout.records import TrajectoryBatch, WeightBucket
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import ray
 
 from cluster.actors import folders
 from cluster.actors.folders import ProbeAnswer, WrittenFiles
-from cluster.actors.network import free_port, name_interface
+from cluster.actors.network import free_port, use_network_of_node
 from configs.errors import LearnerError
 from configs.schema import RunConfig
 from rollout.records import TrajectoryBatch, WeightBucket
@@ -36,6 +36,8 @@ class LearnerActor:
     """One DeepSpeed rank."""
 
     def __init__(self, config: RunConfig, rank: int) -> None:
+        os.environ.update(config.learner.env_vars)  # not all by Ray, see `cluster.actors.spawning`
+        use_network_of_node()
         self._config = config
         self._rank = rank
         self._stage: Stage | None = None
@@ -74,9 +76,8 @@ class LearnerActor:
 
     def warm_start(self, folder: str, master_address: str, master_port: int) -> None:
         """Make the warm-started policy; all ranks enter, and rank 0 writes it."""
-        self._name_interface()
-        from learner.deepspeed_engine import init_distributed
         from learner.warm_start import warm_start
+        from learner.zero import init_distributed
 
         def report(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
             self._stage = Stage(stage, done, total, dict(metrics))
@@ -88,8 +89,7 @@ class LearnerActor:
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and port of this rank's node, at which this rank waits for the others from now on."""
-        self._name_interface()
-        from learner.deepspeed_engine import open_meeting_place
+        from learner.zero.process_group import open_meeting_place
 
         address = ray.util.get_node_ip_address()
         return address, open_meeting_place(address, self._config.run.start_timeout_s)
@@ -101,7 +101,6 @@ class LearnerActor:
 
     def setup(self, model_path: str, master_address: str, master_port: int) -> None:
         """Meet the other ranks and load the model. Raises what `LearnerWorker.start` raises."""
-        self._name_interface()
         from learner.worker import LearnerWorker
 
         path = os.path.expanduser(model_path)
@@ -158,9 +157,6 @@ class LearnerActor:
     def close(self) -> None:
         if self._worker is not None:
             self._worker.close()
-
-    def _name_interface(self) -> None:
-        name_interface(ray.util.get_node_ip_address())
 
     def _written(self, folder: Path, files: Sequence[Path]) -> WrittenFiles:
         """Raises CheckpointError when the files cannot be read back."""

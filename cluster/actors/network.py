@@ -1,19 +1,18 @@
-"""Which network interface the ranks of a process group meet on.
+"""Where the processes of an actor listen and meet: on the network of Ray's own address, and on no other.
 
 gloo takes the address that the host's own name resolves to, which on Debian and Ubuntu is 127.0.1.1: ranks on two
 hosts then never meet. NCCL takes the interface that it likes best, which need not be the one that Ray's nodes reach
-each other on. Both are told here, unless the user has told them (`learner.env_vars`, `rollout.env_vars`).
+each other on; vLLM the address of the default route. All are told here, unless the user has told them
+(`learner.env_vars`, `rollout.env_vars`).
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from typing import Final
 
 import psutil
-
-VARIABLES: Final = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+import ray
 
 
 def interface_of(address: str) -> str | None:
@@ -25,11 +24,19 @@ def interface_of(address: str) -> str | None:
     return None
 
 
-def name_interface(address: str) -> None:
-    """Tell gloo and NCCL of this process, and of those that it starts, to use the interface that has `address`."""
+def network_environment(address: str) -> dict[str, str]:
+    """Environment that has gloo, NCCL and vLLM listen where Ray's node `address` is, and nowhere else."""
+    environment = {"VLLM_HOST_IP": address}
     if (name := interface_of(address)) is not None:
-        for variable in VARIABLES:
-            os.environ.setdefault(variable, name)
+        environment |= {"GLOO_SOCKET_IFNAME": name, "TP_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
+    return environment
+
+
+def use_network_of_node(address: str | None = None) -> None:
+    """Set `network_environment` in this process, an actor, and in those that it starts, where the user has not set it
+    otherwise. address: of the node; None asks Ray."""
+    for name, value in network_environment(address or ray.util.get_node_ip_address()).items():
+        os.environ.setdefault(name, value)
 
 
 def free_port(address: str) -> int:

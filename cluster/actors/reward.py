@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,6 +17,8 @@ class RewardActor:
     """One replica of one reward. cache_url: Redis that keeps its scores, for a reward with `cache: true`."""
 
     def __init__(self, config: RewardConfig, cache_url: str | None) -> None:
+        os.environ.update(config.runtime_env.get("env_vars", {}))  # not by Ray, see `cluster.actors.spawning`
+
         from rewards.worker import RewardWorker
 
         self._name = config.name

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from cluster.actors import folders
-from cluster.actors.network import name_interface
+from cluster.actors.network import use_network_of_node
 from cluster.actors.spawning import node_id
 from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RunConfig
@@ -39,7 +39,8 @@ class RolloutActor:
 
     async def start(self) -> None:
         """Load the models. Raises what `RolloutWorker.start` raises."""
-        name_interface(ray.util.get_node_ip_address())
+        os.environ.update(self._config.rollout.env_vars)  # not all by Ray, see `cluster.actors.spawning`
+        use_network_of_node()
         from rollout.worker import RolloutWorker
 
         self._worker = await RolloutWorker.start(self._model_path, self._config, self._worker_id)

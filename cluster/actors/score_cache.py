@@ -28,7 +28,7 @@ from typing import Final
 from redis import asyncio as redis
 from redis.exceptions import RedisError
 
-from configs.load import mask_url
+from configs.local.masking import mask_text
 from configs.schema import RewardConfig
 from rewards.calling import Answer
 from rewards.registry import reward_path
@@ -61,7 +61,7 @@ class ScoreCache:
     """The scores of one reward. To be used within one event loop."""
 
     def __init__(self, url: str, reward: RewardConfig) -> None:
-        self._shown_url = mask_url(url)
+        self._shown_url = mask_text(url)
         self._scope = reward_digest(reward)
         self._client = redis.Redis.from_url(
             url, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=SOCKET_TIMEOUT_S

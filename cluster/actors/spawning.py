@@ -1,12 +1,25 @@
-"""How every actor of a run is made: its environment, its threads, and that Ray never restarts it."""
+"""How every actor of a run is made: its environment, its threads, and that Ray never restarts it.
+
+Ray writes the variables of an actor's `runtime_env` into log files, onto a command line and into its tables. Of what
+a user gives a reward, only variables that must be there when the process starts go that way (`STARTS_WITH`); the
+others, a key of a judge for one, reach the actor with its arguments, and it sets them itself.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import ray
+
+from configs.local.masking import is_secret_key
+
+STARTS_WITH: Final = (
+    *("PATH", "LD_", "DYLD_", "PYTHON", "OMP_", "KMP_", "MKL_", "OPENBLAS_", "MALLOC_", "CUDA_", "NVIDIA_", "NCCL_"),
+    *("GLOO_", "RAY_", "VLLM_"),
+)
+"""Beginnings of names of variables that the interpreter, the loader or Ray read before any line of ours."""
 
 
 def node_id() -> str:
@@ -36,15 +49,23 @@ def quiet_environment() -> dict[str, str]:
     }
 
 
+def needed_at_start(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of a user's variables that Ray has to set."""
+    return {
+        name: value for name, value in variables.items() if name.startswith(STARTS_WITH) and not is_secret_key(name)
+    }
+
+
 def spawn(actor_class: type, *args: Any, name: str, **options: Any) -> ray.actor.ActorHandle:
     """Make an actor of `actor_class`, without waiting. It is never restarted by Ray: the pools and the
     launcher know what a newcomer must be told, Ray does not. runtime_env: what it has of its own; its
-    variables go before ours. concurrency_groups: name -> threads, of an actor with sync methods."""
+    variables go before ours, and those that are not `needed_at_start` the actor must set itself.
+    concurrency_groups: name -> threads, of an actor with sync methods."""
     threads = options.pop("threads", None)
     groups = options.pop("concurrency_groups", None)
     own: Mapping[str, Any] = options.pop("runtime_env", {})
     environment = {**quiet_environment(), **thread_environment(threads, options.get("num_gpus", 0))}
-    runtime_env = {**own, "env_vars": {**environment, **own.get("env_vars", {})}}
+    runtime_env = {**own, "env_vars": {**environment, **needed_at_start(own.get("env_vars", {}))}}
     remote_class = ray.remote(actor_class) if groups is None else ray.remote(concurrency_groups=groups)(actor_class)
     return remote_class.options(
         name=name, max_restarts=0, max_task_retries=0, runtime_env=runtime_env, **options

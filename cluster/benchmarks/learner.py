@@ -27,8 +27,8 @@ from learner.objective import LossSettings, bicot_grpo_terms
 from learner.objective.logprobs import chunked_logprobs
 from learner.objective.loss import TokenTensors
 from learner.objective.phase_tokens import PhaseTokens
-from learner.optimizer_settings import OptimizerSettings
 from learner.worker import LearnerWorker
+from learner.zero import OptimizerSettings
 from rollout.prompts import Conversation
 from rollout.records import GroupRequest, GroupRollout, ScoredGroup, Trajectory, TrajectoryBatch
 from rollout.shapes import load_split

@@ -16,6 +16,7 @@ from typing import Final
 from cluster.faults.supervisor import Supervisor
 from cluster.state import Registry
 from cluster.state.registry import RunSnapshot
+from cluster.state.run_directory import key_of
 from configs.errors import RegistryError
 
 _POOL_OF: Final[Mapping[str, str]] = {"rollout": "rollout", "engine": "rollout", "reward": "reward"}
@@ -98,7 +99,7 @@ def read_registry(supervisor: Supervisor) -> RunSnapshot:
     """The registry as it stands. Raises RegistryError while its server is away."""
 
     async def read() -> RunSnapshot:
-        async with Registry(supervisor.redis.url, supervisor.run_name) as registry:
+        async with Registry(supervisor.redis.url, key_of(supervisor.run_directory)) as registry:
             return await registry.snapshot()
 
     return asyncio.run(read())

@@ -5,6 +5,7 @@ The registry is a Redis server of the harness's own, so that the harness can rea
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from cluster.reports.metrics import MetricsRow
 from cluster.session import PrivateRedis
 from cluster.session.ray_connection import PROJECT_ROOT
 from configs.errors import RunError
+from configs.local.environment import REDIS_URL_VARIABLE
 
 POLL_S = 0.2
 SHOWN_LINES = 15
@@ -135,7 +137,9 @@ class Supervisor:
         return "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:])
 
     def _launch(self, *arguments: str) -> subprocess.Popen[bytes]:
-        sets = ("--set", f"registry.redis_url={self.redis.url}")
-        command = [sys.executable, "-m", "cluster.launch", *arguments, *sets]
+        command = [sys.executable, "-m", "cluster.launch", *arguments]
+        environment = {**os.environ, REDIS_URL_VARIABLE: self.redis.url}  # on a command line, all users would see it
         with self.output.open("ab") as file:
-            return subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=file, stderr=file, start_new_session=True)
+            return subprocess.Popen(
+                command, cwd=PROJECT_ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+            )

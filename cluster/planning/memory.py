@@ -22,7 +22,7 @@ CONTEXT_BYTES = int(0.5 * GIB)
 """CUDA context and libraries of one process; of its order, and not measured here."""
 FLOAT32 = 4
 BUFFER_ELEMENTS = 50_000_000
-"""Of DeepSpeed's communication buffer, as `learner.deepspeed_engine` sets it."""
+"""Of DeepSpeed's communication buffer, as `learner.zero.engine` sets it."""
 _MIDDLE_TOKENS = 64
 """Tokens around a semantic CoT, for the length of an average sequence."""
 

@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.reports.metrics import RewardChange, RunSummary
+from configs.local.masking import mask_text
 
 STAGE_LINE_EVERY_S: Final = 10.0
 STEP_LINE_EVERY_S: Final = 1.0
@@ -102,8 +103,8 @@ class Progress:
             self._console.print(Text("  ".join([f"step {step}/{self._total_steps}", *made.parts])))
 
     def note(self, text: str) -> None:
-        """Put a line above the display, to stay: a warning, a group that failed."""
-        self._console.print(Text(text))
+        """Put a line above the display, to stay: a warning, a group that failed. Without what is a secret in it."""
+        self._console.print(Text(mask_text(text)))
 
     def finish(self, summary: RunSummary, run_path: Path | None = None) -> None:
         """End the display and print how the run ended, and where its files are."""

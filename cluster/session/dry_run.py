@@ -6,9 +6,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
+
 from cluster.session.placement import plan_placement
-from configs.errors import ModelError
+from cluster.session.ray_address import check_ray_address
+from configs.errors import ConfigError, ModelError
 from configs.load import dump_config
+from configs.local.environment import with_secrets
+from configs.local.masking import mask_text
 from configs.schema import TINY_JANUS, ModelConfig, RewardConfig, RunConfig
 from rewards.coverage import check_reward, describe_coverage
 from rewards.registry import reward_path
@@ -25,7 +30,7 @@ def describe_run(config: RunConfig) -> str:
     its options, ModelError for a missing model folder, DataError for data that cannot be used, PlacementError for an
     impossible plan.
     """
-    check_model_exists(config.model)
+    check_before_start(config)
     rewards = [_describe_reward(reward) for reward in config.rewards]
     sections = (
         ("config", dump_config(config).rstrip()),
@@ -34,6 +39,30 @@ def describe_run(config: RunConfig) -> str:
         ("placement", plan_placement(config).describe()),
     )
     return "\n\n".join(f"── {title} ──\n{text}" for title, text in sections)
+
+
+def check_before_start(config: RunConfig) -> None:
+    """What can be known before the first process starts, hours before it would end the run.
+
+    Raises ConfigError, ModelError, and PlacementError for an address that cannot be one of Ray's.
+    """
+    check_model_exists(config.model)
+    resolved = with_secrets(config)
+    check_ray_address(config.cluster.address)
+    if resolved.checkpoint.url is not None:
+        _check_url(resolved.checkpoint.url)
+
+
+def _check_url(url: str) -> None:
+    """Refuse a checkpoint.url whose file system is unknown, or not installed."""
+    try:
+        fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise ConfigError(f"checkpoint.url '{mask_text(url)}': {error}; see the remedy in it") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"checkpoint.url '{mask_text(url)}': {error}; use an address that fsspec knows: s3://, gs://, file://, …"
+        ) from error
 
 
 def check_model_exists(model: ModelConfig) -> None:

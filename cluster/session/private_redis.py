@@ -63,7 +63,7 @@ class PrivateRedis:
     def __init__(self, directory: Path, port: int = 0) -> None:
         """port: 0 takes a free one. Raises RegistryError when no server can be started."""
         self._directory = directory.resolve()
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._password = secrets.token_urlsafe(24)
         self._server, self._port = self._start(find_redis_server(), port)
         self._guard = self._start_guard()

@@ -1,6 +1,8 @@
 """Copies of a run's checkpoints at any address that fsspec knows: s3://, gs://, file://, …
 
-    URL/RUN/step_000050/…    the files of the checkpoint; its manifest.json comes last, and without it there is no copy
+    URL/KEY/step_000050/…    the files of the checkpoint; its manifest.json comes last, and without it there is no copy
+
+KEY is the run's name and its random id (RunDirectory.key): who has another run of the same name has other copies.
 
 Object stores cannot rename a folder, so being whole is told by that last file.
 """

@@ -25,6 +25,7 @@ from cluster.learning import LearnerGroup
 from cluster.state.checkpoint_copies import CheckpointCopies
 from cluster.state.checkpoint_names import name_of, step_of
 from cluster.state.manifest import MODEL_FILE, RUN_FILE, STATE_FILE, find_fault, size_of, sync, write_manifest
+from cluster.state.run_directory import key_of
 from cluster.state.run_state import RunState
 from configs.errors import CheckpointError
 from configs.schema import CheckpointConfig
@@ -167,7 +168,7 @@ class Checkpoints:
             self.note(f"checkpoint {checkpoint.name} was not copied to checkpoint.url: {type(error).__name__}: {error}")
 
     def _copies(self, url: str) -> CheckpointCopies:
-        return CheckpointCopies(url, self.directory.parent.name, self.is_kept)
+        return CheckpointCopies(url, key_of(self.directory.parent), self.is_kept)
 
     def _prune(self) -> None:
         paths = self.all()

@@ -1,13 +1,13 @@
 """The run's registry: what a run is doing right now, kept in Redis for people and for other processes.
 
-Every key begins with `bicot:NAME:`, where NAME is the run's name.
+Every key begins with `bicot:{KEY}:`, where KEY is the run's name and its random id: names alone are not unique.
 
     key                  type  holds
-    bicot:NAME:run       hash  status, num_steps, groups_per_step, started_s (Unix time)
-    bicot:NAME:progress  hash  step, weight_version, updated_s (Unix time), and what the caller adds
-    bicot:NAME:workers   hash  worker id -> {"kind", "state", "weight_version"}
+    bicot:{KEY}:run      hash  status, num_steps, groups_per_step, started_s (Unix time)
+    bicot:{KEY}:progress hash  step, weight_version, updated_s (Unix time), and what the caller adds
+    bicot:{KEY}:workers  hash  worker id -> {"kind", "state", "weight_version"}
 
-and the groups, see `cluster.state.ledger`. Every value is JSON, so `redis-cli HGETALL bicot:NAME:progress` reads well.
+and the groups, see `cluster.state.ledger`. Every value is JSON, so `redis-cli HGETALL bicot:{KEY}:progress` reads well.
 The keys stay after the run, until `clear` or the end of a private server.
 """
 
@@ -27,7 +27,7 @@ from redis.exceptions import RedisError
 
 from cluster.state.ledger import GroupState, Ledger, Value
 from configs.errors import RegistryError
-from configs.load import mask_url
+from configs.local.masking import mask_text
 
 # An answer takes well under a millisecond; a server silent for this long is gone. Two quick tries
 # more, so that one dropped connection does not end a run: all in all about 6 s at the very worst.
@@ -84,8 +84,8 @@ class Registry:
     def __init__(self, url: str, run_name: str) -> None:
         """url: redis://, rediss:// or unix://, with user and password where the server wants them."""
         self.url = url
-        self.shown_url = mask_url(url)
-        self._prefix = f"bicot:{run_name}:"
+        self.shown_url = mask_text(url)
+        self._prefix = f"bicot:{{{run_name}}}:"  # the braces keep a run's keys on one node of a Redis Cluster
         try:
             pool = redis.BlockingConnectionPool.from_url(
                 url,
@@ -105,15 +105,30 @@ class Registry:
         self._told_run: dict[str, Value] = {}
         self.ledger = Ledger(self._client, self._key, self._errors)
 
+    @classmethod
+    async def keys_of(cls, url: str, name: str) -> list[str]:
+        """Keys of the runs of a name that a server knows, the one begun last at the end."""
+        found: dict[str, float] = {}
+        async with cls(url, name) as registry, registry._errors("read from"):
+            for pattern in (f"bicot:{{{name}-????????}}:run", f"bicot:{{{name}}}:run"):
+                async for key in registry._client.scan_iter(pattern, count=1000):
+                    started = await registry._client.hget(key, "started_s")
+                    found[key.partition("{")[2].partition("}")[0]] = float(started or 0.0)
+        return sorted(found, key=found.__getitem__)
+
     async def connect(self) -> None:
         """Check that the server answers and lets us in; waits a few seconds at most."""
         async with self._errors("connect to"):
             await self._client.ping()
 
     async def clear(self) -> None:
-        """Forget what an earlier run of the same name has left."""
+        """Forget what an earlier run of the same key has left, but for its lives: who begins the next one must be
+        told from who is still there."""
         async with self._errors("write to"):
-            await self._client.delete(*map(self._key, ("run", "progress", "workers")), *self.ledger.keys)
+            await self._client.delete(
+                *map(self._key, ("run", "progress", "workers")),
+                *(key for key in self.ledger.keys if key != self._key("life")),
+            )
 
     async def clear_workers(self) -> None:
         """Forget the workers of an earlier life of the run."""

@@ -10,6 +10,7 @@ runs/NAME/              NAME-2, NAME-3, … when NAME already holds a run: nothi
     summary.json        how it ended
     logs/               of libraries and workers
     redis/              of the private registry
+    run_key             tells this run from all others of its name, see RunDirectory.key
     lock                held by the launcher that runs here
 """
 
@@ -17,17 +18,29 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import secrets
 import shlex
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from configs.errors import ConfigError
 from configs.load import dump_config
 from configs.schema import RunConfig
 
 CONFIG_NAME = "config.yaml"
+LOCK_NAME = "lock"
+KEY_NAME = "run_key"
+NO_RUN = frozenset({"lost+found", ".snapshot", ".DS_Store"})
+"""What a mounted volume holds that nobody has written to yet."""
+LOCK_PATIENCE_S = 1.0
+"""A launcher waits so long for the lock: who only looks whether it is held has it for an instant."""
+PRIVATE_FOLDER = 0o700
+"""Mode of a run directory: its logs and samples are its owner's, and its Redis' address holds a password."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +88,37 @@ class RunDirectory:
         configs = sorted(root.glob(f"*/{CONFIG_NAME}"), key=lambda path: path.stat().st_mtime)
         if not configs:
             raise ConfigError(f"--resume latest: there is no run in run.dir '{run_dir}' ({root}); name a run directory")
-        return cls.open(configs[-1].parent)
+        # One that never came as far as a step or a checkpoint has nothing to go on with.
+        begun = [path for path in configs if _has_begun(path.parent)]
+        return cls.open((begun or configs)[-1].parent)
 
     def is_in_use(self) -> bool:
         """Whether a launcher runs here now; on another machine only where the folder's file system tells."""
         try:
-            with self.locked():
-                return False
-        except ConfigError:
+            with (self.path / LOCK_NAME).open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
             return True
+        return False
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else may run here meanwhile; a launcher that is killed lets go. Raises ConfigError when one does."""
-        with (self.path / "lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConfigError(f"{self.path}: another launcher runs here; wait until it has ended") from error
+        path = self.path / LOCK_NAME
+        try:
+            file = path.open("a")
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot open this file, which says who runs here: {error.strerror}; mend or remove it"
+            ) from error
+        with file:
+            deadline = time.monotonic() + LOCK_PATIENCE_S
+            while not _takes(file):
+                if time.monotonic() > deadline:
+                    raise ConfigError(f"{self.path}: another launcher runs here; wait until it has ended")
+                time.sleep(LOCK_PATIENCE_S / 20)
             yield
 
     def make_again(self, config: RunConfig) -> None:
@@ -108,13 +134,19 @@ class RunDirectory:
         if text == self.config_path.read_text(encoding="utf-8"):
             return
         temporary = self.config_path.with_name(f"{CONFIG_NAME}.tmp")
-        temporary.write_text(text, encoding="utf-8")
+        with open(temporary, "w", encoding="utf-8", opener=_open_private) as file:
+            file.write(text)
         temporary.replace(self.config_path)
 
     @property
     def name(self) -> str:
         """The name under which nothing else runs here: run.name, or run.name-2, …"""
         return self.path.name
+
+    @property
+    def key(self) -> str:
+        """The name under which nothing else runs anywhere: in a Redis and at a checkpoint.url that others use, too."""
+        return key_of(self.path)
 
     @property
     def config_path(self) -> Path:
@@ -163,17 +195,49 @@ class RunDirectory:
         return self.samples_dir / f"step_{step:06d}.png"
 
 
+def key_of(path: Path) -> str:
+    """See `RunDirectory.key`. Of a run that an older bicot has begun: its name alone."""
+    try:
+        return (path / KEY_NAME).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return path.name
+
+
+def read_summary(path: Path) -> Mapping[str, Any] | None:
+    """How a run ended; None when there is no summary, or only a part of one (the power went)."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) and {"status", "steps"} <= summary.keys() else None
+
+
 def check_is_unfinished(directory: RunDirectory, config: RunConfig) -> None:
     """Raises ConfigError for a run that has made all its steps."""
-    try:
-        summary = json.loads(directory.summary_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
-    if summary["status"] == "finished" and summary["steps"] >= config.run.steps:
+    summary = read_summary(directory.summary_path)
+    if summary is not None and summary["status"] == "finished" and summary["steps"] >= config.run.steps:
         raise ConfigError(
             f"{directory.path}: this run has made all its {summary['steps']} steps; raise run.steps to make more, "
             "say by --set run.steps=1000"
         )
+
+
+def is_in_job_copy() -> bool:
+    """Whether the current directory is Ray's copy of a job's working directory, which goes with the job."""
+    return _is_ray_package(Path.cwd())
+
+
+def _has_begun(path: Path) -> bool:
+    metrics = path / "metrics.jsonl"
+    return any((path / "checkpoints").glob("step_*")) or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def _takes(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def resolve_root(run_dir: str) -> tuple[Path, str | None]:
@@ -201,6 +265,11 @@ def _is_ray_package(path: Path) -> bool:
     return any(part.startswith("_ray_pkg_") for part in path.parts) or "working_dir_files" in path.parts
 
 
+def _open_private(path: str, flags: int) -> int:
+    """An opener for files that only their owner may read."""
+    return os.open(path, flags, 0o600)
+
+
 def _claim(root: Path, name: str, config_text: str) -> Path:
     """The first free one of NAME, NAME-2, NAME-3, …, with the config in it.
 
@@ -213,11 +282,12 @@ def _claim(root: Path, name: str, config_text: str) -> Path:
         path = root / (name if attempt == 1 else f"{name}-{attempt}")
         attempt += 1
         try:
-            path.mkdir(exist_ok=True)
-            if any(path.iterdir()):
+            path.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+            if any(entry.name not in NO_RUN and not entry.name.startswith(".nfs") for entry in path.iterdir()):
                 continue
-            with (path / CONFIG_NAME).open("x", encoding="utf-8") as file:
+            with open(path / CONFIG_NAME, "x", encoding="utf-8", opener=_open_private) as file:
                 file.write(config_text)
+            (path / KEY_NAME).write_text(f"{path.name}-{secrets.token_hex(4)}\n", encoding="utf-8")
         except FileExistsError:
             continue
         return path

@@ -25,7 +25,7 @@ from rollout.records import Int32Array, derive_seed
 
 
 class TrainingEngine(Protocol):
-    """The methods of `learner.deepspeed_engine.DeepSpeedEngine` that this loop calls."""
+    """The methods of `learner.zero.engine.DeepSpeedEngine` that this loop calls."""
 
     def __call__(self, request: LogprobRequest) -> tuple[Tensor, Tensor]: ...
 

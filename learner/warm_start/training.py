@@ -33,16 +33,15 @@ from numpy.typing import NDArray
 
 from configs.errors import ConfigError, DataError
 from configs.schema import RunConfig, VQTrainingConfig, WarmStartConfig
-from learner.deepspeed_engine import DeepSpeedEngine, close_distributed, init_distributed
 from learner.export import save_pretrained
 from learner.janus_policy import EVERYTHING, JanusPolicy, load_janus
-from learner.optimizer_settings import OptimizerSettings
 from learner.warm_start.base import prepare_base
 from learner.warm_start.cache import warm_start_folder
 from learner.warm_start.data import ExampleSet, check_skipped, load_examples, load_vq_pictures
 from learner.warm_start.output import prepare_output, staging_folder
 from learner.warm_start.supervised import Shard, TokenizedExamples, train_supervised
 from learner.warm_start.vq_training import canonical_tokens, encode_pictures, train_vq_model
+from learner.zero import DeepSpeedEngine, OptimizerSettings, close_distributed, init_distributed
 from rollout.prompts import Conversation
 from rollout.prompts.source import SkippedPrompt, summarize_skipped
 from rollout.records import Int32Array, derive_seed

@@ -9,8 +9,7 @@ import warnings
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from learner.deepspeed_engine import DeepSpeedEngine, close_distributed, init_distributed
-from learner.optimizer_settings import OptimizerSettings
+from learner.zero import DeepSpeedEngine, OptimizerSettings, close_distributed, init_distributed
 from tests.integration.own_cluster import free_port
 
 SIZES = (

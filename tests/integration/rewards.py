@@ -70,3 +70,15 @@ class HugeReward:
 
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         return [Score(3e38 * (index % 2)) for index in range(len(prompts))]
+
+
+class KeyedReward:
+    """Brightness from 0 to 1, for who has a key: raises unless the environment variables `names` are set."""
+
+    def __init__(self, device: str, names: Sequence[str]) -> None:
+        missing = [name for name in names if not os.environ.get(name, "").startswith("s3cr3t")]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} not in the environment")
+
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+        return [Score(float(picture.mean() / 255)) for picture in pictures]

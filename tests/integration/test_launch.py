@@ -9,99 +9,32 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import yaml
 
+from tests.integration.launcher import ENDLESS, ROOT, STEP_TIMEOUT_S, Launched, launchers, wait_until, write_config
 from tests.integration.own_cluster import free_port
-from tests.integration.training import run_tree
-
-ROOT = Path(__file__).resolve().parents[2]
-STEP_TIMEOUT_S = 240.0
-END_TIMEOUT_S = 120.0
-ENDLESS = 100_000
-"""More steps than a test waits for."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 
-@dataclass
-class Launched:
-    """A launcher that runs in a session of its own, as in a terminal."""
-
-    process: subprocess.Popen[bytes]
-    output: Path
-    run: Path
-
-    def wait_for_line(self, text: str) -> None:
-        wait_until(lambda: text in self.text, STEP_TIMEOUT_S, lambda: f"no '{text}' in\n{self.text}", self.process)
-
-    @property
-    def text(self) -> str:
-        return self.output.read_text(errors="replace")
-
-    @property
-    def summary(self) -> Mapping[str, Any]:
-        summary: Mapping[str, Any] = json.loads((self.run / "summary.json").read_text())
-        return summary
-
-    def interrupt(self, number: signal.Signals) -> tuple[int, list[psutil.Process]]:
-        """Signal the whole process group, as a terminal does; returns the exit code and what is still alive."""
-        started = psutil.Process(self.process.pid).children(recursive=True)
-        os.killpg(self.process.pid, number)
-        exit_code = self.process.wait(END_TIMEOUT_S)
-        _, alive = psutil.wait_procs(started, timeout=20)
-        return exit_code, alive
-
-
-def wait_until(
-    is_so: Callable[[], bool], timeout_s: float, complaint: Callable[[], str], process: subprocess.Popen[bytes]
-) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        if process.poll() is not None:
-            pytest.fail(f"it ended with {process.returncode}: {complaint()}")
-        if time.monotonic() > deadline:
-            pytest.fail(complaint())
-        time.sleep(0.1)
-
-
-def write_config(tmp_path: Path, **sections: Mapping[str, Any]) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(run_tree("launched", tmp_path / "runs", **sections)))
-    return path
-
-
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
-    """Starts launchers; whatever of them is left at the end is killed."""
-    launched: list[Launched] = []
-
-    def start(**sections: Mapping[str, Any]) -> Launched:
-        output = tmp_path / "output.txt"
-        command = [sys.executable, "-m", "cluster.launch", "--config", str(write_config(tmp_path, **sections))]
-        with output.open("wb") as file:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
-        launched.append(Launched(process, output, tmp_path / "runs" / "launched"))
-        return launched[-1]
-
-    yield start
-    for each in launched:
-        if each.process.poll() is None:
-            for process in [*psutil.Process(each.process.pid).children(recursive=True), each.process]:
-                process.kill()
-            each.process.wait()
+    with launchers(tmp_path) as start:
+        yield start
 
 
-def test_ctrl_c_saves_a_checkpoint_and_leaves_no_process(launch: Callable[..., Launched]) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_to_all_its_processes_saves_a_checkpoint_and_leaves_no_process(
+    launch: Callable[..., Launched], number: signal.Signals, code: int
+) -> None:
+    """As a terminal, systemd and Slurm send it: Ray's processes must outlive it until the checkpoint is written."""
     launched = launch(run={"steps": ENDLESS}, rollout={"engine": "vllm"})
     launched.wait_for_line("step 1/")
-    exit_code, alive = launched.interrupt(signal.SIGINT)
-    assert exit_code == 130, launched.text
+    exit_code, alive = launched.interrupt(number)
+    assert exit_code == code, launched.text
     assert alive == []
     assert "Traceback" not in launched.text
     assert "stopping after this step" in launched.text

@@ -21,11 +21,13 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from cluster.session import PrivateRedis
-from cluster.state import Registry
+from cluster.state import Registry, RunDirectory
 from cluster.state.ledger import MAY_FOLLOW, NOT_BEGUN, NUM_REASONS, GroupState
 from cluster.state.outbox import Outbox
 from cluster.state.registry import WorkerRecord
 from configs.errors import LedgerError, RegistryError
+from configs.schema import RunConfig
+from tests.integration.training import run_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -323,6 +325,38 @@ async def test_clear_forgets_an_earlier_run_and_no_other(server: PrivateRedis) -
         await registry.clear()
         assert (await registry.snapshot()).status is None
         assert (await other.snapshot()).group_counts[GroupState.TRAINED] == 1
+
+
+async def test_a_second_run_of_one_name_on_one_server_leaves_the_first_alone(
+    server: PrivateRedis, tmp_path: Path
+) -> None:
+    """Two people, each with a run directory of their own, launch the same config at the same Redis."""
+    directories = [
+        RunDirectory.create(RunConfig.model_validate(run_tree("exp", tmp_path / place))) for place in ("a", "b")
+    ]
+    async with Registry(server.url, directories[0].key) as first, Registry(server.url, directories[1].key) as second:
+        await first.clear()
+        await first.set_run("training", num_steps=9)
+        await first.ledger.rewind(0)
+        for state in WAYS[GroupState.QUEUED]:
+            await first.ledger.move(0, state)
+        await second.clear()
+        await second.set_run("starting", num_steps=9)
+        await second.ledger.rewind(0)
+        await first.ledger.train({0: 0}, step=1)
+        assert (await first.snapshot()).group_counts[GroupState.TRAINED] == 1
+        assert (await second.snapshot()).status == "starting"
+    assert await Registry.keys_of(server.url, "exp") == [directory.key for directory in directories]
+    assert await Registry.keys_of(server.url, "ex") == []
+
+
+async def test_a_life_that_was_cleared_is_still_counted(server: PrivateRedis) -> None:
+    async with Registry(server.url, "run") as earlier, Registry(server.url, "run") as later:
+        await earlier.ledger.rewind(0)
+        await later.clear()
+        await later.ledger.rewind(0)
+        with pytest.raises(LedgerError, match="another launcher goes on with this run"):
+            await earlier.ledger.move(0, GroupState.DISPATCHED)
 
 
 async def test_a_killed_server_is_a_prompt_registry_error(server: PrivateRedis) -> None:

@@ -27,9 +27,9 @@ def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory.create(RunConfig.model_validate(run_tree(NAME, tmp_path, run={"steps": 9})))
 
 
-async def fill(redis_url: str) -> None:
+async def fill(redis_url: str, key: str) -> None:
     """A run in which step 3 is being waited for: of its groups 4 and 5, one is queued and one has failed once."""
-    async with Registry(redis_url, NAME) as registry:
+    async with Registry(redis_url, key) as registry:
         await registry.ledger.rewind(4)
         await registry.set_run("training", num_steps=9, groups_per_step=2)
         await registry.set_progress(2, 2, {"reward": 0.625})
@@ -48,7 +48,7 @@ def running(directory: RunDirectory) -> Iterator[str]:
     with ExitStack() as stack:
         stack.enter_context(directory.locked())
         redis = stack.enter_context(PrivateRedis(directory.redis_dir))
-        asyncio.run(fill(redis.url))
+        asyncio.run(fill(redis.url, directory.key))
         yield redis.url
 
 

@@ -18,8 +18,8 @@ from transformers import JanusForConditionalGeneration
 
 from configs.errors import DataError
 from configs.schema import RunConfig
-from learner.deepspeed_engine import close_distributed, init_distributed
 from learner.warm_start import ensure_warm_start, warm_start
+from learner.zero import close_distributed, init_distributed
 from rollout.prompts import Conversation
 
 TIMEOUT_S = 180.0

@@ -65,7 +65,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"worker", "scoring"},
         {""},
     ],
-    "learner": [{"objective"}, {""}, {"warm_start"}],
+    "learner": [{"objective", "zero"}, {""}, {"warm_start"}],
 }
 SAME_FLOOR = {
     *(("cluster", "", room) for room in ("benchmarks", "faults", "studies")),  # commands use their tools

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +16,10 @@ import yaml
 from PIL import Image
 
 from cluster.launch import main
-from cluster.session import StopSignals
+from cluster.state import RunDirectory, RunState
+from cluster.state.manifest import MODEL_FILE, RUN_FILE, STATE_FILE, write_manifest
+from configs.load import load_config
+from configs.local.environment import REDIS_URL_VARIABLE
 from tests.tiny_models import tiny_janus_folder
 
 
@@ -56,6 +57,11 @@ def expect_error(arguments: list[str], exit_code: int, capsys: pytest.CaptureFix
     assert error.startswith("error: ")
     assert "Traceback" not in error
     return error
+
+
+def expect_error_after_warning(arguments: list[str], exit_code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == exit_code
+    return capsys.readouterr().err
 
 
 def test_a_missing_config_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -112,13 +118,13 @@ def test_a_redis_port_in_use_is_named_with_the_remedy(config_file: Path, capsys:
 
 
 def test_a_registry_that_does_not_answer_is_named_before_ray_is_started(
-    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    url = f"redis://:secret@127.0.0.1:{port}/0"
-    error = expect_error(["--config", str(config_file), "--set", f"registry.redis_url={url}"], 1, capsys)
+    monkeypatch.setenv(REDIS_URL_VARIABLE, f"redis://:secret@127.0.0.1:{port}/0")
+    error = expect_error(["--config", str(config_file)], 1, capsys)
     assert f"cannot connect to the run's registry at redis://:***@127.0.0.1:{port}/0" in error
     assert "secret" not in error
     assert not list((tmp_path / "runs" / "test" / "logs").iterdir())
@@ -143,6 +149,30 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_secret_on_the_command_line_is_warned_of_and_not_shown(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    url = "registry.redis_url=redis://:hush@127.0.0.1:1/0"
+    assert main(["--config", str(config_file), "--dry-run", "--set", url]) == 0
+    printed = capsys.readouterr()
+    assert "hush" not in printed.out + printed.err
+    assert "--set 'registry.redis_url=${NAME}', or BICOT_REDIS_URL" in printed.err
+    assert "hush" not in expect_error_after_warning(["--config", str(config_file), "--set", f"{url}}}: ["], 2, capsys)
+    monkeypatch.setenv("PASSWORD", "hush")
+    reference = "registry.redis_url=redis://:${PASSWORD}@127.0.0.1:1/0"
+    assert main(["--config", str(config_file), "--dry-run", "--set", reference]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "hush" not in printed.out
+    assert "${PASSWORD}" in printed.out
+
+
+def test_a_secret_of_the_environment_that_is_not_set_is_named(config_file: Path, capsys: pytest.CaptureFixture[str]):
+    for more in ([], ["--dry-run"]):
+        arguments = ["--config", str(config_file), "--set", "checkpoint.url=s3://${NOT_SET}/x", *more]
+        assert "checkpoint.url: the environment variable NOT_SET is not set" in expect_error(arguments, 2, capsys)
+
+
 def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "there is no run here" in expect_error(["--resume", str(tmp_path)], 2, capsys)
 
@@ -160,25 +190,9 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]):
     assert all(option in printed for option in ("--config", "--resume", "--set", "--dry-run"))
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_before_the_run_leaves_by_its_exit_code(number: signal.Signals, exit_code: int):
-    handler = signal.getsignal(number)
-    with pytest.raises(SystemExit) as exit_info, StopSignals():
-        signal.raise_signal(number)
-    assert exit_info.value.code == exit_code
-    assert signal.getsignal(number) is handler
-
-
-async def test_a_signal_during_the_run_tells_it_to_stop():
-    calls: list[str] = []
-    with StopSignals() as signals:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as a library may do in between
-        with signals.calling(lambda: calls.append("stop")):
-            signal.raise_signal(signal.SIGTERM)
-            assert calls == []  # the run's own turn comes first
-            await asyncio.sleep(0)
-    assert calls == ["stop"]
-    assert signals.exit_code == 143
+def test_a_config_beside_a_run_that_goes_on_is_refused(config_file: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["--resume", str(config_file.parent), "--config", str(config_file)]
+    assert "a run goes on with the config in its own directory" in expect_error(arguments, 2, capsys)
 
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -304,3 +318,26 @@ def test_a_reward_with_packages_of_its_own_is_not_imported_by_the_launcher(
     own = "rewards=[{name: 'only_in_its_own_environment:Taste', runtime_env: {pip: [taste]}}]"
     assert main(["--config", str(config_file), "--dry-run", "--set", own]) == 0
     assert "only_in_its_own_environment:Taste" in capsys.readouterr().out
+
+
+def test_a_refused_resume_leaves_the_summary_as_it_was(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    directory = RunDirectory.create(load_config(config_file))
+    directory.summary_path.write_text('{"status": "stopped", "steps": 3}')
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert "RAY_ADDRESS" in expect_error_after_warning(["--resume", str(directory.path)], 2, capsys)
+    assert directory.summary_path.read_text() == '{"status": "stopped", "steps": 3}'
+
+
+def test_fewer_steps_than_were_made_are_refused(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    directory = RunDirectory.create(load_config(config_file))
+    checkpoint = directory.checkpoints_dir / "step_000063"
+    for name in (RUN_FILE, STATE_FILE, MODEL_FILE):
+        (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkpoint / name).write_text(RunState(step=63).to_json() if name == RUN_FILE else "{}")
+    write_manifest(checkpoint, {})
+    arguments = ["--resume", str(directory.path), "--set", "run.steps=5"]
+    assert "run.steps=5: this run has made 63 steps already" in expect_error_after_warning(arguments, 2, capsys)

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from configs.errors import ConfigError
-from configs.load import dump_config, load_config, mask_url
+from configs.load import dump_config, load_config
 from configs.schema import RunConfig
 
 MINIMAL = """\
@@ -213,19 +213,6 @@ def test_no_secret_is_dumped(config_file: Path):
         "nested": [{"hub_token": "***"}],
         "size": 3,
     }
-
-
-@pytest.mark.parametrize(
-    ("url", "masked"),
-    [
-        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
-        ("redis://:hush@localhost:6379", "redis://:***@localhost:6379"),
-        ("redis://me:hu@sh@localhost", "redis://me:***@localhost"),
-        ("unix:///run/redis.sock?db=1&password=hush&x=2", "unix:///run/redis.sock?db=1&password=***&x=2"),
-    ],
-)
-def test_a_url_is_masked_only_where_its_password_stands(url: str, masked: str):
-    assert mask_url(url) == masked
 
 
 def test_a_reward_is_normalized_as_it_says_itself_and_else_as_all_are(config_file: Path):

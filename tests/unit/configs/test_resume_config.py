@@ -9,7 +9,8 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.load import dump_config
-from configs.resume import REDIS_URL_VARIABLE, load_resumed_config
+from configs.local.environment import REDIS_URL_VARIABLE, with_secrets
+from configs.resume import load_resumed_config
 from configs.schema import RunConfig
 
 SECRET_URL = "redis://:hidden@127.0.0.1:6379/0"
@@ -80,9 +81,25 @@ def test_a_masked_secret_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ConfigError, match="is a secret and was not written down") as raised:
         load_resumed_config(path, [f"registry.redis_url={SECRET_URL}"])
     assert "hidden" not in str(raised.value)
-    assert f"--set {key}=…" in str(raised.value)
+    assert f"--set '{key}=${{NAME}}'" in str(raised.value)
     with pytest.raises(ConfigError, match=r"registry\.redis_url is a secret") as raised:
         load_resumed_config(path, [f"{key}=hidden"])
     assert REDIS_URL_VARIABLE in str(raised.value)
     monkeypatch.setenv(REDIS_URL_VARIABLE, SECRET_URL)
     assert load_resumed_config(path, [f"{key}=hidden"]).registry.redis_url == SECRET_URL
+
+
+def test_a_variable_of_a_rewards_environment_is_found_in_ours_when_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    variables = {"HF_TOKEN": "hidden-1", "OTHER": "${FROM_OUTSIDE}"}
+    path = write(tmp_path, rewards=[{"name": "shapes", "runtime_env": {"env_vars": variables}}])
+    assert "hidden" not in path.read_text()
+    with pytest.raises(ConfigError, match="give it again: in the environment variable HF_TOKEN"):
+        load_resumed_config(path)
+    monkeypatch.setenv("HF_TOKEN", "hidden-1")
+    monkeypatch.setenv("FROM_OUTSIDE", "hidden-2")
+    resumed = with_secrets(load_resumed_config(path))
+    assert resumed.rewards[0].runtime_env["env_vars"] == {"HF_TOKEN": "hidden-1", "OTHER": "hidden-2"}
+    path.write_text(dump_config(load_resumed_config(path)))
+    assert "hidden" not in path.read_text(), "nor is it written down then"

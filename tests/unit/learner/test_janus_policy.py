@@ -199,7 +199,7 @@ def test_the_model_that_a_policy_is_made_of_stays_whole_and_usable(
 
 
 def test_names_and_order_of_parameters_are_those_that_older_checkpoints_hold(folder: Path) -> None:
-    """A rank's fragments are found by these names; see `learner.optimizer_state`."""
+    """A rank's fragments are found by these names; see `learner.zero.optimizer_state`."""
     lora = LoraConfig(rank=2, targets=("q_proj",))
     policy = JanusPolicy.load(str(folder), torch.float32, logprob_chunk_tokens=7, lora=lora)
     names = [name for name, _ in policy.named_parameters()]

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.actors.network import VARIABLES, interface_of, name_interface
+from cluster.actors.network import interface_of, use_network_of_node
+
+VARIABLES = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "VLLM_HOST_IP")
 
 INTERFACES = {
     "lo": [SimpleNamespace(family=socket.AF_INET, address="127.0.0.1")],
@@ -38,12 +40,12 @@ def test_an_interface_is_found_by_its_address(address: str, name: str | None) ->
     assert interface_of(address) == name
 
 
-def test_both_libraries_are_told_and_the_user_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_libraries_are_told_and_the_user_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "bond0")
-    name_interface("10.77.0.12")
-    assert [os.environ.get(variable) for variable in VARIABLES] == ["ib0", "bond0"]
+    use_network_of_node("10.77.0.12")
+    assert [os.environ.get(variable) for variable in VARIABLES] == ["ib0", "ib0", "bond0", "10.77.0.12"]
 
 
-def test_an_address_that_no_interface_has_changes_nothing() -> None:
-    name_interface("10.0.0.1")
-    assert not any(variable in os.environ for variable in VARIABLES)
+def test_an_address_that_no_interface_has_names_none() -> None:
+    use_network_of_node("10.0.0.1")
+    assert not any(variable in os.environ for variable in VARIABLES[:3])

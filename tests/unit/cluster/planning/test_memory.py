@@ -15,7 +15,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from cluster.planning.memory import BUFFER_ELEMENTS, decoder_activations, learner_activations, learner_rank
 from cluster.planning.model_shape import ModelShape
 from configs.schema import RunConfig
-from learner import deepspeed_engine
+from learner.zero import engine as deepspeed_engine
 from tests.unit.cluster.planning.test_model_shape import PRO_7B
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,6 +40,15 @@ def test_a_new_run_directory_holds_its_resolved_config_and_its_folders(tmp_path:
     assert directory.checkpoints_dir.is_dir()
     assert directory.logs_dir.is_dir()
     assert directory.samples_path(40) == directory.path / "samples" / "step_000040.png"
+
+
+def test_a_run_directory_is_for_its_owner_only(tmp_path: Path) -> None:
+    config = run_config(tmp_path / "runs")
+    directory = RunDirectory.create(config)
+    assert stat.S_IMODE(directory.path.stat().st_mode) == 0o700
+    assert stat.S_IMODE(directory.config_path.stat().st_mode) == 0o600
+    directory.write_config(config.model_copy(update={"run": config.run.model_copy(update={"steps": 8})}))
+    assert stat.S_IMODE(directory.config_path.stat().st_mode) == 0o600
 
 
 def test_a_second_run_takes_the_next_name_and_touches_nothing(tmp_path: Path) -> None:
@@ -135,3 +146,65 @@ def test_a_changed_config_is_written_down(tmp_path: Path) -> None:
     directory = RunDirectory.create(config)
     directory.write_config(config.model_copy(update={"run": config.run.model_copy(update={"steps": 8})}))
     assert yaml.safe_load(directory.config_path.read_text())["run"]["steps"] == 8
+
+
+def test_two_runs_of_one_name_have_keys_of_their_own_that_move_with_them(tmp_path: Path) -> None:
+    first, second = RunDirectory.create(run_config(tmp_path / "a")), RunDirectory.create(run_config(tmp_path / "b"))
+    assert first.name == second.name == "trial"
+    assert first.key != second.key
+    assert first.key.startswith("trial-")
+    assert RunDirectory.open(first.path).key == first.key
+    key = first.key
+    moved = first.path.rename(tmp_path / "elsewhere")
+    assert RunDirectory.open(moved).key == key
+    (moved / "run_key").unlink()
+    assert RunDirectory.open(moved).key == "elsewhere", "of an older bicot"
+
+
+def test_a_mounted_volume_that_nobody_has_written_to_is_used(tmp_path: Path) -> None:
+    (tmp_path / "trial" / "lost+found").mkdir(parents=True)
+    (tmp_path / "trial" / ".nfs0001").write_text("")
+    directory = RunDirectory.create(run_config(tmp_path))
+    assert directory.name == "trial"
+    assert directory.note is None
+
+
+def test_the_latest_run_is_one_that_has_something_to_go_on_with(tmp_path: Path) -> None:
+    begun, failed = RunDirectory.create(run_config(tmp_path, "begun")), RunDirectory.create(run_config(tmp_path, "no"))
+    begun.metrics_path.write_text('{"step": 1}\n')
+    os.utime(failed.config_path, (2_000_000_000, 2_000_000_000))
+    assert RunDirectory.latest(str(tmp_path)).name == "begun"
+
+
+def test_who_looks_whether_a_run_is_in_use_keeps_no_launcher_out(tmp_path: Path) -> None:
+    directory = RunDirectory.create(run_config(tmp_path))
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            directory.is_in_use()
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    try:
+        for _ in range(300):
+            with directory.locked():
+                assert directory.is_in_use()
+    finally:
+        is_over.set()
+        reader.join()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"status": "finis'])
+def test_a_summary_that_was_cut_off_is_none(tmp_path: Path, text: str) -> None:
+    config = run_config(tmp_path)
+    directory = RunDirectory.create(config)
+    directory.summary_path.write_text(text)
+    check_is_unfinished(directory, config)
+
+
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    directory = RunDirectory.create(run_config(tmp_path))
+    (directory.path / "lock").mkdir()
+    with pytest.raises(ConfigError, match="lock: cannot open this file"), directory.locked():
+        pytest.fail("locked")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs.errors import LearnerError, LibraryError
-from learner.optimizer_state import Fragment, FragmentFiles, check_layout, read_fragments, write_fragments
+from learner.zero.optimizer_state import Fragment, FragmentFiles, check_layout, read_fragments, write_fragments
 
 SIZES = {"first": 7, "second": 5}
 

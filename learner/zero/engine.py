@@ -10,14 +10,10 @@ micro-batches, so a loss that is divided by a global token count needs no furthe
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +23,8 @@ from torch import Tensor, nn
 
 from configs.errors import LearnerError
 from configs.library_layout import require_attributes
-from learner.optimizer_settings import OptimizerSettings
-from learner.optimizer_state import (
+from learner.zero.optimizer_settings import OptimizerSettings
+from learner.zero.optimizer_state import (
     Fragment,
     FragmentFiles,
     check_layout,
@@ -36,10 +32,9 @@ from learner.optimizer_state import (
     read_fragments,
     write_fragments,
 )
+from learner.zero.process_group import import_deepspeed
 
 _BUFFER_ELEMENTS = 50_000_000
-_meeting_places: dict[int, Any] = {}
-"""Port -> store that this process, as rank 0, has opened and not used yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,82 +46,6 @@ class StepInfo:
     lr: float
     applied: bool
     """False when a gradient was not finite, so that the update was skipped and the weights did not change."""
-
-
-def init_distributed(
-    rank: int, world_size: int, master_address: str, master_port: int, device: str, timeout_s: float = 600.0
-) -> None:
-    """Join the process group, unless this process is in it: gloo on "cpu", nccl on "cuda", one device a process.
-
-    It also sets the environment variables that DeepSpeed reads (RANK, WORLD_SIZE, MASTER_ADDR, ...), for the whole
-    process. Raises LearnerError when the ranks do not find each other in time.
-    """
-    if dist.is_initialized():
-        return  # DeepSpeed remembers the first group, so a process that warm-starts and then trains keeps it
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_RANK="0",
-        LOCAL_SIZE="1",
-        MASTER_ADDR=master_address,
-        MASTER_PORT=str(master_port),
-        DS_ACCELERATOR=device,
-    )
-    if device == "cuda":
-        torch.cuda.set_device(0)
-    _quiet_libraries()
-    store = _meeting_places.pop(master_port, None) if rank == 0 else None
-    if store is not None:  # with the prefix that torch gives the keys of those who come by the address
-        store = dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
-    try:
-        dist.init_process_group(
-            "nccl" if device == "cuda" else "gloo",
-            init_method=None if store is not None else f"tcp://{master_address}:{master_port}",
-            store=store,
-            rank=rank,
-            world_size=world_size,
-            timeout=timedelta(seconds=timeout_s),
-        )
-    except (dist.DistError, RuntimeError, OSError) as error:
-        raise LearnerError(
-            f"learner rank {rank} of {world_size} could not join the others at {master_address}:{master_port}; "
-            f"is the port free, and are all ranks up? {error}"
-        ) from error
-    _import_deepspeed().init_distributed(auto_mpi_discovery=False, verbose=False)
-
-
-def open_meeting_place(address: str, timeout_s: float) -> int:
-    """Of rank 0: wait for the others at `address` from now on; returns the port. `init_distributed` uses it: a port
-    that is only looked up beforehand may be taken by then."""
-    store: Any = dist.TCPStore(  # type: ignore[attr-defined]
-        address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
-    )
-    _meeting_places[store.port] = store
-    return int(store.port)
-
-
-def close_distributed() -> None:
-    """Leave the process group; safe to call twice."""
-    if dist.is_initialized():
-        # DeepSpeed's own call, which also forgets the groups it has made of this one.
-        _import_deepspeed().comm.destroy_process_group()
-
-
-def _quiet_libraries() -> None:
-    """Keep torch's notes on its own functions, which DeepSpeed calls, from the user."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-
-
-def _import_deepspeed() -> Any:
-    """DeepSpeed, without its shared-memory extension, which serves inference and compiles for most of a minute."""
-    import deepspeed
-    from deepspeed import ops
-
-    # Its one warning in a run is of a skipped step, which StepInfo reports.
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    require_attributes("deepspeed", ops, ["__compatible_ops__"])
-    ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
 
 
 class DeepSpeedEngine:
@@ -145,7 +64,7 @@ class DeepSpeedEngine:
         device: torch.device,
     ) -> None:
         """Raises LearnerError for a dtype and ZeRO stage that DeepSpeed gets wrong together, and LibraryError for a
-        version of DeepSpeed that keeps its optimizer state in another way than `learner.optimizer_state` reads."""
+        version of DeepSpeed that keeps its optimizer state in another way than `learner.zero.optimizer_state` reads."""
         if dtype == torch.bfloat16 and zero_stage == 0:
             raise LearnerError(
                 "learner.zero_stage 0 is wrong in DeepSpeed with model.dtype bfloat16; set it to 1 or more"
@@ -164,7 +83,7 @@ class DeepSpeedEngine:
             weight_decay=settings.weight_decay,
             fused=device.type == "cuda",
         )
-        self._engine, self._optimizer, _, _ = _import_deepspeed().initialize(
+        self._engine, self._optimizer, _, _ = import_deepspeed().initialize(
             model=module.to(device),
             model_parameters=parameters,
             optimizer=self._torch_optimizer,
@@ -240,7 +159,7 @@ class DeepSpeedEngine:
     def _gather(self, parameters: list[nn.Parameter], modifier_rank: int | None = None) -> Any:
         if self.zero_stage < 3:
             return nullcontext()
-        return _import_deepspeed().zero.GatheredParameters(parameters, modifier_rank=modifier_rank)
+        return import_deepspeed().zero.GatheredParameters(parameters, modifier_rank=modifier_rank)
 
     def write_state(self, path: Path, extra: Mapping[str, Tensor]) -> None:
         """Write this rank's shard of weights and optimizer state, and `extra`, into one safetensors file.

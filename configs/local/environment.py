@@ -1,0 +1,92 @@
+"""What a config takes from the launcher's environment: secrets, so that none is in a file or on a command line.
+
+    registry.redis_url                 BICOT_REDIS_URL
+    `${NAME}` in the fields below      NAME
+    rewards.*.runtime_env.env_vars.X   X, where a run goes on and its own value was not written down
+
+    registry.redis_url, checkpoint.url, rewards.*.options, rewards.*.runtime_env
+
+`config.yaml` keeps the reference, the run gets the value.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from configs.errors import ConfigError
+from configs.local.masking import MASK
+from configs.schema import RewardConfig, RunConfig
+
+REDIS_URL_VARIABLE: Final = "BICOT_REDIS_URL"
+"""Takes the place of registry.redis_url, so that its password need not be in a file or on a command line."""
+
+_REFERENCE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def with_environment(config: RunConfig) -> RunConfig:
+    """The config with the address of Redis from the environment, where there is one."""
+    url = os.environ.get(REDIS_URL_VARIABLE)
+    if not url:
+        return config
+    return config.model_copy(update={"registry": config.registry.model_copy(update={"redis_url": url})})
+
+
+def with_secrets(config: RunConfig) -> RunConfig:
+    """The config with the values of all `${NAME}`: to run by, not to show.
+
+    Raises ConfigError, naming field and variable, for one that is not set.
+    """
+    registry, checkpoint = config.registry, config.checkpoint
+    return config.model_copy(
+        update={
+            "registry": registry.model_copy(
+                update={"redis_url": _resolved(registry.redis_url, "registry.redis_url")},
+            ),
+            "checkpoint": checkpoint.model_copy(update={"url": _resolved(checkpoint.url, "checkpoint.url")}),
+            "rewards": tuple(_reward_with_secrets(reward) for reward in config.rewards),
+        }
+    )
+
+
+def with_masked_variables(config: RunConfig) -> RunConfig:
+    """The config with those variables of rewards' environments that were masked taken from our own environment."""
+
+    def filled(reward: RewardConfig) -> RewardConfig:
+        variables = reward.runtime_env.get("env_vars", {})
+        found = {name: os.environ.get(name, text) if MASK in text else text for name, text in variables.items()}
+        if found == variables:
+            return reward
+        return reward.model_copy(update={"runtime_env": {**reward.runtime_env, "env_vars": found}})
+
+    return config.model_copy(update={"rewards": tuple(filled(reward) for reward in config.rewards)})
+
+
+def _reward_with_secrets(reward: RewardConfig) -> RewardConfig:
+    place = f"rewards.{reward.name}"
+    return reward.model_copy(
+        update={
+            "options": _resolved(reward.options, f"{place}.options"),
+            "runtime_env": _resolved(reward.runtime_env, f"{place}.runtime_env"),
+        }
+    )
+
+
+def _resolved(node: Any, place: str) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _resolved(value, f"{place}.{key}") for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_resolved(value, place) for value in node]
+    return _REFERENCE.sub(lambda match: _variable(match[1], place), node) if isinstance(node, str) else node
+
+
+def _variable(name: str, place: str) -> str:
+    value = os.environ.get(name)
+    if value is None:
+        raise ConfigError(
+            f"{place}: the environment variable {name} is not set; export it where the launcher starts "
+            f"(in a Ray job: `env_vars` of the job's runtime environment)"
+        )
+    return value

@@ -1,0 +1,108 @@
+"""The process group of the learner's ranks: where they meet, what they listen at, and DeepSpeed as it is used here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import warnings
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from configs.errors import LearnerError
+from configs.library_layout import require_attributes
+
+_meeting_places: dict[int, Any] = {}
+"""Port -> store that this process, as rank 0, has opened and not used yet."""
+
+
+def init_distributed(
+    rank: int, world_size: int, master_address: str, master_port: int, device: str, timeout_s: float = 600.0
+) -> None:
+    """Join the process group, unless this process is in it: gloo on "cpu", nccl on "cuda", one device a process.
+
+    It also sets the environment variables that DeepSpeed reads (RANK, WORLD_SIZE, MASTER_ADDR, ...), for the whole
+    process. Raises LearnerError when the ranks do not find each other in time.
+    """
+    if dist.is_initialized():
+        return  # DeepSpeed remembers the first group, so a process that warm-starts and then trains keeps it
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK="0",
+        LOCAL_SIZE="1",
+        MASTER_ADDR=master_address,
+        MASTER_PORT=str(master_port),
+        DS_ACCELERATOR=device,
+    )
+    if device == "cuda":
+        torch.cuda.set_device(0)
+    _quiet_libraries()
+    store = _meeting_places.pop(master_port, None) if rank == 0 else None
+    if store is not None:  # with the prefix that torch gives the keys of those who come by the address
+        store = dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
+    try:
+        dist.init_process_group(
+            "nccl" if device == "cuda" else "gloo",
+            init_method=None if store is not None else f"tcp://{master_address}:{master_port}",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_s),
+        )
+    except (dist.DistError, RuntimeError, OSError) as error:
+        raise LearnerError(
+            f"learner rank {rank} of {world_size} could not join the others at {master_address}:{master_port}; "
+            f"is the port free, and are all ranks up? {error}"
+        ) from error
+    import_deepspeed().init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def open_meeting_place(address: str, timeout_s: float) -> int:
+    """Of rank 0: wait for the others at `address` from now on; returns the port. `init_distributed` uses it: a port
+    that is only looked up beforehand may be taken by then.
+
+    The store asks nobody who they are, so it listens at `address` alone, loopback where Ray is local; PyTorch's own way
+    would listen on every address of the machine.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as server:
+        port = int(server.getsockname()[1])
+        listener = server.detach()  # the store's from here on
+    _meeting_places[port] = dist.TCPStore(  # type: ignore[attr-defined]
+        address,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout_s),
+        master_listen_fd=listener,
+        use_libuv=True,
+    )
+    return port
+
+
+def close_distributed() -> None:
+    """Leave the process group; safe to call twice."""
+    if dist.is_initialized():
+        # DeepSpeed's own call, which also forgets the groups it has made of this one.
+        import_deepspeed().comm.destroy_process_group()
+
+
+def _quiet_libraries() -> None:
+    """Keep torch's notes on its own functions, which DeepSpeed calls, from the user."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, without its shared-memory extension, which serves inference and compiles for most of a minute."""
+    import deepspeed
+    from deepspeed import ops
+
+    # Its one warning in a run is of a skipped step, which StepInfo reports.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    require_attributes("deepspeed", ops, ["__compatible_ops__"])
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
