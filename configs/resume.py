@@ -61,7 +61,7 @@ def _ways(field: str) -> str:
     """How to give a secret: by the environment, which neither `ps` nor a job's metadata shows."""
     if field == "registry.redis_url":
         return f"in the environment variable {REDIS_URL_VARIABLE}"
-    _, is_variable, name = field.partition(".runtime_env.env_vars.")
+    _, is_variable, name = field.partition("env_vars.")
     if is_variable:
         return f"in the environment variable {name}"
     return f"--set '{field}=${{NAME}}' with the secret in the environment variable NAME"

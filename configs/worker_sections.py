@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -190,6 +191,10 @@ class RewardConfig(Section):
     def _numbers_are_finite(cls, value: dict[str, Any]) -> dict[str, Any]:
         if place := _not_finite_in(value):
             raise ValueError(f"{place} is not a finite number; write one, or leave it out")
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("holds half a character (a lone surrogate), which no file can hold; remove it") from error
         return value
 
     @field_validator("runtime_env")

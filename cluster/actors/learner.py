@@ -89,7 +89,7 @@ class LearnerActor:
 
     def rendezvous(self) -> tuple[str, int]:
         """Address and port of this rank's node, at which this rank waits for the others from now on."""
-        from learner.zero.process_group import open_meeting_place
+        from learner.zero.meeting_place import open_meeting_place
 
         address = ray.util.get_node_ip_address()
         return address, open_meeting_place(address, self._config.run.start_timeout_s)

@@ -1,7 +1,7 @@
 """How every actor of a run is made: its environment, its threads, and that Ray never restarts it.
 
 Ray writes the variables of an actor's `runtime_env` into log files, onto a command line and into its tables. Of what
-a user gives a reward, only variables that must be there when the process starts go that way (`STARTS_WITH`); the
+a user gives an actor, only variables that must be there when the process starts go that way (`STARTS_WITH`); the
 others, a key of a judge for one, reach the actor with its arguments, and it sets them itself.
 """
 

@@ -2,9 +2,9 @@
 
     registry.redis_url                 BICOT_REDIS_URL
     `${NAME}` in the fields below      NAME
-    rewards.*.runtime_env.env_vars.X   X, where a run goes on and its own value was not written down
+    X of any env_vars                  X, where a run goes on and its own value was not written down
 
-    registry.redis_url, checkpoint.url, rewards.*.options, rewards.*.runtime_env
+    registry.redis_url, checkpoint.url, rewards.*.options, rewards.*.runtime_env, learner.env_vars, rollout.env_vars
 
 `config.yaml` keeps the reference, the run gets the value.
 """
@@ -46,22 +46,36 @@ def with_secrets(config: RunConfig) -> RunConfig:
                 update={"redis_url": _resolved(registry.redis_url, "registry.redis_url")},
             ),
             "checkpoint": checkpoint.model_copy(update={"url": _resolved(checkpoint.url, "checkpoint.url")}),
+            "learner": config.learner.model_copy(
+                update={"env_vars": _resolved(config.learner.env_vars, "learner.env_vars")}
+            ),
+            "rollout": config.rollout.model_copy(
+                update={"env_vars": _resolved(config.rollout.env_vars, "rollout.env_vars")}
+            ),
             "rewards": tuple(_reward_with_secrets(reward) for reward in config.rewards),
         }
     )
 
 
 def with_masked_variables(config: RunConfig) -> RunConfig:
-    """The config with those variables of rewards' environments that were masked taken from our own environment."""
+    """The config with those variables of its actors' environments that were masked taken from our own environment."""
 
-    def filled(reward: RewardConfig) -> RewardConfig:
-        variables = reward.runtime_env.get("env_vars", {})
-        found = {name: os.environ.get(name, text) if MASK in text else text for name, text in variables.items()}
-        if found == variables:
+    def filled(variables: Mapping[str, str]) -> dict[str, str]:
+        return {name: os.environ.get(name, text) if MASK in text else text for name, text in variables.items()}
+
+    def of_reward(reward: RewardConfig) -> RewardConfig:
+        if "env_vars" not in reward.runtime_env:
             return reward
-        return reward.model_copy(update={"runtime_env": {**reward.runtime_env, "env_vars": found}})
+        runtime_env = {**reward.runtime_env, "env_vars": filled(reward.runtime_env["env_vars"])}
+        return reward.model_copy(update={"runtime_env": runtime_env})
 
-    return config.model_copy(update={"rewards": tuple(filled(reward) for reward in config.rewards)})
+    return config.model_copy(
+        update={
+            "learner": config.learner.model_copy(update={"env_vars": filled(config.learner.env_vars)}),
+            "rollout": config.rollout.model_copy(update={"env_vars": filled(config.rollout.env_vars)}),
+            "rewards": tuple(map(of_reward, config.rewards)),
+        }
+    )
 
 
 def _reward_with_secrets(reward: RewardConfig) -> RewardConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import warnings
 from datetime import timedelta
 from typing import Any
@@ -14,9 +13,7 @@ import torch.distributed as dist
 
 from configs.errors import LearnerError
 from configs.library_layout import require_attributes
-
-_meeting_places: dict[int, Any] = {}
-"""Port -> store that this process, as rank 0, has opened and not used yet."""
+from learner.zero.meeting_place import meeting_place
 
 
 def init_distributed(
@@ -41,17 +38,14 @@ def init_distributed(
     if device == "cuda":
         torch.cuda.set_device(0)
     _quiet_libraries()
-    store = _meeting_places.pop(master_port, None) if rank == 0 else None
-    if store is not None:  # with the prefix that torch gives the keys of those who come by the address
-        store = dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
+    timeout = timedelta(seconds=timeout_s)
     try:
         dist.init_process_group(
             "nccl" if device == "cuda" else "gloo",
-            init_method=None if store is not None else f"tcp://{master_address}:{master_port}",
-            store=store,
+            store=meeting_place(rank, master_address, master_port, timeout),
             rank=rank,
             world_size=world_size,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timeout,
         )
     except (dist.DistError, RuntimeError, OSError) as error:
         raise LearnerError(
@@ -59,29 +53,6 @@ def init_distributed(
             f"is the port free, and are all ranks up? {error}"
         ) from error
     import_deepspeed().init_distributed(auto_mpi_discovery=False, verbose=False)
-
-
-def open_meeting_place(address: str, timeout_s: float) -> int:
-    """Of rank 0: wait for the others at `address` from now on; returns the port. `init_distributed` uses it: a port
-    that is only looked up beforehand may be taken by then.
-
-    The store asks nobody who they are, so it listens at `address` alone, loopback where Ray is local; PyTorch's own way
-    would listen on every address of the machine.
-    """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 0), family=family) as server:
-        port = int(server.getsockname()[1])
-        listener = server.detach()  # the store's from here on
-    _meeting_places[port] = dist.TCPStore(  # type: ignore[attr-defined]
-        address,
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=timeout_s),
-        master_listen_fd=listener,
-        use_libuv=True,
-    )
-    return port
 
 
 def close_distributed() -> None:

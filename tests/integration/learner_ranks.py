@@ -22,7 +22,7 @@ from torch import Tensor
 from configs.errors import LearnerError
 from configs.schema import RunConfig
 from learner.worker import LearnerWorker, StepReport
-from learner.zero.process_group import open_meeting_place
+from learner.zero.meeting_place import open_meeting_place
 from rollout.records import TrajectoryBatch
 from rollout.weights import unpack_bucket
 

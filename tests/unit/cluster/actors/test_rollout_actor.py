@@ -28,7 +28,7 @@ class Engine:
 
 def actor_with(engine: Engine) -> RolloutActor:
     actor = RolloutActor(cast(RunConfig, None), "~/model", "rollout-0")
-    actor._started = cast(Any, engine)
+    actor._worker = cast(Any, engine)
     return actor
 
 
