@@ -88,7 +88,10 @@ class LearnerGroup:
         token = secrets.token_hex(8)
         question = folder / f".probe-{token}"
         names = [f".probe-{token}-rank-{rank}" for rank in range(len(self._ranks))]
-        question.write_text(token, encoding="utf-8")
+        try:
+            question.write_text(token, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"run.dir: cannot write to {folder}: {error.strerror or error}") from error
         try:
             references = [
                 rank.answer_probe.remote(str(folder), question.name, name)

@@ -27,12 +27,14 @@ DEADLY = "tests.integration.rewards:DeadlyReward"
 QUICK_HEARTBEATS = {"heartbeat_s": 0.5, "heartbeat_timeout_s": 5.0}
 
 
-def process_of(title: str) -> psutil.Process:
-    """The one process among this one's descendants that Ray has named so."""
+def process_of(actor: str) -> psutil.Process:
+    """The one process among this one's descendants that Ray has named after an actor's class; while it is at a call,
+    the title begins with the actor's own name."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and " ".join(process.cmdline()).startswith(title):
+            title = " ".join(process.cmdline())
+            if process.status() != psutil.STATUS_ZOMBIE and title.startswith("ray::") and actor in title:
                 found.append(process)
     (one,) = found
     return one
@@ -190,7 +192,7 @@ async def test_a_killed_queue_is_filled_again_and_no_group_is_lost(tmp_path: Pat
 async def test_a_frozen_queue_is_replaced_within_the_heartbeats_time_out(tmp_path: Path) -> None:
     async def act(log: RecordingLog, event: str, number: int) -> None:
         if (event, number) == ("step", 1):
-            process_of("ray::TrajectoryQueueActor").suspend()
+            process_of("TrajectoryQueueActor").suspend()
 
     tree = run_tree("queue-frozen", tmp_path, run={"steps": 3}, cluster=QUICK_HEARTBEATS)
     outcome = await train_in_time(tree, act)
@@ -201,7 +203,7 @@ async def test_a_frozen_queue_is_replaced_within_the_heartbeats_time_out(tmp_pat
 async def test_a_frozen_learner_is_started_again_long_before_a_step_may_end(tmp_path: Path) -> None:
     async def act(log: RecordingLog, event: str, number: int) -> None:
         if (event, number) == ("step", 3) and not any("restart 1" in note for note in log.notes):
-            process_of("ray::LearnerActor").suspend()
+            process_of("LearnerActor").suspend()
 
     tree = run_tree(
         "learner-frozen", tmp_path, run={"steps": 4}, checkpoint={"every_steps": 2}, cluster=QUICK_HEARTBEATS
