@@ -11,8 +11,9 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from learner.worker import StepReport
 
 Result = TypeVar("Result")
+STARTING_FACTOR: Final = 5.0
+"""Times as patient with a rank's pulse in a warm start, in which it still imports libraries."""
+STEP_FLOOR_FACTOR: Final = 3.0
+"""Heartbeats' time-outs that a step may take at least: what a pulse finds out is found out by it."""
 
 
 class LearnerLostError(LearnerError):
@@ -88,7 +93,10 @@ class LearnerGroup:
         token = secrets.token_hex(8)
         question = folder / f".probe-{token}"
         names = [f".probe-{token}-rank-{rank}" for rank in range(len(self._ranks))]
-        question.write_text(token, encoding="utf-8")
+        try:
+            question.write_text(token, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"run.dir: cannot write to {folder}: {error.strerror or error}") from error
         try:
             references = [
                 rank.answer_probe.remote(str(folder), question.name, name)
@@ -116,7 +124,9 @@ class LearnerGroup:
         if not await self._has_folder(0, path):
             meeting = await self._rendezvous()
             references = [rank.warm_start.remote(path, *meeting) for rank in self._ranks]
-            await self._gathered("warm_start", references, None, self._pulses.watch(on_stage, timeout_s))
+            pulses = replace(self._pulses, heartbeat_timeout_s=STARTING_FACTOR * self._pulses.heartbeat_timeout_s)
+            pulses.all_answered()
+            await self._gathered("warm_start", references, None, pulses.watch(on_stage, timeout_s))
         return path
 
     async def give_folder(self, path: str) -> list[ray.ObjectRef[folders.Part]]:
@@ -141,7 +151,9 @@ class LearnerGroup:
     async def setup(self, model_path: str) -> None:
         """Load the policy and form the process group."""
         meeting = await self._rendezvous()
-        await self._all("setup", model_path, *meeting, timeout_s=self._config.run.start_timeout_s)
+        references = [rank.setup.remote(model_path, *meeting) for rank in self._ranks]
+        await self._gathered("setup", references, self._config.run.start_timeout_s)
+        self._pulses.all_answered()
 
     async def train_step(self, batch: ray.ObjectRef) -> StepReport:
         """One optimizer step on the batch behind a reference; the report is that of all ranks together.
@@ -149,7 +161,8 @@ class LearnerGroup:
         It may take run.step_timeout_s, or a few times as long as steps have taken so far, if that is less.
         """
         started_s = time.monotonic()
-        timeout_s = self._step_times.bound_s(self._config.cluster.heartbeat_timeout_s, self._config.run.step_timeout_s)
+        at_least_s = STEP_FLOOR_FACTOR * self._config.cluster.heartbeat_timeout_s
+        timeout_s = self._step_times.bound_s(at_least_s, self._config.run.step_timeout_s)
         reports = await self._all("train_step", batch, timeout_s=timeout_s)
         self._step_times.add(time.monotonic() - started_s)
         return reports[0]
@@ -194,21 +207,23 @@ class LearnerGroup:
             self._placement_group = None
 
     async def _all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        """Of ranks that are set up: whatever they compute, they answer pulses."""
         references = [getattr(rank, method).remote(*args) for rank in self._ranks]
-        return await self._gathered(method, references, timeout_s)
+        return await self._gathered(method, references, timeout_s, self._pulses.watch())
 
     async def _gathered(
         self, method: str, references: Sequence[Any], timeout_s: float | None, watch: Awaitable[None] | None = None
     ) -> list[Any]:
+        """watch: runs meanwhile, and raises when the ranks are lost. Without one only the time-out finds that out:
+        while a rank imports its libraries, from a cold disk for minutes, no thread of it may answer."""
         with _as_learner_errors(method, timeout_s):
             work = asyncio.gather(*map(resolve, references))
-            answers = list(await self._unless_silent(work, timeout_s, watch or self._pulses.watch()))
-        if len(answers) == len(self._ranks):
-            self._pulses.all_answered()
-        return answers
+            return list(await self._unless_silent(work, timeout_s, watch))
 
-    async def _unless_silent(self, work: Awaitable[Result], timeout_s: float | None, watch: Awaitable[None]) -> Result:
-        working, watching = asyncio.ensure_future(work), asyncio.ensure_future(watch)
+    async def _unless_silent(
+        self, work: Awaitable[Result], timeout_s: float | None, watch: Awaitable[None] | None
+    ) -> Result:
+        working, watching = asyncio.ensure_future(work), asyncio.ensure_future(watch or asyncio.Event().wait())
         try:
             await asyncio.wait({working, watching}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if not working.done() and not watching.done():

@@ -46,17 +46,20 @@ class MetricsWriter:
             names = ", ".join(sorted(unknown))
             raise ValueError(f"undocumented metrics {names}; add them to cluster.reports.metrics.METRICS")
         self._rows.append({key: finite_or_none(value) for key, value in metrics.items()})
-        if is_there := self._is_there():
+        if (is_there := self._is_there()) and not self._is_outdated:
             self._append(self._rows[self._num_written :])
         else:
             self._make_again()
         return is_there
 
     def rewind(self, step: int) -> None:
-        """Drop what was written after `step`: those steps are made again. Raises OSError."""
+        """Drop what was written after `step`: those steps are made again.
+
+        Raises OSError when the disk takes no more: the file is then made again with the next step.
+        """
         kept = [row for row in self._rows if (row["step"] or 0) <= step]
         if len(kept) < len(self._rows) or not self._is_there():
-            self._rows = kept
+            self._rows, self._is_outdated = kept, True
             self._make_again()
 
     def close(self) -> None:
@@ -74,6 +77,7 @@ class MetricsWriter:
         # Without a buffer: what does not fit on the disk must not come out of it later, in part.
         self._file = self._path.open("ab", buffering=0)
         self._num_written = len(self._rows)
+        self._is_outdated = False
 
     def _is_there(self) -> bool:
         """Whether the path still leads to the file that is open."""

@@ -105,7 +105,10 @@ class RunLog:
         """The run goes on from an earlier step: what was told of later ones no longer holds. Raises RegistryError
         when the registry stays away for longer than its patience."""
         self.num_failed_groups = state.num_failed_groups
-        self.metrics.rewind(state.step)
+        try:
+            self.metrics.rewind(state.step)
+        except OSError as error:
+            self.note(f"metrics.jsonl still holds steps that are made again, until it can be written: {error}")
         num_trained = state.step * self.config.algorithm.groups_per_step
         await self._outbox.insist(lambda: self.registry.ledger.rewind(num_trained))
         await self._outbox.tell(lambda: self.registry.set_progress(state.step, state.step))

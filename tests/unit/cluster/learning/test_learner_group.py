@@ -57,6 +57,7 @@ def group_of(*ranks: Rank, notes: list[str] | None = None, **cluster: float) -> 
     )
     group = LearnerGroup(config, "run", note=(notes if notes is not None else []).append)
     group._ranks += [LocalActor(rank) for rank in ranks]
+    group._pulses.all_answered()  # as after `setup`
     return group
 
 

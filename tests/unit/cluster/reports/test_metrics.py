@@ -277,3 +277,17 @@ def test_rewinding_reads_no_file_and_writes_one_only_for_steps_to_drop(tmp_path:
         assert [entry["step"] for entry in writer.rows] == [1, 2]
         writer.write(row(3))
     assert [entry["step"] for entry in read_metrics(path)] == [1, 2, 3]
+
+
+def test_a_rewind_that_the_disk_does_not_take_is_made_up_for_with_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_rows(path, 4)
+    with MetricsWriter(path) as writer:
+        with monkeypatch.context() as disk:
+            disk.setattr(Path, "write_text", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, "full")))
+            with pytest.raises(OSError, match="full"):
+                writer.rewind(2)
+        writer.write(row(3))
+    assert [entry["step"] for entry in read_metrics(path)] == [1, 2, 3]
