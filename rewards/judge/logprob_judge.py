@@ -24,7 +24,8 @@ from rewards.pictures import check_pictures
 from rollout.records import Prompt, Score, UInt8Array
 
 QUESTION = 'Does this picture show "{prompt}"? Answer with one word, yes or no.'
-YES, NO = "yes", "no"
+YES = "yes"
+NO = "no"
 METADATA_KEY = "questions"
 TOP_LOGPROBS = 20
 """What OpenAI's and vLLM's servers give at most."""
@@ -45,10 +46,11 @@ class LogprobJudgeReward:
     """Probability of the right answer, or the expected number, of each picture, 0 to 1.
 
     url: of the server, up to and with /v1; model: its name there. api_key_env: environment variable that holds the
-    key. questions: asked of every picture, with {prompt} in them, unless its prompt brings its own; an empty list is
-    for prompts that bring their own only. answer: `yes`, or `number` for an expectation between lowest and highest.
-    combine: `mean`, `geometric` or `lowest` of the answers to several questions. extra_body: further fields of each
-    request. num_parallel: requests at once. timeout_s: of a request; retries, backoff_s: when it gets no answer.
+    key. questions: asked of every picture, with {prompt} in them, unless its prompt brings its own; null for whether
+    the picture shows the prompt, and an empty list for prompts that bring their own only. answer: `yes`, or `number`
+    for an expectation between lowest and highest. combine: `mean`, `geometric` or `lowest` of the answers to several
+    questions. extra_body: further fields of each request. image_format: `png`, or `jpeg` (quality 95). num_parallel:
+    requests at once. timeout_s: of a request; retries, backoff_s: when it gets no answer.
     Raises ConfigError for a wrong option.
     """
 
@@ -57,7 +59,7 @@ class LogprobJudgeReward:
         url: str,
         model: str,
         api_key_env: str | None = None,
-        questions: Sequence[str] = (QUESTION,),
+        questions: Sequence[str] | None = None,
         answer: str = YES,
         lowest: int = 0,
         highest: int = 9,
@@ -69,6 +71,7 @@ class LogprobJudgeReward:
         retries: int = 2,
         backoff_s: float = 1.0,
     ) -> None:
+        questions = (QUESTION,) if questions is None else questions
         _check(url, questions, answer, lowest, highest, combine)
         self._questions, self._combine = tuple(questions), COMBINATIONS[combine]
         self._numbers = range(lowest, highest + 1) if answer == "number" else None
@@ -88,7 +91,7 @@ class LogprobJudgeReward:
     @staticmethod
     def applies_to(prompt: Prompt, options: Mapping[str, Any]) -> bool:
         """Whether there is anything to ask."""
-        return bool(prompt.metadata.get(METADATA_KEY)) or bool(options.get("questions", (QUESTION,)))
+        return bool(prompt.metadata.get(METADATA_KEY)) or options.get("questions") is None or bool(options["questions"])
 
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score | RewardError]:
         """The combined answer for each picture; pictures uint8 [B, height, width, 3]. Parts: question -> answer.

@@ -32,7 +32,8 @@ from rewards.pictures.preprocessing import normalize_pixels
 from rewards.pictures.resize import BILINEAR, resize
 from rollout.records import UInt8Array
 
-SHORT_SIDE, LONG_SIDE = 800, 1333
+MAX_ASPECT = 1333 / 800
+"""Of a picture, beyond which its short side is enlarged less."""
 PAD_TO = 32
 MEAN = tuple(value / 255 for value in (123.675, 116.28, 103.53))
 STD = tuple(value / 255 for value in (58.395, 57.12, 57.375))
@@ -42,18 +43,17 @@ TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}
 
 
 class ObjectDetector:
-    """Mask2Former on COCO's classes. model: hub id or folder of Mask2FormerForUniversalSegmentation."""
+    """Mask2Former on COCO's classes.
 
-    def __init__(self, model: str, dtype: str, device: str, short_side: int = SHORT_SIDE) -> None:
-        loaded = load_model(Mask2FormerForUniversalSegmentation, model, dtype, device)
-        assert isinstance(loaded, Mask2FormerForUniversalSegmentation)
-        self._model: Mask2FormerForUniversalSegmentation = loaded
+    model: hub id or folder of Mask2FormerForUniversalSegmentation; short_side: pixels to which pictures are enlarged.
+    """
+
+    def __init__(self, model: str, dtype: str, device: str, short_side: int) -> None:
+        self._model = load_model(Mask2FormerForUniversalSegmentation, model, dtype, device)
         labels = self._model.config.id2label
         # Published copies name COCO's classes in several ways; their order is one.
         self.names = CLASS_NAMES if len(labels) == len(CLASS_NAMES) else tuple(labels[i] for i in range(len(labels)))
-        self._size_of = partial(
-            get_size_with_aspect_ratio, size=short_side, max_size=LONG_SIDE * short_side // SHORT_SIDE
-        )
+        self._size_of = partial(get_size_with_aspect_ratio, size=short_side, max_size=round(short_side * MAX_ASPECT))
 
     @torch.inference_mode()
     def __call__(self, pictures: UInt8Array) -> list[dict[str, list[FoundObject]]]:
@@ -109,9 +109,7 @@ class ColorNamer:
     """CLIP as a classifier of colours. model: hub id or folder of CLIPModel, with tokenizer and image processor."""
 
     def __init__(self, model: str, dtype: str, device: str) -> None:
-        clip = load_model(CLIPModel, model, dtype, device)
-        assert isinstance(clip, CLIPModel)
-        self._clip: CLIPModel = clip
+        self._clip = load_model(CLIPModel, model, dtype, device)
         self._tokenizer = load_tokenizer(model)
         self._prepare = Preprocessing.of(CLIPImageProcessorPil.from_pretrained(model))
         self._classifiers: dict[str, Tensor] = {}

@@ -9,12 +9,14 @@ from typing import Any
 from configs.errors import RewardError
 from rewards.loading import model_errors, resolve_dtype
 from rewards.objects.geneval import judge, read_record
-from rewards.objects.geneval_detector import SHORT_SIDE, ColorNamer, ObjectDetector
+from rewards.objects.geneval_detector import ColorNamer, ObjectDetector
 from rewards.pictures import check_pictures
 from rollout.records import Prompt, Score, UInt8Array
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
+SHORT_SIDE = 800
+"""Pixels: to which GenEval enlarges pictures."""
 GPU_DTYPE = "tf32"
 """An object counts above a threshold, so that a small error of its score can be a whole object."""
 

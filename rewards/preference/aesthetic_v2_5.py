@@ -39,8 +39,7 @@ class AestheticV25Reward:
         with model_errors("aesthetic_v2_5", model):
             siglip = load_model(SiglipVisionModel, model, dtype, device)
             self._prepare = Preprocessing.of(SiglipImageProcessorPil.from_pretrained(model))
-        assert isinstance(siglip, SiglipVisionModel)
-        self._siglip: SiglipVisionModel = siglip
+        self._siglip = siglip
         with model_errors("aesthetic_v2_5", head):
             weights = read_state_dict(fetch_file(head))
             self._head = build_head(weights, "", HEAD_NAME, HEAD_NUMBERS).to(siglip.device)

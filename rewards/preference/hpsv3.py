@@ -191,6 +191,5 @@ def _load_qwen(
     refuse_missing(report["missing_keys"], model)
     if report["unexpected_keys"]:
         raise ValueError(f"it holds weights that Qwen2-VL does not have: {sorted(report['unexpected_keys'])[0]}")
-    frozen = freeze(qwen, device)
-    assert isinstance(frozen, Qwen2VLModel)
+    frozen: Qwen2VLModel = freeze(qwen, device)
     return frozen
