@@ -12,6 +12,7 @@ import ray
 from cluster.actors import folders
 from cluster.actors.folders import ProbeAnswer, WrittenFiles
 from cluster.actors.network import free_port, use_network_of_node
+from cluster.actors.sources import check_same_sources
 from configs.errors import LearnerError
 from configs.schema import RunConfig
 from rollout.records import TrajectoryBatch, WeightBucket
@@ -101,6 +102,7 @@ class LearnerActor:
 
     def setup(self, model_path: str, master_address: str, master_port: int) -> None:
         """Meet the other ranks and load the model. Raises what `LearnerWorker.start` raises."""
+        check_same_sources()
         from learner.worker import LearnerWorker
 
         path = os.path.expanduser(model_path)

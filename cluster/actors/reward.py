@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cluster.actors.score_cache import RewardAnswer, ScoreCache
+from cluster.actors.sources import check_same_sources
 from cluster.actors.spawning import node_id
 from configs.errors import RewardError
 from configs.schema import RewardConfig
@@ -26,6 +27,7 @@ class RewardActor:
         self._cache = None if cache_url is None else ScoreCache(cache_url, config)
 
     async def start(self) -> None:
+        check_same_sources()
         await self._worker.start()
 
     async def score(

@@ -12,6 +12,7 @@ import ray
 
 from cluster.actors import folders
 from cluster.actors.network import use_network_of_node
+from cluster.actors.sources import check_same_sources
 from cluster.actors.spawning import node_id
 from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RunConfig
@@ -41,6 +42,7 @@ class RolloutActor:
         """Load the models. Raises what `RolloutWorker.start` raises."""
         os.environ.update(self._config.rollout.env_vars)  # not all by Ray, see `cluster.actors.spawning`
         use_network_of_node()
+        check_same_sources()
         from rollout.worker import RolloutWorker
 
         self._worker = await RolloutWorker.start(self._model_path, self._config, self._worker_id)

@@ -13,6 +13,8 @@ import os
 from functools import cache
 from pathlib import Path
 
+import ray
+
 import cluster
 from configs.errors import RunError
 
@@ -38,14 +40,15 @@ def sources_root() -> Path:
     return Path(str(cluster.__file__)).resolve().parents[1]
 
 
-def check_same_sources(node: str) -> None:
+def check_same_sources(node: str | None = None) -> None:
     """Raises RunError when this process executes other sources than the launcher that made it.
 
-    node: how the error names this one.
+    node: how the error names this one; None asks Ray for its address.
     """
     expected = os.environ.get(VARIABLE)
     if expected is not None and expected != (own := sources_digest()):
+        place = node or ray.util.get_node_ip_address()
         raise RunError(
-            f"node {node} has another version of bicot, at {sources_root()} (sources {own[:12]}, the launcher's are "
+            f"node {place} has another version of bicot, at {sources_root()} (sources {own[:12]}, the launcher's are "
             f"{expected[:12]}); bring all nodes to the same version, or submit the run as a job with --working-dir"
         )

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import ray
 
+from cluster.actors.sources import VARIABLE, sources_digest
 from configs.local.masking import is_secret_key
 
 STARTS_WITH: Final = (
@@ -65,6 +66,7 @@ def spawn(actor_class: type, *args: Any, name: str, **options: Any) -> ray.actor
     groups = options.pop("concurrency_groups", None)
     own: Mapping[str, Any] = options.pop("runtime_env", {})
     environment = {**quiet_environment(), **thread_environment(threads, options.get("num_gpus", 0))}
+    environment[VARIABLE] = sources_digest()
     runtime_env = {**own, "env_vars": {**environment, **needed_at_start(own.get("env_vars", {}))}}
     remote_class = ray.remote(actor_class) if groups is None else ray.remote(concurrency_groups=groups)(actor_class)
     return remote_class.options(

@@ -3,9 +3,10 @@
     learner ranks ─► publish(n) ─► [store | collective] ─► every READY rollout worker
                                         └────────────────► a worker that joins later: catch_up
 
-`ObjectStoreSync` is pull-based: each worker fetches the buckets from Ray's object store at its own pace,
-so that a slow, dead or joining worker holds up nobody else's copy. The launcher asks for them and so owns
-them: they outlive a learner that dies.
+`ObjectStoreSync` is pull-based: each worker fetches the buckets from Ray's object store at its own pace, so that a
+slow, dead or joining worker holds up nobody else's copy. Nodes are asked to in waves (`waves.py`), so that those that
+have a version serve it to the next ones. The launcher asks for the buckets and so owns them: they outlive a learner
+that dies.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Protocol
 import ray
 from ray.actor import ActorHandle
 
+from cluster.learning.waves import waves
 from cluster.pools import ActorPool
+from cluster.pools.cancellation import end_tasks
 from cluster.pools.member import LateWeightsError, Member
 from cluster.pools.remote_errors import resolve
 from configs.errors import WeightSyncError
@@ -92,7 +95,15 @@ class ObjectStoreSync:
             if held is not None:
                 member.health.holds(held, self._version)
 
-        await asyncio.gather(*(update_one(member) for member in pool.members))
+        started: list[asyncio.Task[None]] = []
+        try:
+            for wave in waves((member.node_id, member) for member in pool.members):
+                loading = [asyncio.create_task(update_one(member)) for member in wave]
+                started += loading
+                await _mostly_done(loading)
+            await asyncio.gather(*started)
+        finally:
+            await end_tasks(started)
         return version.number
 
     async def catch_up(self, worker: ActorHandle) -> WeightVersion:
@@ -111,6 +122,14 @@ class ObjectStoreSync:
 
     async def close(self) -> None:
         self._buckets = []
+
+
+async def _mostly_done(loading: Sequence[asyncio.Task[None]]) -> None:
+    """Until all are done, or have had twice as long as the first: a slow one is not waited for by the next wave."""
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    await asyncio.wait(loading, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(loading, timeout=loop.time() - begun)
 
 
 async def _export(ranks: Sequence[ActorHandle], version: int) -> list[ray.ObjectRef]:

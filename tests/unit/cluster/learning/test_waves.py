@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from typing import cast
 
 import pytest
 
+from cluster.learning import ObjectStoreSync
 from cluster.learning.waves import waves
+from cluster.pools import ActorPool
+from cluster.pools.member import Member
+from configs.schema import WeightSyncConfig
+from rollout.records import WeightVersion
 
 
 def test_one_worker_of_each_node_comes_first_and_each_wave_doubles() -> None:
@@ -32,3 +39,24 @@ def test_workers_whose_node_is_not_known_yet_are_served_and_count_as_alone() -> 
     assert [len(wave) for wave in served] == [1, 2]
     assert sorted(item for wave in served for item in wave) == [1, 2, 3]
     assert list(waves([])) == []
+
+
+async def test_a_slow_node_does_not_hold_up_the_next_wave() -> None:
+    version, loaded, never = WeightVersion(0, 1), [], asyncio.Event()
+
+    class Pool:
+        members = tuple(Member(f"rollout-{number}", None, node_id=f"n{number}") for number in range(4))
+
+        async def load(self, member: Member, invoke: object, timeout_s: float) -> WeightVersion | None:
+            if member.worker_id == "rollout-1":
+                await asyncio.wait_for(never.wait(), 5)  # on its way until the others are done
+                return None
+            loaded.append(member.worker_id)
+            if len(loaded) == 3:
+                never.set()
+            return version
+
+    sync = ObjectStoreSync(WeightSyncConfig())
+    sync._version = version
+    assert await asyncio.wait_for(sync.deliver(cast(ActorPool, Pool())), 5) == 1
+    assert loaded == ["rollout-0", "rollout-2", "rollout-3"]
