@@ -16,7 +16,6 @@ COMMANDS: Mapping[str, str] = {
     "rollout.convert_janus": "Converts Janus checkpoints from their authors' format and back.",
     "rewards.score": "Scores a folder of pictures.",
     "rewards.ask": "Has a language model write the questions that a judge asks of each prompt's pictures.",
-    "rewards.ask": "Has a language model split each prompt into questions, which `logprob_judge` then asks of pictures.",
     "learner.warm_start": "Trains a model on captioned pictures, without reinforcement learning.",
     "cluster.study": "Answers a question about the algorithm by several runs that differ in one thing.",
     "cluster.bench": "Measures the stages of the pipeline on this machine.",
