@@ -62,12 +62,20 @@ def options_of(path: str) -> tuple[str, list[Option]]:
         Option(
             argument.arg,
             "" if argument.annotation is None else ast.unparse(argument.annotation),
-            None if default is None else repr(_value(default, constants)),
+            None if default is None else _shown(default, constants),
         )
         for argument, default in zip(arguments, defaults, strict=True)
         if argument.arg != "device"
     ]
     return ast.get_docstring(node) or "", options
+
+
+def _shown(default: ast.expr, constants: dict[str, object]) -> str:
+    """A default's value, or how the source writes one that is worked out when it is imported."""
+    try:
+        return repr(_value(default, constants))
+    except ValueError:
+        return ast.unparse(default)
 
 
 def _describe(name: str, path: str) -> Iterator[str]:
@@ -89,25 +97,40 @@ def _parse(module_name: str) -> ast.Module:
 
 
 def _constants(module: ast.Module) -> dict[str, object]:
-    """Literal constants of a module, and those that it imports from others of this repository."""
+    """Constants of a module whose values can be read off, and those that it imports from others of this repository."""
     found: dict[str, object] = {}
     for item in module.body:
         if isinstance(item, ast.ImportFrom) and item.module and item.module.startswith("rewards."):
             theirs = _constants(_parse(item.module))
-            found.update({alias.name: theirs[alias.name] for alias in item.names if alias.name in theirs})
-        targets = (
-            item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
-        )
-        for target in targets:
-            if isinstance(target, ast.Name) and isinstance(item, ast.Assign | ast.AnnAssign) and item.value is not None:
-                try:
-                    found[target.id] = ast.literal_eval(item.value)
-                except ValueError:
-                    continue  # no literal, and so no default that could be shown by its value
+            found.update(
+                {alias.asname or alias.name: theirs[alias.name] for alias in item.names if alias.name in theirs}
+            )
+        elif isinstance(item, ast.Assign | ast.AnnAssign) and item.value is not None:
+            try:
+                value = _value(item.value, found)
+            except ValueError:
+                continue  # worked out when it is imported, and so no value that could be shown
+            for target in item.targets if isinstance(item, ast.Assign) else [item.target]:
+                found.update(_names_of(target, value))
     return found
 
 
+def _names_of(target: ast.expr, value: object) -> dict[str, object]:
+    """What an assignment gives to each name: `A = 1`, and `A, B = 1, 2`."""
+    if isinstance(target, ast.Name):
+        return {target.id: value}
+    if isinstance(target, ast.Tuple) and isinstance(value, tuple):
+        pairs = zip(target.elts, value, strict=True)
+        return {name.id: part for name, part in pairs if isinstance(name, ast.Name)}
+    return {}
+
+
 def _value(node: ast.expr, constants: dict[str, object]) -> object:
+    """What an expression of literals, constants and tuples of them is. Raises ValueError for any other."""
     if isinstance(node, ast.Name):
+        if node.id not in constants:
+            raise ValueError(f"{node.id} is not a constant that can be read off")
         return constants[node.id]
+    if isinstance(node, ast.Tuple):
+        return tuple(_value(element, constants) for element in node.elts)
     return ast.literal_eval(node)

@@ -40,6 +40,8 @@ def check_command(words: Sequence[str]) -> None:
     if "--" in words and words[0] == "ray":
         check_command(words[words.index("--") + 1 :])
         return
+    while words and re.match(r"^[A-Z_]+=", words[0]):  # variables of this command alone
+        words = words[1:]
     program = words[0]
     if program == "make":
         _check_make(words[1:])

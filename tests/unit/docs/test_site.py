@@ -18,6 +18,7 @@ from tests.unit.docs.documents import DOCUMENTS, ROOT
 from tests.unit.docs.html import broken_links, outside_assets, read_page
 
 MAX_README_LINES = 150
+PACKAGES = ("configs", "rollout", "rewards", "learner", "cluster")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,12 @@ def test_the_references_have_every_command_and_every_reward(site: Path):
     rewards = read_page(site / "reference" / "rewards.html").ids
     assert {command.replace(".", "-") for command in COMMANDS} <= commands
     assert {name.replace("_", "-") for name in REGISTERED} <= rewards
+
+
+def test_every_command_of_the_sources_is_in_the_reference():
+    sources = [path.read_text(encoding="utf-8") for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    commands = {command for source in sources for command in re.findall(r'prog="python -m ([\w.]+)"', source)}
+    assert commands == set(COMMANDS)
 
 
 def test_every_shipped_config_has_a_recipe_that_shows_it(site: Path):
