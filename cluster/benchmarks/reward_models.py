@@ -144,6 +144,7 @@ def save_clip(folder: Path) -> str:
         text_config={**tower, "vocab_size": len(words), "bos_token_id": 0, "eos_token_id": ids["<end>"]},
         projection_dim=256,
     )
+    torch.manual_seed(0)
     model = CLIPModel(config)
     model.save_pretrained(folder)
     return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.0f} M parameters"

@@ -44,8 +44,12 @@ def normalize_pixels(pixels: Tensor, mean: Sequence[float], std: Sequence[float]
     row_mean, row_std = (
         (torch.tensor(values, dtype=torch.float32) * 255).repeat(width).to(pixels.device) for values in (mean, std)
     )
-    rows = pixels.reshape(num_pictures, height, width * channels).to(torch.float32)
-    return rows.sub_(row_mean).div_(row_std).view(pixels.shape).permute(0, 3, 1, 2)
+    rows = pixels.reshape(num_pictures, height, width * channels)
+    normalized = torch.empty(rows.shape, dtype=torch.float32, device=pixels.device)
+    # One picture after the other, so that its floats are still in the cache at the next step.
+    for given, result in zip(rows, normalized, strict=True):
+        result.copy_(given).sub_(row_mean).div_(row_std)
+    return normalized.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
