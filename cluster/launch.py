@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.planning.cards import CARDS
 from cluster.session import StopSignals
 from cluster.session.bounded_loop import hanging_threads
 from cluster.session.stop_signals import end_at_once
@@ -101,8 +102,11 @@ def _start(options: argparse.Namespace, signals: StopSignals) -> int:
         from cluster.session.dry_run import describe_run
 
         check_first(config)
-        print(describe_run(config))
-        return 0
+        planned = describe_run(config, options.gpu)
+        print(planned.text)
+        for fault in planned.faults:
+            print(f"error: {fault}", file=sys.stderr)
+        return 2 if planned.faults else 0
     return launch(config, signals, directory)
 
 
@@ -188,7 +192,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the resolved config, the prompts and the placement plan, and start nothing",
+        help="print the resolved config, the prompts and the plan, and start nothing",
+    )
+    parser.add_argument(
+        "--gpu",
+        choices=tuple(CARDS),
+        help="with --dry-run: the card to plan for; what does not fit its memory is refused; default: shown for h100",
     )
     return parser
 

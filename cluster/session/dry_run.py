@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
 
+from cluster.planning.known_models import shape_of
+from cluster.session.gpu_plan import DEFAULT_CARD, card_of, check_memory, describe_gpu_plan
 from cluster.session.placement import plan_placement
 from cluster.session.ray_address import check_ray_address
-from configs.errors import ConfigError, ModelError
+from configs.errors import ConfigError, DataError, ModelError
 from configs.load import dump_config
 from configs.local.environment import with_secrets
 from configs.local.masking import mask_text
@@ -23,22 +26,45 @@ from rollout.prompts.source import summarize_skipped
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def describe_run(config: RunConfig) -> str:
-    """The text of `--dry-run`.
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What `--dry-run` says."""
+
+    text: str
+    faults: tuple[str, ...]
+    """Data that a run would need and that cannot be read here: a plan needs none."""
+
+
+def describe_run(config: RunConfig, gpu: str | None = None) -> DryRun:
+    """What would be run. gpu: name of the card that the plan is for, see `cluster.planning.cards`; None takes an H100,
+    and refuses nothing for its memory.
 
     Raises what the run itself would raise at its start: ConfigError for an unknown reward or one that does not take
-    its options, ModelError for a missing model folder, DataError for data that cannot be used, PlacementError for an
-    impossible plan.
+    its options, ModelError for a missing model folder, PlacementError for an impossible plan, or for one that does not
+    fit the card that was named. Data that cannot be read are faults of the result.
     """
     check_before_start(config)
-    rewards = [_describe_reward(reward) for reward in config.rewards]
+    faults: list[str] = []
     sections = (
         ("config", dump_config(config).rstrip()),
-        ("prompts", "\n".join(_describe_data(config))),
-        ("rewards", "\n".join(rewards)),
+        ("prompts", "\n".join(_describe_data(config, faults))),
+        ("rewards", "\n".join(_describe_reward(reward) for reward in config.rewards)),
         ("placement", plan_placement(config).describe()),
+        ("GPUs", _describe_gpus(config, gpu)),
     )
-    return "\n\n".join(f"── {title} ──\n{text}" for title, text in sections)
+    return DryRun("\n\n".join(f"── {title} ──\n{text}" for title, text in sections if text), tuple(faults))
+
+
+def _describe_gpus(config: RunConfig, gpu: str | None) -> str:
+    if plan_placement(config).num_gpus == 0:
+        return ""
+    shape = shape_of(config.model.path)
+    if shape is None:
+        return f"not planned: the config.json of {config.model.path} is not at hand; name a local folder"
+    card = card_of(gpu or DEFAULT_CARD)
+    if gpu is not None:
+        check_memory(config, shape, card)
+    return describe_gpu_plan(config, shape, card)
 
 
 def check_before_start(config: RunConfig) -> None:
@@ -93,15 +119,21 @@ def _is_hub_id(path: str) -> bool:
     return bool(_HUB_ID.fullmatch(path)) and not path.startswith(".") and not (slash and Path(owner).is_dir())
 
 
-def _describe_data(config: RunConfig) -> Iterator[str]:
+def _describe_data(config: RunConfig, faults: list[str]) -> Iterator[str]:
     data = config.data
-    train = load_prompts(data.train, data.max_bad_lines)
-    yield from _describe_prompts(f"train ({data.train})", train)
-    yield from (f"  {line}" for line in describe_coverage(config.rewards, train.prompts))
-    for name, source in data.evaluation.items():
-        prompts = load_prompts(source, data.max_bad_lines)
-        num_scored = min(len(prompts.prompts), data.num_evaluation_prompts)
-        yield from _describe_prompts(f"evaluation {name} ({source}), scoring {num_scored}", prompts)
+    for title, source in (("train", data.train), *((f"evaluation {name}", at) for name, at in data.evaluation.items())):
+        try:
+            prompts = load_prompts(source, data.max_bad_lines)
+        except DataError as error:
+            faults.append(f"{title}: {error}")
+            yield f"{title} ({source}): cannot be read here"
+            continue
+        if title == "train":
+            yield from _describe_prompts(f"{title} ({source})", prompts)
+            yield from (f"  {line}" for line in describe_coverage(config.rewards, prompts.prompts))
+        else:
+            num_scored = min(len(prompts.prompts), data.num_evaluation_prompts)
+            yield from _describe_prompts(f"{title} ({source}), scoring {num_scored}", prompts)
 
 
 def _describe_reward(reward: RewardConfig) -> str:

@@ -18,6 +18,8 @@ from cluster.session.placement import Bundle, plan_placement
 from configs.errors import ConfigError, PlacementError
 from configs.schema import RunConfig
 
+DEFAULT_CARD = "h100"
+
 
 @dataclass(frozen=True, slots=True)
 class GpuLoad:
@@ -91,7 +93,8 @@ def _need(config: RunConfig, shape: ModelShape, card: Card, bundle: Bundle) -> N
 def _load_lines(load: GpuLoad, card: Card) -> Iterator[str]:
     count = f"{load.count} x " if load.count > 1 else ""
     names = " + ".join(bundle.role if load.count > 1 else bundle.name for bundle in load.bundles)
-    yield f"  {count}{names}: {load.total / GIB:.1f} GiB of {card.memory_bytes / GIB:.0f}"
+    verdict = "" if load.total <= card.memory_bytes else ": DOES NOT FIT"
+    yield f"  {count}{names}: {load.total / GIB:.1f} GiB of {card.memory_bytes / GIB:.0f}{verdict}"
     for bundle, need in zip(load.bundles, load.needs, strict=True):
         if need is None:
             yield f"    {bundle.name}: not counted, its model is not known here"

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.session import plan_placement
 from cluster.session.dry_run import check_model_exists, describe_run
-from configs.errors import ConfigError, DataError, ModelError
+from configs.errors import ConfigError, ModelError, PlacementError
 from configs.load import load_config
 from configs.schema import ModelConfig, RewardConfig
 from rewards.coverage import check_reward, reason_against
@@ -35,7 +35,7 @@ def test_the_8_gpu_config_is_the_recipe_of_the_paper():
     config = load_config(CONFIGS / "janus_pro_7b_8gpu.yaml")
     algorithm, learner = config.algorithm, config.learner
     assert (algorithm.groups_per_step, algorithm.group_size, algorithm.kl_coef) == (16, 8, 0.01)
-    assert (learner.lr, learner.zero_stage, config.run.steps) == (1e-6, 3, 1600)
+    assert (learner.lr, config.run.steps) == (1e-6, 1600)
     assert (config.rollout.guidance_scale, config.rollout.temperature) == (5.0, 1.0)
     assert {reward.name: reward.weight for reward in config.rewards} == dict.fromkeys(
         ("hps", "git_vqa", "grounding_dino", "orm"), 1.0
@@ -51,7 +51,7 @@ def test_the_embedded_default_needs_neither_gpu_nor_download():
 
 
 def test_a_dry_run_shows_config_prompts_rewards_and_placement():
-    text = describe_run(load_config(SHAPES_CPU, ["learner.lr=2e-6"]))
+    text = describe_run(load_config(SHAPES_CPU, ["learner.lr=2e-6"])).text
     for expected in (
         "lr: 2.0e-06",
         "train (shapes:train):",
@@ -66,7 +66,7 @@ def test_a_dry_run_shows_config_prompts_rewards_and_placement():
 def test_a_dry_run_counts_prompts_by_task_type_and_shows_what_is_skipped(tmp_path: Path):
     data = tmp_path / "p.jsonl"
     data.write_text('{"prompt": "a", "task_type": "color"}\n{"prompt": "b"}\n{}\n')
-    text = describe_run(load_config(SHAPES_CPU, [f"data.train={data}"]))
+    text = describe_run(load_config(SHAPES_CPU, [f"data.train={data}"])).text
     assert f"train ({data}): 2 prompts, 1 skipped\n  color: 1\n  (no task_type): 1\n  line 3: prompt: missing" in text
 
 
@@ -90,7 +90,7 @@ def test_a_dry_run_refuses_options_that_a_reward_does_not_take_and_loads_no_mode
 
 def test_a_reward_with_packages_of_its_own_need_not_be_importable_here():
     reward = {"name": "no_such_module:Taste", "runtime_env": {"pip": ["taste"]}}
-    text = describe_run(load_config(SHAPES_CPU, [f"rewards=[{json.dumps(reward)}]"]))
+    text = describe_run(load_config(SHAPES_CPU, [f"rewards=[{json.dumps(reward)}]"])).text
     assert "its options cannot be checked here: No module named 'no_such_module'" in text
 
 
@@ -103,7 +103,7 @@ def test_a_dry_run_says_to_how_many_prompts_each_reward_applies(tmp_path: Path):
         "rewards=[{name: ocr, phase: image}, {name: shapes, weight: 0}, {name: clip_score, evaluation_only: true}]",
         "algorithm.optimize=image",
     ]
-    text = describe_run(load_config(SHAPES_CPU, overrides))
+    text = describe_run(load_config(SHAPES_CPU, overrides)).text
     assert "ocr applies to 2 of 3 prompts\n  shapes applies to 0 of 3 prompts\n" in text
     assert "no reward applies to 1 of 3 prompts, which are left out" in text
     assert "OcrReward, weight 1, trains the tokens of the picture only" in text
@@ -119,9 +119,26 @@ def test_a_prompt_is_kept_where_any_reward_that_trains_applies_or_may_apply():
     assert reason_against([ocr, RewardConfig(name="clip_score")])(plain) is None
 
 
-def test_a_dry_run_refuses_missing_data_by_name(tmp_path: Path):
-    with pytest.raises(DataError, match=r"no\.txt: cannot read"):
-        describe_run(load_config(SHAPES_CPU, [f"data.train={tmp_path / 'no.txt'}"]))
+def test_a_plan_needs_no_data_and_names_what_is_missing(tmp_path: Path):
+    planned = describe_run(load_config(SHAPES_CPU, [f"data.train={tmp_path / 'no.txt'}"]))
+    assert "── placement ──" in planned.text
+    (fault,) = planned.faults
+    assert fault.startswith("train: ")
+    assert "no.txt: cannot read" in fault
+
+
+@pytest.mark.parametrize("name", ["janus_pro_1b_1gpu", "janus_pro_7b_8gpu", "janus_pro_7b_cluster"])
+def test_every_shipped_gpu_config_fits_the_card_that_it_is_for(name: str):
+    planned = describe_run(load_config(CONFIGS / f"{name}.yaml"), gpu="h100")
+    assert "a step at best:" in planned.text
+    assert "DOES NOT FIT" not in planned.text
+
+
+def test_a_plan_that_does_not_fit_the_named_card_is_refused_with_what_to_change():
+    config = load_config(CONFIGS / "janus_pro_7b_8gpu.yaml", ["rollout.decode_batch_size=64"])
+    assert "DOES NOT FIT" in describe_run(config).text
+    with pytest.raises(PlacementError, match=r"lower rollout\.decode_batch_size to \d+"):
+        describe_run(config, gpu="h100")
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./model", "~/no_such_model", "a/b/c", "configs/no_such_model"])
