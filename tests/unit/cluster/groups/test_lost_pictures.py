@@ -52,7 +52,7 @@ class Reward:
     async def start(self) -> None:
         return None
 
-    async def score(self, pictures: Any, prompts: list[Prompt]) -> RewardAnswer:
+    async def score(self, pictures: Any, prompts: list[Prompt], plans: Any, only: Any) -> RewardAnswer:
         await pictures
         if self.errors:
             raise self.errors.pop(0)
@@ -85,7 +85,7 @@ async def roll(
     try:
         async with asyncio.timeout(WAIT_S):
             await asyncio.gather(rollouts.start(), rewards.start())
-            roller = GroupRoller(rollouts, rewards, max_attempts, WAIT_S, failed)
+            roller = GroupRoller(rollouts, rewards, max_attempts, WAIT_S, failed, score_again_s=0.01)
             return await roller.roll(make_request()), reasons, rewards.num_lost
     finally:
         await asyncio.gather(rollouts.close(), rewards.close())
@@ -107,11 +107,11 @@ async def test_lost_pictures_are_rolled_again_and_no_replica_is_blamed(monkeypat
         (task_error(StopAsyncIteration()), 0),
     ],
 )
-async def test_any_accident_of_a_reward_costs_an_attempt_and_not_the_run(
+async def test_any_accident_of_a_reward_costs_a_try_at_scoring_and_neither_a_roll_nor_the_run(
     error: Exception, num_lost: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rolled, reasons, lost = await roll([error], monkeypatch)
-    assert rolled.scored.rollout.request.attempt == 1
+    assert rolled.scored.rollout.request.attempt == 0
     assert len(reasons) == 1
     assert "my:Reward" in reasons[0]
     assert lost == num_lost
@@ -119,7 +119,7 @@ async def test_any_accident_of_a_reward_costs_an_attempt_and_not_the_run(
 
 async def test_what_fails_at_every_attempt_is_given_up_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = [task_error(ValueError("always"))] * 3
-    with pytest.raises(GroupGivenUpError, match=r"failed 3 times.*my:Reward.*ValueError: always \(on node 10"):
+    with pytest.raises(GroupGivenUpError, match=r"could not be scored 3 times.*my:Reward.*ValueError: always \(on node 10"):
         await roll(list(errors), monkeypatch)
 
 
