@@ -59,6 +59,12 @@ MOVED: Mapping[str, str] = {
 """Modules of bicot that were elsewhere once: configs of earlier runs name them, and must still resume."""
 
 
+MOVED_CLASSES: Mapping[str, str] = {
+    "rewards.judge.vlm_judge:UnifiedReward": "rewards.judge.unified_reward:UnifiedReward",
+}
+"""The same of single classes, by the path that `MOVED` gives."""
+
+
 def reward_path(name: str) -> str:
     """`module:Class` or `module:function` of a reward's name. Imports nothing.
 
@@ -68,7 +74,8 @@ def reward_path(name: str) -> str:
         return REGISTERED[name]
     module, _, attribute = name.partition(":")
     if module and attribute:
-        return f"{MOVED.get(module, module)}:{attribute}"
+        path = f"{MOVED.get(module, module)}:{attribute}"
+        return MOVED_CLASSES.get(path, path)
     raise ConfigError(
         f"rewards: '{name}' is not a reward; use one of {', '.join(sorted(REGISTERED))}, "
         "or module:Class or module:function for your own"

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -125,6 +125,14 @@ class RewardChange:
     """The same of each reward by itself: one that rises while the others fall is being hacked."""
 
 
+class SlowestReward(NamedTuple):
+    """The reward that bounds how fast pictures are scored."""
+
+    name: str
+    images_per_s: float
+    """Of one replica, while it is at a batch."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunSummary:
     """How a run ended. Becomes summary.json, where `evaluation` is spread over the keys NAME_reward_before,
@@ -147,6 +155,7 @@ class RunSummary:
     groups_failed: int = 0
     """Attempts that failed; their groups were rolled again, but for those given up."""
     groups_given_up: int = 0
+    slowest_reward: SlowestReward | None = None
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -161,9 +170,22 @@ class RunSummary:
                         reward: {"before": finite_or_none(before), "after": finite_or_none(after)}
                         for reward, (before, after) in change.columns.items()
                     }
+            elif isinstance(value, SlowestReward):
+                tree[entry.name] = value._asdict()
             else:
                 tree[entry.name] = finite_or_none(value) if isinstance(value, float) else value
         return tree
+
+
+def slowest_reward(rows: Sequence[MetricsRow]) -> SlowestReward | None:
+    """The reward that bounds how fast pictures are scored, by the mean of its metric `images_per_s`."""
+    speeds: dict[str, list[float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key.startswith("reward/") and key.endswith("/images_per_s") and value is not None:
+                speeds.setdefault(key.removeprefix("reward/").removesuffix("/images_per_s"), []).append(value)
+    means = [SlowestReward(name, sum(values) / len(values)) for name, values in speeds.items()]
+    return min(means, key=lambda reward: reward.images_per_s, default=None)
 
 
 def write_summary(path: Path, summary: RunSummary) -> None:

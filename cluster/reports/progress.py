@@ -125,6 +125,10 @@ class Progress:
                 f"failed attempts at a group: {summary.groups_failed}; groups given up: {summary.groups_given_up}"
             )
         self._console.print(_reward_table(summary))
+        if (slowest := summary.slowest_reward) is not None:
+            self._console.print(
+                Text(f"slowest reward       {slowest.name}, {slowest.images_per_s:.1f} images/s a replica")
+            )
         if run_path is not None:
             self._console.print(Text(f"pictures and curves  {run_path}"))
         if summary.checkpoint:

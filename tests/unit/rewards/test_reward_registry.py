@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
+import importlib.util
 import json
 import pickle
 import threading
@@ -18,7 +18,7 @@ import torch
 from configs.errors import ConfigError, RewardError
 from rewards.calling import WrongAnswerError
 from rewards.calling.parts import plain_parts
-from rewards.registry import REGISTERED, applicability, check_options, create_reward, reward_path
+from rewards.registry import MOVED, REGISTERED, applicability, check_options, create_reward, reward_path
 from rollout.records import Prompt, Score, UInt8Array
 
 PICTURES = np.stack([np.full((4, 4, 3), level, np.uint8) for level in (0, 102, 255)])
@@ -251,3 +251,21 @@ def test_parts_become_plain_and_small() -> None:
     endless: list[Any] = []
     endless.append(endless)
     assert "list" in json.dumps(plain_parts({"endless": endless}))
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("rewards.hps:HPSReward", "rewards.preference.hps:HPSReward"),
+        ("rewards.shapes_neatness:NeatnessReward", "rewards.shapes.neatness:NeatnessReward"),
+        ("rewards.vlm_judge:UnifiedReward", "rewards.judge.unified_reward:UnifiedReward"),
+        ("mine.rewards:Taste", "mine.rewards:Taste"),
+    ],
+)
+def test_a_path_of_an_earlier_run_finds_its_reward_where_it_is_now(before: str, now: str) -> None:
+    assert reward_path(before) == now
+
+
+@pytest.mark.parametrize("module", sorted(set(MOVED.values())))
+def test_what_has_moved_is_there(module: str) -> None:
+    assert importlib.util.find_spec(module) is not None

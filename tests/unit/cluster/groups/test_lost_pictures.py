@@ -119,7 +119,9 @@ async def test_any_accident_of_a_reward_costs_a_try_at_scoring_and_neither_a_rol
 
 async def test_what_fails_at_every_attempt_is_given_up_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = [task_error(ValueError("always"))] * 3
-    with pytest.raises(GroupGivenUpError, match=r"could not be scored 3 times.*my:Reward.*ValueError: always \(on node 10"):
+    with pytest.raises(
+        GroupGivenUpError, match=r"could not be scored 3 times.*my:Reward.*ValueError: always \(on node 10"
+    ):
         await roll(list(errors), monkeypatch)
 
 

@@ -19,6 +19,7 @@ from cluster.reports.metrics import (
     RewardChange,
     RunSummary,
     first_and_last_reward,
+    slowest_reward,
     write_summary,
 )
 from cluster.reports.metrics_file import MetricsWriter
@@ -116,6 +117,18 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
         read_metrics(path)
 
 
+def test_the_slowest_reward_is_the_one_of_the_fewest_pictures_a_second(tmp_path: Path) -> None:
+    rows: list[dict[str, float | None]] = [
+        {"reward/hps/images_per_s": 10.0, "reward/orm/images_per_s": 4.0, "images_per_s": 1.0},
+        {"reward/hps/images_per_s": 20.0, "reward/orm/images_per_s": None},
+    ]
+    slowest = slowest_reward(rows)
+    assert slowest == ("orm", 4.0)
+    summary = RunSummary("finished", 2, 8, 1.0, 8.0, {}, 0.1, 0.2, None, slowest_reward=slowest)
+    assert summary.to_json()["slowest_reward"] == {"name": "orm", "images_per_s": 4.0}
+    assert slowest_reward([{"step": 1.0}]) is None
+
+
 def test_first_and_last_reward_are_means_over_a_tenth_of_the_steps() -> None:
     rows: list[dict[str, float | None]] = [{"step": step, "reward/mean": float(step)} for step in range(1, 31)]
     assert first_and_last_reward(rows) == (2.0, 29.0)
@@ -156,6 +169,7 @@ def test_the_summary_spreads_its_evaluations_and_replaces_the_file_whole(tmp_pat
         "unseen_pairs_rewards": {},
         "reward_first": 0.5,
         "reward_last": 0.7,
+        "slowest_reward": None,
         "checkpoint": "/runs/trial/checkpoints/step_000100",
         "groups_failed": 3,
         "groups_given_up": 0,
