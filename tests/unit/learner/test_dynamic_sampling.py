@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cluster.actors.trajectory_queue import TrajectoryQueue
-from cluster.groups.roller import RolledGroup
+from cluster.groups.roller import RollCounts, RolledGroup
 from cluster.pipeline import Machinery, Pipeline
 from configs.schema import RunConfig
 from rollout.prompts import PromptSource
@@ -47,7 +47,8 @@ class FakeRoller:
 
     has_spread: Callable[[GroupRequest], bool]
     requests: list[GroupRequest] = field(default_factory=list)
-    rewards: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(num_cached=0))
+    rewards: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(num_cached=0, take_figures=dict))
+    counts: RollCounts = field(default_factory=RollCounts)
 
     async def roll(self, request: GroupRequest) -> RolledGroup:
         self.requests.append(request)
@@ -67,7 +68,7 @@ class FakeLearner:
 
     async def train_step(self, batch: TrajectoryBatch) -> Any:
         self.batches.append(batch)
-        return SimpleNamespace(metrics={}, note=None)
+        return SimpleNamespace(metrics={}, note=None, skipped=None, has_learned=True)
 
     async def watched(self, work: Awaitable[Any], what: str) -> Any:
         return await work
