@@ -294,7 +294,7 @@ async def test_a_server_that_comes_back_empty_is_given_the_ledger_again(server: 
         counts = {state: count for state, count in snapshot.group_counts.items() if count}
         assert (counts, snapshot.life, snapshot.status) == ({GroupState.TRAINED: 4}, 1, "training")
         with redis.Redis.from_url(server.url) as admin:
-            admin.set("bicot:run:life", 5)
+            admin.set("bicot:{run}:life", 5)
         with pytest.raises(LedgerError, match="another launcher goes on with this run"):
             await ledger.move(4, GroupState.DISPATCHED)
 
