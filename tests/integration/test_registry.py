@@ -216,7 +216,7 @@ async def test_what_a_ledger_keeps_does_not_grow_with_the_run(server: PrivateRed
                         await registry.ledger.move(sequence, state)
                 await registry.ledger.train(dict.fromkeys(range(4 * step, 4 * step + 4), 0), step + 1)
             used = sum(admin.memory_usage(key, samples=0) or 0 for key in registry.ledger.keys)
-            assert admin.hlen("bicot:run:groups") <= 12
+            assert admin.hlen("bicot:{run}:groups") <= 12
         assert used < 4096
         counts = (await registry.snapshot()).group_counts
         assert {state: count for state, count in counts.items() if count} == {
