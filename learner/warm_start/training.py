@@ -109,7 +109,7 @@ def _fast(num_threads: int) -> Iterator[None]:
 
     A warm start may use all cores, since no other actor of the run works meanwhile.
     """
-    before = torch.get_num_threads()
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(max(1, num_threads))
     # CPUs that multiply bfloat16 in hardware do so five times as fast; sums and weights stay float32.
     torch.set_float32_matmul_precision("medium")
