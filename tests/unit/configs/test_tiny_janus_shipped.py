@@ -34,10 +34,11 @@ def test_its_name_is_a_whole_checkpoint_of_at_most_6_megabytes():
     assert {word for text in VOCABULARY for word in text.split("-")} <= set(vocabulary)
 
 
-@pytest.mark.parametrize("name", ["tiny_janus_shapes", "tiny_janus_noisy"])
-def test_the_configs_it_was_made_with_are_the_ones_that_ship(name: str):
-    recorded = load_config(TINY_JANUS_FOLDER / f"{name}.yaml")
-    assert recorded == load_config(TINY_JANUS_FOLDER.parent / f"{name}.yaml")
+def test_the_configs_it_was_made_with_are_the_ones_that_ship():
+    recorded = sorted(TINY_JANUS_FOLDER.glob("*.yaml"))
+    assert "tiny_janus_noisy" in {path.stem for path in recorded}
+    for path in recorded:
+        assert load_config(path) == load_config(TINY_JANUS_FOLDER.parent / path.name)
 
 
 @pytest.mark.parametrize("split", sorted(SAMPLE))
