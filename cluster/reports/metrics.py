@@ -84,7 +84,8 @@ METRICS: Final[Mapping[str, str]] = {
 METRIC_PREFIXES: Final[Mapping[str, str]] = {
     "reward/": "of each reward of the config, over the pictures that it applies to: NAME its mean, NAME/std_in_group "
     "its spread, NAME/no_spread the share of groups without any, NAME/at_min and NAME/at_max the shares of scores at "
-    "the step's least and greatest, NAME/perfect the share of full marks (1), see cluster.reports.reward_health; and of its replicas since the last step: "
+    "the step's least and greatest, NAME/perfect the share of full marks (1), see "
+    "cluster.reports.reward_health; and of its replicas since the last step: "
     "NAME/queue_ms mean wait of a picture for its batch, NAME/batch_ms mean time of a batch, NAME/images_per_s what "
     "one replica scores while it is at work, NAME/failed pictures that it could not score, NAME/repeated pictures "
     "that were shown to it again because their batch had failed",
