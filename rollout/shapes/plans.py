@@ -32,7 +32,7 @@ def sample_plan(prompt: Prompt, rng: random.Random, noise: float = 0.0) -> Plan:
     """A plan that fulfils the prompt, or, with `noise`, one that errs as a learner's plans do.
 
     noise: chance per object that it is wrong in color, shape or texture, left out or drawn twice,
-    and twice the chance that a relation is turned round. Open colors are drawn from the pairs that training
+    and four times the chance that a relation is turned round. Open colors are drawn from the pairs that training
     may see, errors too; open textures are solid. Raises DataError if the prompt does not fit the grid.
     """
     objects = expected_objects(prompt)
@@ -42,7 +42,7 @@ def sample_plan(prompt: Prompt, rng: random.Random, noise: float = 0.0) -> Plan:
     cells = _choose_cells(len(objects), relation, rng)
     if prompt.numeracy_info and relation is None:
         cells.sort()  # reading order: which of equal objects comes first says nothing
-    if relation is not None and rng.random() < noise / 2:  # more, and the wrong way round would be the usual one
+    if relation is not None and rng.random() < noise / 4:  # far from a half, where right and wrong would be as likely
         cells[:2] = cells[1], cells[0]
     plan: list[PlannedObject] = []
     for item, cell in zip(objects, cells, strict=True):
