@@ -199,7 +199,7 @@ class _Trainer:
 
     def _spread_codebook(self) -> None:
         codebook = self.model.quantize.embedding.weight
-        codebook.data.copy_(spread_codes(*codebook.shape, self.random))
+        codebook.data.copy_(spread_codes(codebook.shape[0], codebook.shape[1], self.random))
 
     def _seed_codebook(self) -> None:
         chosen = self._sample(KMEANS_PICTURES)

@@ -82,8 +82,8 @@ def _word_object(task_type: str, item: ExpectedObject, rng: random.Random) -> st
         return rng.choice(
             (
                 f"{with_article(adjective)} {item.color} object",
-                f"{with_article(item.color)} object that is {adjective}",
-                f"{with_article(item.color)} object shaped like {with_article(item.shape)}",
+                with_article(f"{item.color} object that is {adjective}"),
+                with_article(f"{item.color} object shaped like {with_article(item.shape)}"),
             )
         )
     if item.color is None:
