@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,9 +26,11 @@ from cluster.groups.roller import GroupGivenUpError, RolledGroup
 from cluster.reports import RunLog
 from cluster.reports.curves import EvaluationPoint
 from cluster.reports.metrics import RewardChange
+from cluster.reports.reward_health import share_perfect
 from cluster.reports.run_log import first_samples
 from cluster.reports.samples import SampleEntry, draw_before_after
 from rollout.prompts import PromptSet
+from rollout.records import derive_seed
 
 NUM_COMPARED_PICTURES: Final = 8
 BEFORE_NAME: Final = "before.json"
@@ -39,8 +43,10 @@ class _Before:
     mean_reward: float
     means: Mapping[str, float | None]
     """Reward -> its own mean."""
+    perfect: Mapping[str, float]
+    """Reward -> share of full marks."""
     entries: Mapping[int, SampleEntry]
-    """Sequence -> picture, of the first few prompts."""
+    """Sequence -> picture, of a few prompts: any, chosen before there was a picture."""
 
 
 @dataclass(slots=True)
@@ -56,7 +62,8 @@ class RunEvaluation:
         folder = self.log.directory.evaluation_dir
         if sets and not (folder / BEFORE_NAME).exists():
             measured = await self._evaluate(roller, sets, "before training")
-            before = {name: await _keep(evaluation) for name, evaluation in measured.items()}
+            seed = self.log.config.run.seed
+            before = {name: await _keep(evaluation, seed) for name, evaluation in measured.items()}
             await asyncio.to_thread(_write_before, folder, before)
         self._before = _read_before(folder)
         for name, known in self._before.items():
@@ -129,16 +136,25 @@ def drift_metrics(name: str, change: RewardChange) -> dict[str, float]:
 
 def _change(before: _Before, after: Evaluation | None) -> RewardChange:
     columns = {name: (mean, None if after is None else after.mean_of(name)) for name, mean in before.means.items()}
-    return RewardChange(before.mean_reward, None if after is None else after.mean_reward, columns)
+    perfect = {
+        name: (share, None if after is None else share_perfect(after.scores_of(name)))
+        for name, share in before.perfect.items()
+    }
+    if after is None:
+        return RewardChange(before.mean_reward, None, columns, perfect)
+    return RewardChange(before.mean_reward, after.mean_reward, columns, perfect, len(after.groups))
 
 
 def _sequence_of(group: RolledGroup) -> int:
     return group.scored.rollout.request.sequence
 
 
-async def _keep(evaluation: Evaluation) -> _Before:
-    samples = await first_samples(evaluation.groups[:NUM_COMPARED_PICTURES])
-    return _Before(evaluation.mean_reward, evaluation.means, samples)
+async def _keep(evaluation: Evaluation, seed: int) -> _Before:
+    rng = random.Random(derive_seed(seed, "compared pictures"))
+    places = sorted(rng.sample(range(len(evaluation.groups)), min(NUM_COMPARED_PICTURES, len(evaluation.groups))))
+    samples = await first_samples([evaluation.groups[place] for place in places])
+    perfect = {name: share_perfect(evaluation.scores_of(name)) for name in evaluation.means}
+    return _Before(evaluation.mean_reward, evaluation.means, perfect, samples)
 
 
 def _write_before(folder: Path, before: Mapping[str, _Before]) -> None:
@@ -156,6 +172,7 @@ def _write_before(folder: Path, before: Mapping[str, _Before]) -> None:
         tree[name] = {
             "mean_reward": known.mean_reward,
             "means": dict(known.means),
+            "perfect": {reward: share if math.isfinite(share) else None for reward, share in known.perfect.items()},
             "pictures": pictures,
             "entries": entries,
         }
@@ -175,5 +192,6 @@ def _read_before(folder: Path) -> dict[str, _Before]:
             entry.pop("sequence"): SampleEntry(picture=picture, **entry)
             for entry, picture in zip(known["entries"], pictures, strict=True)
         }
-        before[name] = _Before(known["mean_reward"], known["means"], entries)
+        perfect = {reward: math.nan if share is None else share for reward, share in known.get("perfect", {}).items()}
+        before[name] = _Before(known["mean_reward"], known["means"], perfect, entries)
     return before

@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 TINY_JANUS = "tiny-janus"
+TINY_JANUS_FOLDER = Path(__file__).parent / "tiny_janus"
+"""The checkpoint that comes with the project; `configs/tiny_janus_shapes.yaml` is how it was made."""
 MAX_NAME_LENGTH: Final = 60
 """Characters of a name; four bytes each and what is put around them stay below a file name's 255 bytes."""
 MAX_SEED: Final = 2**63 - 1
@@ -98,7 +101,7 @@ def _kinds_in(annotation: Any) -> Iterator[Any]:
 
 
 class TinyJanusConfig(Section):
-    """Shape of the Janus that `model.path: tiny-janus` builds (transformers' own class, random weights)."""
+    """Shape of a Janus that is built on the spot for a warm start (transformers' own class, random weights)."""
 
     hidden_size: int = Field(128, ge=32, le=2**15, multiple_of=32, description="width of the language model")
     num_layers: int = Field(4, ge=1, le=1024, description="transformer layers")
@@ -107,8 +110,8 @@ class TinyJanusConfig(Section):
         256, ge=32, le=2**20, description="longest sequence, in tokens: prompt, plan and image tokens"
     )
     num_codes: int = Field(128, ge=2, le=2**20, description="size of the VQ codebook")
-    image_size: int = Field(32, ge=8, le=4096, description="pixels a side")
-    patch_size: Literal[2, 4, 8, 16] = Field(4, description="pixels a side of the patch one image token draws")
+    image_size: int = Field(64, ge=8, le=4096, description="pixels a side")
+    patch_size: Literal[2, 4, 8, 16] = Field(8, description="pixels a side of the patch one image token draws")
     seed: int = Field(0, ge=0, description="of the random weights")
 
     @model_validator(mode="after")
@@ -127,12 +130,12 @@ class TinyJanusConfig(Section):
 class ModelConfig(Section):
     """The policy to start from."""
 
-    path: PathText = Field(
-        ..., description=f"hub id, local folder, or '{TINY_JANUS}' (built on the spot; needs warm_start)"
-    )
+    path: PathText = Field(..., description=f"hub id, local folder, or '{TINY_JANUS}', which comes with the project")
     revision: str | None = Field(None, description="git revision of a hub id")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the weights, in engines and learner")
-    tiny: TinyJanusConfig | None = Field(None, description=f"only for path: {TINY_JANUS}")
+    tiny: TinyJanusConfig | None = Field(
+        None, description=f"only for path: {TINY_JANUS}: build one of this shape instead, for a warm start"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -149,6 +152,14 @@ class VQTrainingConfig(Section):
     batch_size: int = Field(12, ge=1, description="pictures a step")
     lr: float = Field(2e-3, gt=0, le=1, description="learning rate")
     consistency_coef: float = Field(1.0, ge=0, le=1e6, description="pulls latents of pixel-identical patches together")
+    num_pictures: int | None = Field(
+        None, ge=1, description="pictures to train on; null takes those of all examples ('shapes': 4000 drawn for it)"
+    )
+    outlines: bool = Field(
+        False,
+        description="patches that show white ground are told apart by their outline alone: their colours are left "
+        "to patches without ground, and the decoder carries them over",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> VQTrainingConfig:

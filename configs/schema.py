@@ -129,10 +129,10 @@ class RunConfig(Section):
             )
 
     def _check_weights(self) -> None:
-        if self.model.path == TINY_JANUS and self.warm_start is None:
+        if self.model.tiny is not None and self.warm_start is None:
             raise ValueError(
-                f"model.path '{TINY_JANUS}' has random weights; add a warm_start section, "
-                "or set model.path to a trained model"
+                "model.tiny builds a model with random weights; add a warm_start section, "
+                f"or remove it: without it, model.path '{TINY_JANUS}' is the trained one that comes with the project"
             )
         whole_gpus = self.rollout.gpus_per_worker >= 1 and self.learner.gpus_per_rank >= 1
         if self.weight_sync.backend == "nccl" and not (whole_gpus and self.rollout.engine == "vllm"):

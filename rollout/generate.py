@@ -32,7 +32,7 @@ MAX_BAD_LINES = 100
 
 EXAMPLES = """\
 examples:
-  python -m rollout.generate --model runs/shapes_cpu/checkpoints/step_000150/model --prompt "two red stars"
+  python -m rollout.generate --model runs/shapes_cpu/checkpoints/step_000080/model --prompt "two red stars"
   python -m rollout.generate --model deepseek-community/Janus-Pro-1B --prompts prompts.txt --output-dir pictures
 
 Every picture has a line in OUTPUT_DIR/images.jsonl: file, prompt, plan, seeds and settings.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import ModelError
+from configs.model_sections import TINY_JANUS, TINY_JANUS_FOLDER
 
 if TYPE_CHECKING:
     from transformers import JanusConfig, PreTrainedTokenizerBase
@@ -40,12 +41,12 @@ class SpecialIds:
 
 
 def resolve_folder(model_path: str, revision: str | None = None, weight_files: Sequence[str] = WEIGHT_FILES) -> Path:
-    """The local folder of a checkpoint; a hub id is downloaded (once) first.
+    """The local folder of a checkpoint; a hub id is downloaded (once) first. 'tiny-janus' is the one shipped.
 
     weight_files: patterns of the weight files to fetch; none are fetched when it is empty.
     Raises ModelError when there is no such folder or id.
     """
-    folder = Path(model_path).expanduser()
+    folder = TINY_JANUS_FOLDER if model_path == TINY_JANUS else Path(model_path).expanduser()
     if folder.is_dir():
         return folder.resolve()
     if folder.is_absolute() or model_path.startswith((".", "~")) or model_path.count("/") != 1:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster.groups.roller import GroupGivenUpError, GroupRoller, RolledGroup
 from rollout.records import GroupRequest, Prompt, derive_seed
@@ -32,9 +33,13 @@ class Evaluation:
 
     def mean_of(self, reward: str) -> float | None:
         """Of one reward, over the pictures that it applies to; None when there are none."""
+        scores = self.scores_of(reward)
+        return float(scores.mean()) if len(scores) else None
+
+    def scores_of(self, reward: str) -> NDArray[np.float32]:
+        """float32 [N]: of one reward, of the pictures that it applies to."""
         scores = np.concatenate([group.scored.reward_columns[reward] for group in self.groups])
-        applicable = scores[np.isfinite(scores)]
-        return float(applicable.mean()) if len(applicable) else None
+        return scores[np.isfinite(scores)]
 
 
 async def evaluate(roller: GroupRoller, prompts: Sequence[Prompt], name: str, seed: int) -> Evaluation:

@@ -84,7 +84,8 @@ METRICS: Final[Mapping[str, str]] = {
 METRIC_PREFIXES: Final[Mapping[str, str]] = {
     "reward/": "of each reward of the config, over the pictures that it applies to: NAME its mean, NAME/std_in_group "
     "its spread, NAME/no_spread the share of groups without any, NAME/at_min and NAME/at_max the shares of scores at "
-    "the step's least and greatest, see cluster.reports.reward_health; and of its replicas since the last step: "
+    "the step's least and greatest, NAME/perfect the share of full marks (1), see "
+    "cluster.reports.reward_health; and of its replicas since the last step: "
     "NAME/queue_ms mean wait of a picture for its batch, NAME/batch_ms mean time of a batch, NAME/images_per_s what "
     "one replica scores while it is at work, NAME/failed pictures that it could not score, NAME/repeated pictures "
     "that were shown to it again because their batch had failed",
@@ -123,6 +124,9 @@ class RewardChange:
     after: float | None
     columns: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
     """The same of each reward by itself: one that rises while the others fall is being hacked."""
+    perfect: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    """Of each reward, the share of pictures with full marks, before and after."""
+    num_prompts: int | None = None
 
 
 class SlowestReward(NamedTuple):
@@ -136,7 +140,7 @@ class SlowestReward(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class RunSummary:
     """How a run ended. Becomes summary.json, where `evaluation` is spread over the keys NAME_reward_before,
-    NAME_reward_after and NAME_rewards: {REWARD: {before, after}}."""
+    NAME_reward_after, NAME_rewards: {REWARD: {before, after}}, and NAME_perfect, likewise, the shares of full marks."""
 
     status: str
     """`finished`; `stopped`: by the user, after a checkpoint; `failed`: see `error`."""
@@ -166,10 +170,11 @@ class RunSummary:
                 for name, change in value.items():
                     tree[f"{name}_reward_before"] = finite_or_none(change.before)
                     tree[f"{name}_reward_after"] = finite_or_none(change.after)
-                    tree[f"{name}_rewards"] = {
-                        reward: {"before": finite_or_none(before), "after": finite_or_none(after)}
-                        for reward, (before, after) in change.columns.items()
-                    }
+                    for key, table in (("rewards", change.columns), ("perfect", change.perfect)):
+                        tree[f"{name}_{key}"] = {
+                            reward: {"before": finite_or_none(before), "after": finite_or_none(after)}
+                            for reward, (before, after) in table.items()
+                        }
             elif isinstance(value, SlowestReward):
                 tree[entry.name] = value._asdict()
             else:

@@ -9,6 +9,7 @@ Of each reward k, over the pictures that it applies to (x: its scores as given, 
     reward/K/at_min, …/at_max
                            share of x that lie at the least and at the greatest value of the step; near 1 at
                            one end, the reward has nothing left to say. A range that is known is not needed.
+    reward/K/perfect       share of x that are full marks, 1: pictures right in every detail, for rewards from 0 to 1
     reward_correlation/J~K Pearson's r of x_J and x_K less their groups' means, over all pictures that both apply
                            to: below 0, one grows at the other's cost
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,9 @@ from rollout.records import ScoredGroup
 
 SPREAD_FLOOR: Final = 1e-6
 """Standard deviations up to this are rounding."""
+
+FULL_MARKS: Final = 0.999
+"""Scores from this are full marks of a reward from 0 to 1: they come as float32, and sums of shares round."""
 
 Float64Array = NDArray[np.float64]
 
@@ -57,7 +61,13 @@ def _health_of_one(columns: Sequence[Float64Array]) -> dict[str, float]:
         "/no_spread": _mean(is_flat.astype(np.float64)),
         "/at_min": _mean((values == values.min(initial=math.inf)).astype(np.float64)),
         "/at_max": _mean((values == values.max(initial=-math.inf)).astype(np.float64)),
+        "/perfect": share_perfect(values),
     }
+
+
+def share_perfect(scores: NDArray[np.floating[Any]]) -> float:
+    """Share of the scores [N] that are full marks (`FULL_MARKS` or more); NaN where there is none."""
+    return _mean((scores >= FULL_MARKS).astype(np.float64))
 
 
 def _correlation(ones: Sequence[Float64Array], others: Sequence[Float64Array]) -> float:

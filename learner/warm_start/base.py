@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from configs.schema import TINY_JANUS, RunConfig, TinyJanusConfig, WarmStartConfig
+from configs.schema import RunConfig, WarmStartConfig
 from learner.warm_start.data import SHAPES, load_examples
 from learner.warm_start.tiny_janus import build_tiny_janus, collect_words, save_pretrained_model
 from rollout.janus_checkpoint import resolve_folder
@@ -19,10 +19,10 @@ def prepare_base(config: RunConfig, section: WarmStartConfig, scratch: Path) -> 
 
     Raises ModelError when there is no such model, DataError when the examples cannot be read.
     """
-    if config.model.path != TINY_JANUS:
+    if config.model.tiny is None:
         return resolve_folder(config.model.path, config.model.revision)
     if dist.get_rank() == 0:
-        tiny = config.model.tiny or TinyJanusConfig()
+        tiny = config.model.tiny
         save_pretrained_model(*build_tiny_janus(tiny, _words(config, section, tiny.image_size)), scratch)
     _broadcast_folder(scratch)
     return scratch

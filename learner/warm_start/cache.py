@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from configs.errors import ConfigError, DataError
-from configs.schema import TINY_JANUS, RunConfig
+from configs.model_sections import TINY_JANUS, TINY_JANUS_FOLDER
+from configs.schema import RunConfig
 from learner.warm_start.data import SHAPES, load_examples
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Raise it with every change of code that changes the weights a warm start ends in."""
 PICTURES_VERSION = 2
 """Raise it with every change of what is read from a picture file."""
@@ -44,8 +45,8 @@ def _key(config: RunConfig) -> str:
         "limits": [config.rollout.max_prompt_tokens, config.rollout.max_cot_tokens],
     }
     digest.update(json.dumps(decisive, sort_keys=True).encode())
-    base = Path(config.model.path).expanduser()
-    if config.model.path != TINY_JANUS and base.is_dir():
+    base = TINY_JANUS_FOLDER if config.model.path == TINY_JANUS else Path(config.model.path).expanduser()
+    if config.model.tiny is None and base.is_dir():
         _add_stats(digest, sorted(path for path in base.iterdir() if path.is_file()))
     if config.warm_start.examples != SHAPES:
         examples = Path(config.warm_start.examples).expanduser()

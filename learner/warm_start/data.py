@@ -27,9 +27,22 @@ from rollout.prompts.formats import show
 from rollout.prompts.source import SkippedPrompt, summarize_skipped
 from rollout.records import UInt8Array, derive_seed
 from rollout.shapes import render, sample_prompt
-from rollout.shapes.world import IMAGE_SIZE, perturb_plan, plan_text, sample_plan
+from rollout.shapes.world import IMAGE_SIZE, Plan, perturb_plan, plan_text, random_plan, sample_plan
 
 SHAPES = "shapes"
+DEFAULT_VQ_SHAPES = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class ShapesDrawing:
+    """A picture of the shapes world that is rendered when it is asked for: a hundred thousand take gigabytes."""
+
+    plan: Plan
+    seed: int
+
+    def render(self) -> UInt8Array:
+        """uint8 [64, 64, 3]."""
+        return render(self.plan, random.Random(self.seed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +53,8 @@ class Example:
     """For messages: `file.jsonl:17`, or `shapes:17`."""
     prompt: str
     plan: str
-    picture: UInt8Array | Path
-    """uint8 [height, width, 3], or where to read it."""
+    picture: ShapesDrawing | Path
+    """What to draw, or where to read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +122,19 @@ def load_examples(config: WarmStartConfig, image_size: int) -> ExampleSet:
 def load_vq_pictures(config: WarmStartConfig, examples: ExampleSet) -> UInt8Array:
     """What the VQ model is trained on, uint8 [M, image_size, image_size, 3].
 
-    The examples' pictures; for 'shapes' also those of colour-shape pairs that no example holds. The VQ
-    model stands for one trained on all kinds of pictures, as Janus-Pro's was: that it can show such a
-    pair tells the policy, which never sees one, nothing about drawing it.
+    The examples' pictures, or `vq.num_pictures` of them. For 'shapes', pictures of one to four objects of all
+    colour-shape pairs, also of those that no example holds. The VQ model stands for one trained on all kinds
+    of pictures, as Janus-Pro's was: that it can show such a pair tells the policy, which never sees one,
+    nothing about drawing it.
     """
-    pictures = examples.load_pictures(range(len(examples)))
-    if config.examples != SHAPES:
-        return pictures
-    rng = random.Random(derive_seed(config.seed, "unseen pairs"))
-    prompts = [sample_prompt(rng, "unseen_pairs") for _ in range(max(1, len(examples) // 3))]
-    return np.concatenate([pictures, *(render(sample_plan(prompt, rng), rng)[None] for prompt in prompts)])
+    assert config.vq is not None
+    num = config.vq.num_pictures
+    rng = random.Random(derive_seed(config.seed, "VQ pictures"))
+    if config.examples == SHAPES:
+        return np.stack([render(random_plan(rng), rng) for _ in range(num or DEFAULT_VQ_SHAPES)])
+    if num is None or num >= len(examples):
+        return examples.load_pictures(range(len(examples)))
+    return examples.load_pictures(sorted(rng.sample(range(len(examples)), num)))
 
 
 def check_skipped(examples: ExampleSet, source: str, max_bad_lines: int) -> None:
@@ -142,7 +158,8 @@ def _draw_shapes(config: WarmStartConfig, image_size: int) -> ExampleSet:
     for index in range(config.num_examples):
         prompt = sample_prompt(rng, "train")
         plan = sample_plan(prompt, rng, config.plan_noise)
-        picture = render(perturb_plan(plan, rng, config.drawing_noise), rng)
+        drawn = perturb_plan(plan, rng, config.drawing_noise)
+        picture = ShapesDrawing(drawn, derive_seed(config.seed, "drawing", index))
         examples.append(Example(f"shapes:{index}", prompt.text, plan_text(plan), picture))
     return ExampleSet(tuple(examples), image_size)
 
@@ -163,8 +180,8 @@ def _parse_example(record: Any, path: Path, number: int) -> Example:
 
 
 def _load_picture(example: Example, image_size: int) -> UInt8Array:
-    if isinstance(example.picture, np.ndarray):
-        return example.picture
+    if isinstance(example.picture, ShapesDrawing):
+        return example.picture.render()
     try:
         picture = read_picture(example.picture)
     except ValueError as error:

@@ -1,7 +1,9 @@
 """Training of a JanusVQVAE's encoder, codebook and decoder on a set of pictures.
 
-    pictures ─► plain autoencoder ─► k-means++ codebook ─► quantized autoencoder ─► unit-norm codes
-                 autoencoder_steps                          the remaining steps
+    pictures ─► as many codes as kinds of patches? ─ yes ─► a code for each kind ───────────┐
+                   │ no                                                                   ▼
+                   └─► plain autoencoder ─► k-means++ codebook ─► quantized autoencoder ─► unit-norm codes
+                        autoencoder_steps                          the remaining steps
 
 transformers' own `JanusVQVAE.forward` decodes from code indices, so it gives the encoder no gradient
 from the picture, and its `decode` normalises codes while its `encode` does not (see `encode_pixels`). The step here is
@@ -10,14 +12,15 @@ section 3.2), the gradient passes the quantizer straight through (VQ-VAE, arXiv:
 3.2), and the stored codes have unit norm, with which the stock `encode` and `decode` both agree.
 
 A token that depends on the picture around its patch is needlessly hard to predict, and the policy
-that must predict it explores noise instead of pictures. Two measures keep tokens plain: the
-consistency loss pulls the latents of pixel-identical patches to their mean while training, and
-`canonical_tokens` gives all copies of a patch the token most of them got.
+that must predict it explores noise instead of pictures. Patches of one kind (`learner.warm_start.patches`:
+all their pixels agree, or their outlines do) therefore get one token. Where the codebook has room for all
+kinds, each has its code from the start, the decoder learns what to draw for it, and the encoder learns to
+tell the kinds apart. Where it has not, the consistency loss pulls the latents of a kind to their mean, and
+kinds that look alike come to share a code.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -28,6 +31,7 @@ from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from configs.schema import VQTrainingConfig
+from learner.warm_start.patches import patch_kinds
 from rollout.records import UInt8Array
 
 BETAS = (0.9, 0.95)
@@ -36,6 +40,11 @@ FINAL_LR_SHARE = 0.1
 MAX_GRAD_NORM = 1.0
 COMMITMENT_COEF = 0.25
 L1_COEF = 0.5
+RARITY_POWER = 0.3
+"""At 0.5 the ground, which is most of a picture, counts so little that it comes out tinted."""
+ENCODER_TEMPERATURE = 0.1
+"""Of the cosines between latent and codes, when the encoder learns to tell kinds apart."""
+ENCODER_COEF = 0.1
 KMEANS_PICTURES = 256
 KMEANS_SEEDING_LATENTS = 6000
 KMEANS_ITERATIONS = 8
@@ -47,20 +56,6 @@ Report = Callable[[int, int, dict[str, float]], None]
 def to_pixel_values(pictures: UInt8Array, device: torch.device | None = None) -> Tensor:
     """uint8 [B, height, width, 3] to float32 [B, 3, height, width] in [-1, 1], as the VQ model reads them."""
     return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def group_identical_patches(pictures: UInt8Array, num_patches: int) -> NDArray[np.int64]:
-    """Number every patch so that two patches share a number exactly when all their pixels agree.
-
-    pictures: uint8 [B, height, width, 3]; num_patches: patches a side. Returns int64 [B, num_patches**2],
-    numbers from 0, raster order.
-    """
-    batch, height, width, channels = pictures.shape
-    rows, columns = height // num_patches, width // num_patches
-    tiles = pictures.reshape(batch, num_patches, rows, num_patches, columns, channels).transpose(0, 1, 3, 2, 4, 5)
-    flat = np.ascontiguousarray(tiles).reshape(batch * num_patches**2, rows * columns * channels)
-    _, numbers = np.unique(flat.view(np.dtype((np.void, flat.shape[1])))[:, 0], return_inverse=True)
-    return numbers.reshape(batch, num_patches**2)
 
 
 def normalised_latents(vq_model: JanusVQVAE, pixel_values: Tensor) -> Tensor:
@@ -76,9 +71,9 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
 
 
 def pool_identical_patches(latents: Tensor, patch_numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean latent of every distinct patch, and where each patch finds its own.
+    """Mean latent of every kind of patch, and where each patch finds its own.
 
-    latents: [B, P, D]; patch_numbers: int64 [B, P], from `group_identical_patches`.
+    latents: [B, P, D]; patch_numbers: int64 [B, P], from `patch_kinds`.
     Returns (means [M, D], index int64 [B, P] into them); gradients flow through the means.
     """
     flat = latents.flatten(0, 1)
@@ -108,6 +103,19 @@ def kmeans_codebook(latents: Tensor, num_codes: int, generator: torch.Generator)
         occupied = torch.bincount(members, minlength=num_codes)[:, None] > 0
         codebook = torch.where(occupied, F.normalize(sums, dim=-1), codebook)
     return codebook
+
+
+def spread_codes(num_codes: int, embed_dim: int, generator: torch.Generator) -> Tensor:
+    """Unit vectors [num_codes, embed_dim] that lie far apart on the sphere: repelled from random places."""
+    codes = torch.randn(num_codes, embed_dim, generator=generator).requires_grad_()
+    optimizer = torch.optim.Adam([codes], lr=0.05)
+    for _ in range(200):
+        unit = F.normalize(codes, dim=-1)
+        cosines = (unit @ unit.t()).fill_diagonal_(-1)
+        optimizer.zero_grad()
+        (cosines * 10).logsumexp(-1).mean().backward()
+        optimizer.step()
+    return F.normalize(codes.detach(), dim=-1)
 
 
 def train_vq_model(
@@ -148,17 +156,6 @@ def encode_pixels(vq_model: JanusVQVAE, pixel_values: Tensor) -> Tensor:
     return nearest_codes(normalised_latents(vq_model, pixel_values), codebook)
 
 
-def canonical_tokens(tokens: NDArray[np.int64], pictures: UInt8Array) -> NDArray[np.int64]:
-    """`tokens` [N, P] with all pixel-identical patches given the token that most of them have."""
-    num_codes = int(tokens.max()) + 1
-    numbers = group_identical_patches(pictures, math.isqrt(tokens.shape[1]))
-    pairs, counts = np.unique(numbers * num_codes + tokens, return_counts=True)
-    rarest_first = pairs[np.argsort(counts, kind="stable")]
-    token_of_patch = np.empty(numbers.max() + 1, np.int64)
-    token_of_patch[rarest_first // num_codes] = rarest_first % num_codes  # the last write wins
-    return token_of_patch[numbers]
-
-
 class _Trainer:
     """One training run of one VQ model."""
 
@@ -166,17 +163,21 @@ class _Trainer:
         self.model = vq_model
         self.config = config
         self.pictures = pictures
-        self.patch_numbers = torch.from_numpy(group_identical_patches(pictures, vq_model.config.num_patches))
+        self.patch_kinds = torch.from_numpy(patch_kinds(pictures, vq_model.config.num_patches, config.outlines))
+        self.num_kinds = int(self.patch_kinds.max()) + 1
         self.device = next(vq_model.parameters()).device
         self.random = torch.Generator().manual_seed(seed)
         self.optimizer = torch.optim.AdamW(vq_model.parameters(), lr=config.lr, betas=BETAS, weight_decay=0.0)
+        self.has_code_per_kind = self.num_kinds <= vq_model.config.num_embeddings
 
     def train(self, report: Report) -> None:
         model, config = self.model, self.config
         model.requires_grad_(True).train()
+        if self.has_code_per_kind:
+            self._spread_codebook()
         for step in range(config.steps):
             quantized = step >= config.autoencoder_steps
-            if step == config.autoencoder_steps:
+            if step == config.autoencoder_steps and not self.has_code_per_kind:
                 self._seed_codebook()
             self.optimizer.param_groups[0]["lr"] = self._learning_rate(step)
             loss, metrics = self._losses(self._sample(config.batch_size), quantized)
@@ -196,36 +197,54 @@ class _Trainer:
     def _sample(self, size: int) -> Tensor:
         return torch.randint(len(self.pictures), (size,), generator=self.random)
 
+    def _spread_codebook(self) -> None:
+        codebook = self.model.quantize.embedding.weight
+        codebook.data.copy_(spread_codes(codebook.shape[0], codebook.shape[1], self.random))
+
     def _seed_codebook(self) -> None:
         chosen = self._sample(KMEANS_PICTURES)
         with torch.no_grad():
             latents = torch.cat([normalised_latents(self.model, self._pixels(part)) for part in chosen.split(64)])
-            means, _ = pool_identical_patches(latents, self.patch_numbers[chosen].to(self.device))
+            means, _ = pool_identical_patches(latents, self.patch_kinds[chosen].to(self.device))
             codebook = self.model.quantize.embedding.weight
             codebook.copy_(kmeans_codebook(F.normalize(means, dim=-1).cpu(), len(codebook), self.random))
 
     def _pixels(self, chosen: Tensor) -> Tensor:
-        return to_pixel_values(self.pictures[chosen.numpy()], self.device)
+        return to_pixel_values(self.pictures[chosen.numpy()], self.device).contiguous(memory_format=torch.channels_last)
 
     def _losses(self, chosen: Tensor, quantized: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the pictures with indices `chosen` [B], and its parts."""
         pixels = self._pixels(chosen)
+        kinds = self.patch_kinds[chosen].to(self.device)
         latents = normalised_latents(self.model, pixels)
-        means, index = pool_identical_patches(latents, self.patch_numbers[chosen].to(self.device))
-        # Most of a simple picture is ground: each patch counts by the root of how rare it is in the batch.
-        weights = torch.bincount(index.flatten()).float().rsqrt()[index]
-        consistency = (latents - means[index]).pow(2).sum(-1).mean()
-        pooled = F.normalize(means, dim=-1)[index]
-        decoder_input, codebook_loss = self._quantize(pooled) if quantized else (pooled, pooled.new_zeros(()))
+        means, index = pool_identical_patches(latents, kinds)
+        # Most of a simple picture is ground: a patch counts the less the more of its kind are in the batch.
+        weights = torch.bincount(index.flatten()).float().pow(-RARITY_POWER)[index]
+        if self.has_code_per_kind:
+            decoder_input, parts = self._assign(latents, kinds, weights)
+        else:
+            consistency = self.config.consistency_coef * (latents - means[index]).pow(2).sum(-1).mean()
+            pooled = F.normalize(means, dim=-1)[index]
+            decoder_input, codebook_loss = self._quantize(pooled) if quantized else (pooled, pooled.new_zeros(()))
+            parts = {"codebook": codebook_loss, "consistency": consistency}
         num_patches = self.model.config.num_patches
         grid = decoder_input.transpose(1, 2).unflatten(2, (num_patches, num_patches))
         difference = self.model.decoder(self.model.post_quant_conv(grid)) - pixels
         error = difference.pow(2) + L1_COEF * difference.abs()
         patch_error = F.adaptive_avg_pool2d(error.mean(1), num_patches).flatten(1)
-        reconstruction = (patch_error * weights).sum() / weights.sum()
-        loss = reconstruction + codebook_loss + self.config.consistency_coef * consistency
-        parts = {"reconstruction": reconstruction, "codebook": codebook_loss, "consistency": consistency}
+        parts = {"reconstruction": (patch_error * weights).sum() / weights.sum(), **parts}
+        loss = torch.stack(list(parts.values())).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
+
+    def _assign(self, latents: Tensor, kinds: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The code of each patch's kind, [B, P, D], and what the encoder has to learn to find it.
+
+        latents: [B, P, D]; kinds: int64 [B, P], places in the codebook; weights: [B, P].
+        """
+        codebook = F.normalize(self.model.quantize.embedding.weight, dim=-1)
+        logits = latents @ codebook.detach().t() / ENCODER_TEMPERATURE
+        nll = F.cross_entropy(logits.flatten(0, 1), kinds.flatten(), reduction="none").view_as(weights)
+        return codebook[kinds], {"encoder": ENCODER_COEF * (nll * weights).sum() / weights.sum()}
 
     def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Codes of unit latents [B, P, D] with a straight-through gradient, and the codebook and commitment loss."""

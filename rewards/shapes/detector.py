@@ -1,6 +1,6 @@
 """Finds the objects in decoded pictures of the shapes world, exactly, with NumPy and SciPy.
 
-    pictures ─► label_pixels (ground, ink, six colors) ─► connected components
+    pictures ─► label_pixels (ground, ink, eight colors) ─► connected components
       ─► each compared with all shapes at nine offsets (best IoU) ─► color by vote, texture by pattern
 
 A whole batch goes through at once, but no step mixes pictures.
@@ -37,8 +37,8 @@ _PALETTE = np.array([WHITE, INK, *COLOR_RGB.values()], np.float32)
 _MAX_GRAY_CHROMA = 40
 """Pixels whose channels differ by less are ground or ink, whatever color is nearest: anti-aliased ink is gray."""
 
-MIN_AREA = 12
-"""Components of fewer pixels are specks, not objects; the smallest shape has over 30."""
+MIN_AREA = 48
+"""Components of fewer pixels are specks, not objects; the smallest shape has over 200."""
 MIN_IOU = 0.6
 """Below this overlap with every shape, a component has none."""
 _MIN_PURITY = 0.7
@@ -47,7 +47,7 @@ _MIN_TEXTURE_AGREEMENT = 0.8
 _MAX_VIVID_DISTANCE = 90
 """Farther than this from ink and from every color, in RGB, a pixel is washed out."""
 
-_WINDOW = 16
+_WINDOW = 32
 _OFFSETS = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
 _FOUR_NEIGHBOURS = np.zeros((3, 3, 3), bool)
 _FOUR_NEIGHBOURS[1] = ndimage.generate_binary_structure(2, 1)
@@ -97,7 +97,7 @@ def label_pixels(pictures: UInt8Array) -> NDArray[np.intp]:
 
 
 def detect_objects(pictures: UInt8Array) -> list[Drawing]:
-    """What each of the pictures, uint8 [B, 32, 32, 3], holds."""
+    """What each of the pictures, uint8 [B, 64, 64, 3], holds."""
     if pictures.dtype != np.uint8 or pictures.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
         raise ValueError(
             f"pictures are {pictures.dtype} {list(pictures.shape)}, not uint8 [B, {IMAGE_SIZE}, {IMAGE_SIZE}, 3]"
@@ -180,7 +180,7 @@ def _cut_windows(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Each component in a window around its centre, flattened: which pixels are its own, and which are inked.
 
-    Both float32 [K, 256]. What reaches beyond the window is cut off.
+    Both float32 [K, 1024]. What reaches beyond the window is cut off.
     """
     half = _WINDOW // 2
     margins = ((0, 0), (half, half), (half, half))
@@ -197,7 +197,7 @@ def _cut_windows(
 def _make_templates() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Every shape at every offset, and the ink that each texture would put on it.
 
-    float32 [shapes * offsets, 256] and [shapes * offsets, textures, 256]; 1 where drawn, or inked.
+    float32 [shapes * offsets, 1024] and [shapes * offsets, textures, 1024]; 1 where drawn, or inked.
     """
     silhouettes = np.zeros((len(SHAPES), len(_OFFSETS), _WINDOW, _WINDOW), np.float32)
     inks = np.zeros((len(SHAPES), len(_OFFSETS), len(TEXTURES), _WINDOW, _WINDOW), np.float32)

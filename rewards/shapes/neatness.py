@@ -23,7 +23,7 @@ class NeatnessReward:
         """`device` is what every reward is given; this one computes on the CPU, whatever it says."""
 
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
-        """One Score a picture, uint8 [B, 32, 32, 3]. A picture without objects is not neat.
+        """One Score a picture, uint8 [B, 64, 64, 3]. A picture without objects is not neat.
 
         Raises ValueError for pictures of another size.
         """

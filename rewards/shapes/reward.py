@@ -29,14 +29,14 @@ _ZERO_IOU, _FULL_IOU = 0.5, 0.8
 """Overlap with the nearest shape from which a form earns anything, and from which it earns all."""
 _ZERO_VIVIDNESS, _FULL_VIVIDNESS = 0.2, 0.5
 _MIXED_COLOR_FACTOR = 0.5
-_MIN_SHIFT = 6.0
+_MIN_SHIFT = 12.0
 """Pixels between two centres, from which one is left of, or above, the other."""
-_MAX_NEAR = 21.0
+_MAX_NEAR = 42.0
 """Pixels between the centres of two objects in neighbouring cells, at most."""
 _MAX_OBJECT_AREA = 1.2 * SPRITE_SIZE**2
 _FREE_SPECK_AREA = MIN_AREA
 """Pixels of specks that cost nothing: what a VQ decoder leaves on its own."""
-_SPECK_AREA_PER_OBJECT = 50.0
+_SPECK_AREA_PER_OBJECT = 200.0
 
 
 class ShapesReward:
@@ -51,7 +51,7 @@ class ShapesReward:
         return bool(prompt.nouns or prompt.attr_nouns or prompt.spatial_info or prompt.numeracy_info)
 
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
-        """One Score a picture, uint8 [B, 32, 32, 3]; not applicable to a prompt without metadata.
+        """One Score a picture, uint8 [B, 64, 64, 3]; not applicable to a prompt without metadata.
 
         Raises RewardError for pictures of another size and for metadata of another world.
         """

@@ -84,7 +84,8 @@ def _load_vq_model(checkpoint: JanusCheckpoint) -> JanusVQVAE:
         vq_model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise ModelError(f"model {checkpoint.folder}: its VQ model does not fit its config: {error}") from error
-    return vq_model.eval()
+    # The order of memory that convolutions on CPUs are twice as fast in.
+    return vq_model.eval().to(memory_format=torch.channels_last)
 
 
 def _weight_files(folder: Path) -> dict[Path, list[str]]:

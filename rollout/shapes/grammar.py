@@ -21,6 +21,7 @@ from rollout.shapes.objects import (
     TEXTURE_NOUNS,
     TEXTURES,
     ExpectedObject,
+    with_article,
 )
 
 TASK_TYPES = ("color", "shape", "texture", "spatial", "numeracy", "object")
@@ -45,9 +46,9 @@ _ENDS = {
     "above": ("top", "bottom"),
     "below": ("bottom", "top"),
 }
-_CONVERSATION_WORDS = "plan : . ;"
+_CONVERSATION_WORDS = "plan : . is an that"
 """What the instruction "plan : {prompt}", the image prompt "{prompt}. {plan}" and plans put between words."""
-_SENTENCE_WORDS = "a , object of shape shaped like in with at the and them more"
+_SENTENCE_WORDS = "a , object of shaped like in with at the and them more"
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 _GROUPS = {2: "a pair of", 3: "a trio of", 4: "two pairs of"}
 
@@ -80,19 +81,20 @@ def _word_object(task_type: str, item: ExpectedObject, rng: random.Random) -> st
         adjective = rng.choice(SHAPE_ADJECTIVES[item.shape])
         return rng.choice(
             (
-                f"a {adjective} {item.color} object",
-                f"a {item.color} object of {adjective} shape",
-                f"a {item.color} object shaped like a {item.shape}",
+                f"{with_article(adjective)} {item.color} object",
+                with_article(f"{item.color} object that is {adjective}"),
+                with_article(f"{item.color} object shaped like {with_article(item.shape)}"),
             )
         )
     if item.color is None:
-        return f"a {item.shape}"
+        return with_article(item.shape)
     if item.texture is None:
-        return rng.choice((f"a {item.color} {item.shape}",) * 2 + (f"a {item.shape} in {item.color}",))
+        plain = f"{with_article(item.color)} {item.shape}"
+        return rng.choice((plain, plain, f"{with_article(item.shape)} in {item.color}"))
     adjective = rng.choice(TEXTURE_ADJECTIVES[item.texture])
     wordings = [f"a {adjective} {item.color} {item.shape}", f"a {adjective} {item.shape} in {item.color}"]
     if item.texture in TEXTURE_NOUNS:
-        wordings.append(f"a {item.color} {item.shape} with {rng.choice(TEXTURE_NOUNS[item.texture])}")
+        wordings.append(f"{with_article(item.color)} {item.shape} with {rng.choice(TEXTURE_NOUNS[item.texture])}")
     return rng.choice(wordings)
 
 

@@ -10,6 +10,7 @@ one relation; a plan says what to draw where (`PlannedObject`, nothing left open
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from dataclasses import dataclass
 from configs.errors import DataError
 from rollout.records import Prompt
 
-COLORS = ("red", "green", "blue", "yellow", "purple", "cyan")
-SHAPES = ("circle", "square", "triangle", "star", "cross")
+COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "brown")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "heart", "arrow")
 TEXTURES = ("solid", "striped", "dotted")
 CELLS = ("top left", "top right", "bottom left", "bottom right")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -26,11 +27,13 @@ RELATIONS = ("left of", "right of", "above", "below")
 UNSEEN_PAIRS = frozenset(
     (
         ("red", "star"),
-        ("green", "cross"),
-        ("blue", "triangle"),
+        ("orange", "diamond"),
         ("yellow", "circle"),
+        ("green", "cross"),
+        ("cyan", "arrow"),
+        ("blue", "triangle"),
         ("purple", "square"),
-        ("cyan", "triangle"),
+        ("brown", "heart"),
     )
 )
 """(color, shape) pairs kept for the split of that name; each color and each shape is seen otherwise."""
@@ -41,8 +44,11 @@ SHAPE_ADJECTIVES = {
     "circle": ("circular", "round"),
     "square": ("square", "boxy"),
     "triangle": ("triangular",),
-    "star": ("starry",),
-    "cross": ("crossed",),
+    "star": ("star-shaped", "starry"),
+    "cross": ("cross-shaped",),
+    "diamond": ("diamond-shaped", "rhombic"),
+    "heart": ("heart-shaped",),
+    "arrow": ("arrow-shaped",),
 }
 TEXTURE_ADJECTIVES = {"solid": ("solid", "plain"), "striped": ("striped", "lined"), "dotted": ("dotted", "spotted")}
 TEXTURE_NOUNS = {"striped": ("stripes", "lines"), "dotted": ("dots", "spots")}
@@ -188,24 +194,32 @@ def cells_satisfy(relation: str, first: int, second: int) -> bool:
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan in words: "striped yellow star top left ; blue circle bottom right". Solid goes without saying."""
-    return " ; ".join(
-        " ".join((*(() if item.texture == "solid" else (item.texture,)), item.color, item.shape, CELLS[item.cell]))
+    """The plan in sentences: "a star at the top left is red and striped ." Solid goes without saying."""
+    return " ".join(
+        f"{with_article(item.shape)} at the {CELLS[item.cell]} is {item.color}"
+        f"{'' if item.texture == 'solid' else ' and ' + item.texture} ."
         for item in plan
     )
+
+
+def with_article(words: str) -> str:
+    """ "a star", "an arrow"."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+_SENTENCE = re.compile(
+    f"an? ({'|'.join(SHAPES)}) at the ({'|'.join(CELLS)}) is ({'|'.join(COLORS)})(?: and ({'|'.join(TEXTURES)}))?"
+)
 
 
 def parse_plan(text: str) -> Plan | None:
     """The inverse of `plan_text`; None for any text that is not exactly such a plan."""
     plan = []
-    for clause in text.split(";"):
-        words = clause.split()
-        if len(words) == 4:
-            words = ["solid", *words]
-        if len(words) != 5:
+    *sentences, rest = text.strip().split(".")
+    for sentence in sentences:
+        match = _SENTENCE.fullmatch(sentence.strip())
+        if match is None:
             return None
-        texture, color, shape, cell = words[0], words[1], words[2], " ".join(words[3:])
-        if texture not in TEXTURES or color not in COLORS or shape not in SHAPES or cell not in CELLS:
-            return None
-        plan.append(PlannedObject(texture, color, shape, CELLS.index(cell)))
-    return tuple(plan)
+        shape, cell, color, texture = match.groups()
+        plan.append(PlannedObject(texture or "solid", color, shape, CELLS.index(cell)))
+    return tuple(plan) if plan and not rest else None

@@ -16,7 +16,9 @@ from configs.errors import DataError
 from rollout.records import Prompt
 from rollout.shapes.objects import (
     CELLS,
+    COLORS,
     SEEN_PAIRS,
+    SHAPES,
     TEXTURES,
     Plan,
     PlannedObject,
@@ -30,7 +32,7 @@ def sample_plan(prompt: Prompt, rng: random.Random, noise: float = 0.0) -> Plan:
     """A plan that fulfils the prompt, or, with `noise`, one that errs as a learner's plans do.
 
     noise: chance per object that it is wrong in color, shape or texture, left out or drawn twice,
-    and chance that a relation is turned round. Open colors are drawn from the pairs that training
+    and four times the chance that a relation is turned round. Open colors are drawn from the pairs that training
     may see, errors too; open textures are solid. Raises DataError if the prompt does not fit the grid.
     """
     objects = expected_objects(prompt)
@@ -40,13 +42,26 @@ def sample_plan(prompt: Prompt, rng: random.Random, noise: float = 0.0) -> Plan:
     cells = _choose_cells(len(objects), relation, rng)
     if prompt.numeracy_info and relation is None:
         cells.sort()  # reading order: which of equal objects comes first says nothing
-    if relation is not None and rng.random() < noise:
+    if relation is not None and rng.random() < noise / 4:  # far from a half, where right and wrong would be as likely
         cells[:2] = cells[1], cells[0]
     plan: list[PlannedObject] = []
     for item, cell in zip(objects, cells, strict=True):
         color = item.color or rng.choice([color for color, shape in SEEN_PAIRS if shape == item.shape])
         plan.append(PlannedObject(item.texture or "solid", color, item.shape, cell))
     return _add_plan_errors(tuple(plan), rng, noise) if noise > 0 else tuple(plan)
+
+
+def random_plan(rng: random.Random) -> Plan:
+    """One to four objects, of any texture, color and shape, each in a cell of its own: what a picture can show.
+
+    In one of four pictures they are all alike, as where a prompt counts them.
+    """
+    (num,) = rng.choices(range(1, len(CELLS) + 1), (15, 25, 25, 35))
+    looks = [(rng.choice(TEXTURES), rng.choice(COLORS), rng.choice(SHAPES)) for _ in range(num)]
+    if rng.random() < 0.25:
+        looks = looks[:1] * num
+    cells = rng.sample(range(len(CELLS)), num)
+    return tuple(PlannedObject(*look, cell) for look, cell in zip(looks, cells, strict=True))
 
 
 def perturb_plan(plan: Plan, rng: random.Random, noise: float) -> Plan:

@@ -37,7 +37,7 @@ from rollout.shapes.objects import (
     parse_plan,
     plan_text,
 )
-from rollout.shapes.plans import perturb_plan, sample_plan
+from rollout.shapes.plans import perturb_plan, random_plan, sample_plan
 from rollout.shapes.renderer import (
     CELL_SIZE,
     COLOR_RGB,
@@ -80,6 +80,7 @@ __all__ = [
     "parse_plan",
     "perturb_plan",
     "plan_text",
+    "random_plan",
     "render",
     "sample_plan",
     "sample_prompt",

@@ -16,7 +16,9 @@ from tests.records import make_scored_group
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
-SHAPE = TinyJanusConfig(hidden_size=256, num_layers=2, num_heads=4, num_codes=64, image_size=16, max_positions=64)
+SHAPE = TinyJanusConfig(
+    hidden_size=256, num_layers=2, num_heads=4, num_codes=64, image_size=16, patch_size=4, max_positions=64
+)
 BATCHES = [TrajectoryBatch(step, (make_scored_group(2 * step), make_scored_group(2 * step + 1))) for step in range(2)]
 RELATIVE_TOLERANCE = 0.1
 """Of the gradient's norm, between bfloat16 on the GPU and float32 on the CPU."""

@@ -20,7 +20,9 @@ from rollout.prompts.conversation import ConversationFormat
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 # Heads of 32: vLLM on CPU takes no smaller ones.
-CONFIG = TinyJanusConfig(hidden_size=64, num_heads=2, num_layers=2, num_codes=32, image_size=16, max_positions=64)
+CONFIG = TinyJanusConfig(
+    hidden_size=64, num_heads=2, num_layers=2, num_codes=32, image_size=16, patch_size=4, max_positions=64
+)
 WORDS = ["red", "blue", "circle", "star", "top", "left"]
 
 

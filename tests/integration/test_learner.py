@@ -46,7 +46,9 @@ GROUP_SIZE = 4
 LR = 1e-3
 KL_COEF = 0.05
 CLIP = 0.2
-SHAPE = TinyJanusConfig(hidden_size=128, num_layers=2, num_heads=2, num_codes=96, image_size=16, max_positions=64)
+SHAPE = TinyJanusConfig(
+    hidden_size=128, num_layers=2, num_heads=2, num_codes=96, image_size=16, patch_size=4, max_positions=64
+)
 """Large enough that ZeRO-3 partitions its matrices and both heads."""
 
 

@@ -70,7 +70,7 @@ def test_the_run_directory_holds_config_metrics_pictures_and_curves(asynchronous
     directory = asynchronous.directory
     assert load_config(directory.config_path) == asynchronous.config
     assert [row["step"] for row in asynchronous.rows] == [1, 2, 3]
-    health = ("", "/std_in_group", "/no_spread", "/at_min", "/at_max")
+    health = ("", "/std_in_group", "/no_spread", "/at_min", "/at_max", "/perfect")
     of_each = (*health, "/queue_ms", "/batch_ms", "/images_per_s", "/failed", "/repeated")
     of_rewards = {f"reward/{name}{suffix}" for name in ("shapes", BRIGHTNESS) for suffix in of_each}
     correlation = f"reward_correlation/shapes~{BRIGHTNESS}"

@@ -63,7 +63,7 @@ def make_config(examples: Path, cache_dir: Path, model: dict[str, Any], **warm: 
 
 
 def tiny_config(examples: Path, cache_dir: Path) -> RunConfig:
-    tiny = {"hidden_size": 32, "num_layers": 1, "num_codes": 8, "image_size": 16}
+    tiny = {"hidden_size": 32, "num_layers": 1, "num_codes": 8, "image_size": 16, "patch_size": 4}
     vq = {"steps": 6, "autoencoder_steps": 3, "batch_size": 4}
     return make_config(examples, cache_dir, {"path": "tiny-janus", "tiny": tiny}, vq=vq)
 

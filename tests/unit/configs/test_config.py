@@ -163,7 +163,7 @@ def test_a_missing_field_is_refused_by_name(config_file: Path):
         (["learner.micro_batch_size=7"], "= 128 trajectories do not divide by learner.num_ranks 1 x"),
         (["model.dtype=bfloat16"], "learner.zero_stage 0 with model.dtype bfloat16"),
         (["run.deterministic=true"], "run.deterministic with algorithm.max_staleness 1: the moment at which"),
-        (["model.path=tiny-janus"], "model.path 'tiny-janus' has random weights; add a warm_start section"),
+        (["model.path=tiny-janus", "model.tiny.num_codes=4"], "model.tiny builds a model with random weights; add a"),
         (["model.tiny.num_codes=4"], "model: tiny is set, but path is 'models/janus'"),
         (["weight_sync.backend=nccl"], "weight_sync.backend nccl needs learner and vLLM rollout workers on whole GPUs"),
         (["rollout.gpus_per_worker=2"], "gpus_per_worker 2.0 differs from tensor_parallel_size 1"),

@@ -18,7 +18,14 @@ from rollout.records import Prompt
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SHAPES_CPU = CONFIGS / "shapes_cpu.yaml"
-NUM_GPUS = {"shapes_cpu": 0, "janus_pro_1b_1gpu": 1, "janus_pro_7b_8gpu": 8, "janus_pro_7b_cluster": 32}
+NUM_GPUS = {
+    "shapes_cpu": 0,
+    "tiny_janus_shapes": 0,
+    "tiny_janus_noisy": 0,
+    "janus_pro_1b_1gpu": 1,
+    "janus_pro_7b_8gpu": 8,
+    "janus_pro_7b_cluster": 32,
+}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

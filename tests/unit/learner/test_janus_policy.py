@@ -25,7 +25,9 @@ from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.prompts import Conversation
 from tests.transformers_streams import unconditional_context
 
-SHAPE = TinyJanusConfig(hidden_size=64, num_layers=2, num_heads=2, num_codes=32, image_size=16, max_positions=64)
+SHAPE = TinyJanusConfig(
+    hidden_size=64, num_layers=2, num_heads=2, num_codes=32, image_size=16, patch_size=4, max_positions=64
+)
 NUM_IMAGE_TOKENS = 16
 SCALES = (5.0, 2.0, 1.0)
 TEMPERATURE = 0.8

@@ -119,7 +119,9 @@ def test_a_target_that_no_layer_has_is_refused_by_name(layers: TwoLayers) -> Non
 
 
 def test_a_policy_with_adapters_trains_them_alone_and_keeps_the_checkpoints_names(tmp_path: Path) -> None:
-    shape = TinyJanusConfig(hidden_size=64, num_layers=2, num_heads=2, num_codes=32, image_size=16, max_positions=64)
+    shape = TinyJanusConfig(
+        hidden_size=64, num_layers=2, num_heads=2, num_codes=32, image_size=16, patch_size=4, max_positions=64
+    )
     save_random_tiny_janus(tmp_path / "tiny", shape, ["red", "star"])
     plain = JanusPolicy.load(str(tmp_path / "tiny"), torch.float32, logprob_chunk_tokens=7)
     policy = JanusPolicy.load(str(tmp_path / "tiny"), torch.float32, logprob_chunk_tokens=7, lora=LoraConfig(rank=2))

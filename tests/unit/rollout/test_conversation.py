@@ -33,7 +33,9 @@ TYPED_TEMPLATE = (
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
-    save_random_tiny_janus(folder, TinyJanusConfig(hidden_size=32, num_layers=1, num_codes=8, image_size=8), WORDS)
+    save_random_tiny_janus(
+        folder, TinyJanusConfig(hidden_size=32, num_layers=1, num_codes=8, image_size=8, patch_size=4), WORDS
+    )
     ConversationFormat(system_prompt="", instruction="{prompt}").save(folder)
     return folder
 

@@ -18,7 +18,7 @@ from configs.schema import TinyJanusConfig
 from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.pictures import ImageDecoder
 
-CONFIG = TinyJanusConfig(hidden_size=32, num_layers=1, num_codes=16, image_size=16)
+CONFIG = TinyJanusConfig(hidden_size=32, num_layers=1, num_codes=16, image_size=16, patch_size=4)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from rollout.weights.buckets import pack_bucket
 from rollout.worker import RolloutWorker
 from tests.fakes import FakeEngine
 
-CONFIG = TinyJanusConfig(hidden_size=32, num_layers=1, num_codes=8, image_size=8, max_positions=64)
+CONFIG = TinyJanusConfig(hidden_size=32, num_layers=1, num_codes=8, image_size=8, patch_size=4, max_positions=64)
 WORDS = ["red", "blue", "circle", "square", "star", "top", "left"]
 SETTINGS = SamplingSettings(
     max_prompt_tokens=12, max_cot_tokens=10, num_image_tokens=4, guidance_scale=3.0, temperature=0.9

@@ -21,7 +21,7 @@ from rollout.transformers_engine import TransformersEngine
 from rollout.weights.buckets import pack_bucket
 from tests.transformers_streams import unconditional_context
 
-CONFIG = TinyJanusConfig(hidden_size=64, num_layers=2, num_codes=32, image_size=16)
+CONFIG = TinyJanusConfig(hidden_size=64, num_layers=2, num_codes=32, image_size=16, patch_size=4)
 NUM_IMAGE_TOKENS = 16
 ROLLOUT = RolloutConfig(engine="transformers")
 WORDS = ["red", "blue", "green", "circle", "square", "star", "top", "left"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import pty
@@ -119,6 +120,17 @@ def test_the_end_shows_rewards_before_and_after_and_where_things_are() -> None:
     assert re.search(r"training .*0\.500 +0\.480 +-0\.020", text)
     assert "/runs/" + "long/" * 30 + "trial" in text
     assert "/runs/trial/checkpoints/step_000012" in text
+
+
+def test_the_verdict_names_rewards_and_full_marks_of_what_gives_any() -> None:
+    change = RewardChange(0.581, 0.923, perfect={"shapes": (0.21, 0.78)}, num_prompts=192)
+    quiet = RewardChange(0.3, 0.31, perfect={"hps": (0.0, 0.0), "shapes": (0.5, 0.25)}, num_prompts=8)
+    log = io.StringIO()
+    with Progress(12, log) as progress:
+        progress.finish(dataclasses.replace(SUMMARY, evaluation={"heldout": change, "quiet": quiet}))
+    text = log.getvalue()
+    assert "heldout, 192 prompts: reward 0.58 → 0.92; right in every detail: 21% → 78%" in text
+    assert "quiet, 8 prompts: reward 0.30 → 0.31; full marks by shapes: 50% → 25%\n" in text
 
 
 def test_an_output_that_is_closed_or_ascii_never_raises() -> None:

@@ -77,6 +77,13 @@ def test_saturation_is_the_share_of_scores_at_either_end() -> None:
     assert health["reward/a/at_min"] == pytest.approx(2 / 7)
 
 
+def test_full_marks_are_the_share_of_ones_whatever_the_greatest_score_is() -> None:
+    groups = [group(a=[1.0, 1.0, 0.9, 0.25], b=[0.3] * 4), group(a=[1.0, 0.5, np.nan, 0.25], b=[0.3] * 4)]
+    health = reward_health(groups)
+    assert health["reward/a/perfect"] == pytest.approx(3 / 7)
+    assert health["reward/b/perfect"] == 0
+
+
 def test_half_of_the_groups_without_spread_are_half() -> None:
     groups = [group(a=[0.5, 0.5]), group(a=[0.5, 0.75]), group(a=[1.0, np.nan])]
     assert reward_health(groups)["reward/a/no_spread"] == 0.5  # one picture has no spread to speak of

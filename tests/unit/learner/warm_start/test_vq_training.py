@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from configs.schema import TinyJanusConfig, VQTrainingConfig
+from learner.warm_start.patches import CanonicalTokens, patch_kinds
 from learner.warm_start.tiny_janus import build_tiny_janus
 from learner.warm_start.vq_training import (
-    canonical_tokens,
     encode_pictures,
-    group_identical_patches,
     kmeans_codebook,
     nearest_codes,
     normalised_latents,
     pool_identical_patches,
+    spread_codes,
     to_pixel_values,
     train_vq_model,
 )
@@ -42,7 +42,7 @@ def pictures() -> UInt8Array:
 
 
 def new_vq_model() -> JanusVQVAE:
-    config = TinyJanusConfig(hidden_size=32, num_layers=1, num_codes=NUM_CODES, image_size=16)
+    config = TinyJanusConfig(hidden_size=32, num_layers=1, num_codes=NUM_CODES, image_size=16, patch_size=4)
     return build_tiny_janus(config, ["red"])[0].model.vqmodel
 
 
@@ -109,7 +109,7 @@ def test_patches_share_a_number_exactly_when_all_their_pixels_agree():
     pictures = rng.integers(2, size=(3, 8, 8, 3), dtype=np.uint8)
     pictures[0, :4, :4] = pictures[2, 4:, 4:]
     patches = [p[r : r + 4, c : c + 4].tobytes() for p in pictures for r in (0, 4) for c in (0, 4)]
-    numbers = group_identical_patches(pictures, 2)
+    numbers = patch_kinds(pictures, 2, by_outline=False)
     assert numbers.shape == (3, 4)
     for first, same_as_first in zip(numbers.ravel(), patches, strict=True):
         for second, same_as_second in zip(numbers.ravel(), patches, strict=True):
@@ -150,4 +150,51 @@ def test_canonical_tokens_follow_the_majority_of_identical_patches():
     pictures = np.zeros((2, 4, 4, 3), np.uint8)
     pictures[1, 2:, 2:] = 9  # the one patch that is not black
     tokens = np.array([[5, 5, 1, 5], [5, 2, 5, 1]])
-    np.testing.assert_array_equal(canonical_tokens(tokens, pictures), [[5, 5, 5, 5], [5, 5, 5, 1]])
+    encoded: list[int] = []
+
+    def encode(batch: UInt8Array) -> np.ndarray:
+        encoded.append(len(batch))
+        return tokens[: len(batch)]
+
+    tokens_of = CanonicalTokens(encode, 2)
+    np.testing.assert_array_equal(tokens_of(pictures), [[5, 5, 5, 5], [5, 5, 5, 1]])
+    np.testing.assert_array_equal(tokens_of(pictures[::-1]), [[5, 5, 5, 1], [5, 5, 5, 5]])
+    assert encoded == [2]  # what is known is not encoded again
+    pictures[0, 0, 0] = 7
+    np.testing.assert_array_equal(tokens_of(pictures)[0], [5, 5, 5, 5])
+    assert encoded == [2, 1]
+
+
+def test_by_outline_patches_that_show_ground_do_not_tell_their_colours():
+    pictures = np.full((3, 4, 8, 3), 255, np.uint8)
+    pictures[0, 0, :4], pictures[1, 0, :4], pictures[2, 1, :4] = (200, 0, 0), (0, 0, 200), (200, 0, 0)
+    pictures[:, :, 4:] = np.array([(9, 9, 200), (200, 0, 0), (200, 0, 0)], np.uint8)[:, None, None]
+    first, second, third = patch_kinds(np.concatenate([pictures, pictures], axis=1), 2, by_outline=True)[:, :2]
+    assert first[0] == second[0] != third[0]  # ground in the same places, ground elsewhere
+    assert first[1] != second[1] == third[1]  # drawn all over: red is not blue
+    exact = patch_kinds(np.concatenate([pictures, pictures], axis=1), 2, by_outline=False)
+    assert exact[0, 0] != exact[1, 0]
+
+
+def test_every_kind_of_patch_has_its_own_code_where_there_are_enough(trained, pictures: UInt8Array):
+    model, _ = trained
+    tokens = CanonicalTokens(lambda batch: encode_pictures(model, batch), 4)(pictures)
+    kinds = patch_kinds(pictures, 4, by_outline=False)
+    pairs = {(int(kind), int(token)) for kind, token in zip(kinds.ravel(), tokens.ravel(), strict=True)}
+    assert len(pairs) == len({kind for kind, _ in pairs}) == len({token for _, token in pairs}) == 3
+
+
+def test_spread_codes_are_farther_apart_than_random_ones():
+    codes = spread_codes(64, 8, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(codes.norm(dim=-1), torch.ones(64))
+    random_codes = F.normalize(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    nearest = [float((each @ each.t()).fill_diagonal_(-1).max()) for each in (codes, random_codes)]
+    assert nearest[0] < 0.6 < nearest[1]
+
+
+def test_more_kinds_than_codes_share_a_codebook_of_clusters(pictures: UInt8Array):
+    noisy = pictures - np.random.default_rng(1).integers(0, 20, pictures.shape, dtype=np.uint8)
+    model, history = train(noisy)
+    assert history[-1]["reconstruction"] < 0.5 * history[0]["reconstruction"]
+    assert {"codebook", "consistency"} <= set(history[-1])
+    assert 2 < len(np.unique(encode_pictures(model, noisy))) <= NUM_CODES

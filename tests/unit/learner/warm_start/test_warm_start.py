@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from configs.errors import ConfigError, DataError
-from configs.schema import RunConfig, TinyJanusConfig, WarmStartConfig
+from configs.schema import RunConfig, TinyJanusConfig, VQTrainingConfig, WarmStartConfig
 from learner.janus_policy import EVERYTHING, JanusPolicy
 from learner.objective.phase_tokens import LogprobRequest
 from learner.warm_start import ensure_warm_start, warm_start, warm_start_folder
@@ -22,8 +23,10 @@ from learner.warm_start.__main__ import main
 from learner.warm_start.data import check_skipped, load_examples, load_vq_pictures
 from learner.warm_start.supervised import Shard, TokenizedExamples, iterate_batches, train_supervised
 from learner.warm_start.tiny_janus import build_tiny_janus
+from rewards.shapes.detector import detect_objects
 from rollout.janus_checkpoint import SpecialIds
-from rollout.shapes.objects import UNSEEN_PAIRS, parse_plan
+from rollout.shapes.objects import COLORS, UNSEEN_PAIRS, parse_plan
+from rollout.shapes.objects import SHAPES as SHAPE_NAMES
 
 SHAPES = WarmStartConfig(examples="shapes", num_examples=40, steps=1, batch_size=2)
 
@@ -51,29 +54,40 @@ def run_config(tmp_path: Path, warm: dict[str, Any] | None = None, **changes: An
 
 
 def test_shapes_examples_are_seeded_and_hold_no_unseen_pair():
-    examples = load_examples(SHAPES.model_copy(update={"plan_noise": 0.5, "num_examples": 200}), 32)
+    examples = load_examples(SHAPES.model_copy(update={"plan_noise": 0.5, "num_examples": 200}), 64)
     assert len(examples) == 200
     for example in examples.examples:
         plan = parse_plan(example.plan)
         assert plan is not None
         assert not {(item.color, item.shape) for item in plan} & UNSEEN_PAIRS
-    first = load_examples(SHAPES, 32)
-    again, other = load_examples(SHAPES, 32), load_examples(SHAPES.model_copy(update={"seed": 1}), 32)
+    first = load_examples(SHAPES, 64)
+    again, other = load_examples(SHAPES, 64), load_examples(SHAPES.model_copy(update={"seed": 1}), 64)
     assert [e.prompt for e in first.examples] == [e.prompt for e in again.examples]
     np.testing.assert_array_equal(first.load_pictures(range(40)), again.load_pictures(range(40)))
     assert [e.prompt for e in first.examples] != [e.prompt for e in other.examples]
 
 
 def test_shapes_are_refused_in_a_size_they_are_not_drawn_in():
-    with pytest.raises(ConfigError, match=r"draws 64; set model\.tiny\.image_size to 32"):
-        load_examples(SHAPES, 64)
+    with pytest.raises(ConfigError, match=r"draws 32; set model\.tiny\.image_size to 64"):
+        load_examples(SHAPES, 32)
 
 
-def test_the_vq_model_of_the_shapes_world_sees_more_pictures_than_the_policy():
-    examples = load_examples(SHAPES, 32)
-    pictures = load_vq_pictures(SHAPES, examples)
-    assert len(pictures) == 40 + 13
-    np.testing.assert_array_equal(pictures[:40], examples.load_pictures(range(40)))
+def test_the_vq_model_of_the_shapes_world_sees_all_pairs_and_counts():
+    section = SHAPES.model_copy(update={"vq": VQTrainingConfig(steps=2, autoencoder_steps=0, num_pictures=600)})
+    pictures = load_vq_pictures(section, load_examples(SHAPES, 64))
+    found = [drawing.objects for drawing in detect_objects(pictures)]
+    pairs = {(item.color, item.shape) for items in found for item in items}
+    assert pairs == set(itertools.product(COLORS, SHAPE_NAMES))
+    assert {len(items) for items in found} == {1, 2, 3, 4}
+    assert any(len({str(item).rsplit(maxsplit=2)[0] for item in items}) < len(items) == 4 for items in found)
+
+
+def test_the_vq_model_of_a_file_sees_as_many_of_its_pictures_as_configured(tmp_path: Path):
+    section = write_examples(tmp_path, [GOOD] * 5)
+    examples = load_examples(section, 16)
+    for num, expected in ((None, 5), (3, 3), (9, 5)):
+        vq = VQTrainingConfig(steps=2, autoencoder_steps=0, num_pictures=num)
+        assert len(load_vq_pictures(section.model_copy(update={"vq": vq}), examples)) == expected
 
 
 def test_a_file_gives_its_examples_with_pictures_cropped_to_a_square(tmp_path: Path):
@@ -235,7 +249,7 @@ def make_examples(num: int) -> TokenizedExamples:
 
 
 def make_engine(lr: float = 1e-2) -> PlainEngine:
-    config = TinyJanusConfig(hidden_size=32, num_layers=1, num_codes=8, image_size=8)
+    config = TinyJanusConfig(hidden_size=32, num_layers=1, num_codes=8, image_size=8, patch_size=4)
     model, tokenizer = build_tiny_janus(config, [f"word{index}" for index in range(10)])
     boi_id = tokenizer.convert_tokens_to_ids("<begin_of_image>")
     special_ids = SpecialIds(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, boi_id)

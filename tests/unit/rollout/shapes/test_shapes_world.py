@@ -21,6 +21,7 @@ from rollout.shapes.world import (
     PATCH_SIZE,
     RELATIONS,
     SHAPES,
+    SPRITE_SIZE,
     TASK_TYPES,
     TEXTURES,
     UNSEEN_PAIRS,
@@ -89,8 +90,8 @@ def test_unseen_pairs_are_asked_for_in_their_split_and_in_no_other(prompts: dict
 
 def test_every_color_and_every_shape_is_seen_in_training() -> None:
     seen = set(itertools.product(COLORS, SHAPES)) - UNSEEN_PAIRS
-    assert len(UNSEEN_PAIRS) == 6
-    assert len(seen) == 24
+    assert len(UNSEEN_PAIRS) == 8
+    assert len(seen) == 56
     assert {color for color, _ in seen} == set(COLORS)
     assert {shape for _, shape in seen} == set(SHAPES)
 
@@ -166,15 +167,15 @@ def test_a_split_holds_as_many_prompts_as_it_claims() -> None:
 
 
 def test_a_task_type_that_runs_out_leaves_its_turns_to_the_others() -> None:
-    counts = Counter(prompt.task_type for prompt in load_split("heldout", 3000))
-    assert counts.total() == 3000
+    counts = Counter(prompt.task_type for prompt in load_split("heldout", 8000))
+    assert counts.total() == 8000
     assert 0 < counts["object"] < counts["spatial"]
 
 
 def test_every_word_of_prompts_plans_and_conversation_is_in_the_vocabulary(prompts: dict[str, list[Prompt]]) -> None:
     rng = random.Random(3)
     known = set(VOCABULARY)
-    used = {"plan", ":", "."}  # of the instruction "plan : {prompt}" and the image prompt "{prompt}. {plan}"
+    used = {"plan", ":"}  # of the instruction "plan : {prompt}" and the image prompt "{prompt}. {plan}"
     for prompt in itertools.chain(*prompts.values()):
         used |= set(prompt.text.split()) | set(plan_text(sample_plan(prompt, rng, noise=0.3)).split())
     assert used == known
@@ -202,7 +203,7 @@ def test_metadata_follows_the_schema_of_its_task_type(prompts: dict[str, list[Pr
 def test_a_meaning_comes_in_many_wordings() -> None:
     rng = random.Random(8)
     wordings: dict[tuple[object, ...], set[str]] = {}
-    for _ in range(4000):
+    for _ in range(20_000):
         prompt = sample_prompt(rng, "train")
         if prompt.task_type == "numeracy":
             wordings.setdefault(meaning(prompt), set()).add(prompt.text)
@@ -284,13 +285,24 @@ def test_plans_are_read_back_from_their_text() -> None:
         plan = sample_plan(sample_prompt(rng, rng.choice(SPLITS)), rng, noise=0.4)
         assert parse_plan(plan_text(plan)) == plan
     assert plan_text((PlannedObject("striped", "red", "star", 0), PlannedObject("solid", "blue", "cross", 3))) == (
-        "striped red star top left ; blue cross bottom right"
+        "a star at the top left is red and striped . a cross at the bottom right is blue ."
     )
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", ";", "red star", "red star top left ;", "star red top left", "red star left top", "a red star top left", "?"],
+    [
+        "",
+        ".",
+        "a red star",
+        "a star at the top left is red",
+        "a star at the top left is red .  .",
+        "a star at the left top is red .",
+        "a star at the top left is striped .",
+        "a star at the top left is red and red .",
+        "a star at the top left is red . and a circle at the top right is blue .",
+        "?",
+    ],
 )
 def test_text_that_is_no_plan_is_none(text: str) -> None:
     assert parse_plan(text) is None
@@ -338,7 +350,7 @@ def test_objects_lie_in_their_cells_and_never_touch() -> None:
         assert together.dtype == np.uint8
         drawn = together.min(-1) < 255
         for row, column in itertools.product((0, half), repeat=2):
-            assert drawn[row : row + half, column : column + half].sum() == 100
+            assert drawn[row : row + half, column : column + half].sum() == SPRITE_SIZE**2
         assert not (drawn[half - 1] & drawn[half]).any()
         assert not (drawn[:, half - 1] & drawn[:, half]).any()
 
@@ -354,4 +366,4 @@ def test_pictures_are_made_of_few_distinct_patches() -> None:
                 size = PATCH_SIZE
                 for row, column in itertools.product(range(0, IMAGE_SIZE, size), repeat=2):
                     patches.add(picture[row : row + size, column : column + size].tobytes())
-    assert len(patches) <= 3 * 6 * 5 * 9 + 1
+    assert len(patches) <= 3 * 8 * 8 * 9 + 1
