@@ -204,6 +204,8 @@ class VllmEngine:
         await asyncio.gather(*self._sampling, return_exceptions=True)
         # Not in a thread: vLLM's output handler, in this loop, would take the end for a failure.
         llm.shutdown()
+        # Its finalizer shuts down once more, and where the interpreter is ending by then, it prints an error.
+        llm.shutdown = _already_shut_down
 
     @property
     def _running(self) -> AsyncLLM:
@@ -279,6 +281,10 @@ class VllmEngine:
         except Exception as error:
             raise RolloutError(f"the vLLM engine failed at request {request.request_id}: {error!r}") from error
         return completion
+
+
+def _already_shut_down(timeout: float | None = None) -> None:
+    """In place of `AsyncLLM.shutdown`, once that has been called."""
 
 
 def _make_llm(arguments: Mapping[str, Any], checkpoint: JanusCheckpoint) -> AsyncLLM:
