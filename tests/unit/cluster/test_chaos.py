@@ -165,7 +165,7 @@ def test_a_reward_replica_may_be_killed_or_told_to_misbehave() -> None:
         parse(["--kinds", "reward-fails,rewards"])
 
 
-PICTURES = np.zeros((4, 32, 32, 3), np.uint8)
+PICTURES = np.zeros((4, 64, 64, 3), np.uint8)
 
 
 def test_a_sabotaged_reward_is_itself_until_it_is_told_otherwise(tmp_path: Path) -> None:
