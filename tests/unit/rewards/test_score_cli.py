@@ -534,7 +534,7 @@ def test_what_rollout_generate_drew_is_scored_as_in_training(tmp_path: Path) -> 
     expected = []
     for sequence, prompt in enumerate(prompts):
         request = GroupRequest(sequence, 0, prompt, 2, 1, 0)
-        pictures = np.random.default_rng(sequence).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+        pictures = np.random.default_rng(sequence).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
         writer.write(GroupRollout(request, (make_trajectory(), make_trajectory()), "w", 0.0, 1.0), pictures)
         expected += [answer.value for answer in create_reward("shapes", {}, "cpu").score(pictures, [prompt] * 2)]  # type: ignore[union-attr]
     output = tmp_path / "scores.jsonl"
