@@ -23,7 +23,7 @@ from typing import TextIO
 
 from configs.command_line import exit_code_of
 from configs.errors import ConfigError, DataError, RewardError
-from rewards.judge.client import ChatClient, read_api_key
+from rewards.clients import ChatClient, read_api_key
 from rewards.judge.logprob_judge import METADATA_KEY
 from rollout.prompts.files import BadRecord, parse_prompt, read_records
 from rollout.records import Prompt

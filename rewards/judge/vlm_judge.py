@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from configs.errors import ConfigError, RewardError
-from rewards.judge.client import ChatClient, read_api_key
+from rewards.clients import ChatClient, read_api_key
 from rewards.pictures import check_pictures
 from rollout.records import Prompt, Score, UInt8Array
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from rewards.pictures.input import as_base64 as as_base64
     from rewards.pictures.input import check_pictures as check_pictures
     from rewards.pictures.input import read_picture as read_picture
     from rewards.pictures.input import to_pil as to_pil
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "input": ["check_pictures", "read_picture", "to_pil"],
+        "input": ["as_base64", "check_pictures", "read_picture", "to_pil"],
         "pairs": ["match_pictures"],
         "preprocessing": ["Preprocessing"],
         "qwen_patches": ["QwenPatches"],

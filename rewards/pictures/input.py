@@ -6,6 +6,8 @@ used, so that the worker of a plain NumPy reward needs neither.
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,15 @@ def to_pil(pictures: UInt8Array) -> list[Image.Image]:
     from PIL import Image
 
     return [Image.fromarray(picture) for picture in pictures]
+
+
+def as_base64(picture: UInt8Array, image_format: str, **settings: Any) -> str:
+    """uint8 [height, width, 3] as a file in base64, as servers take it; the settings are those of Pillow's writer."""
+    from PIL import Image
+
+    with io.BytesIO() as file:
+        Image.fromarray(picture).save(file, format=image_format, **settings)
+        return base64.b64encode(file.getvalue()).decode()
 
 
 def pad_to_square(pictures: UInt8Array, gray: int) -> UInt8Array:

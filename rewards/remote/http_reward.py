@@ -11,15 +11,13 @@ A server of 40 lines is in tests/reward_server.py.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from configs.errors import ConfigError, RewardError
-from rewards.pictures import check_pictures
-from rewards.remote.json_client import JsonClient, read_api_key
+from rewards.clients import JsonClient, read_api_key
+from rewards.pictures import as_base64, check_pictures
 from rollout.records import Prompt, Score, UInt8Array
 
 VERSION: Final = 1
@@ -101,9 +99,5 @@ class HttpReward:
 
 
 def _as_item(picture: UInt8Array, prompt: Prompt, plan: str | None) -> dict[str, Any]:
-    from PIL import Image
-
-    with io.BytesIO() as file:
-        Image.fromarray(picture).save(file, format="PNG")
-        image = base64.b64encode(file.getvalue()).decode()
-    return {"image": image, "prompt": {"prompt_id": prompt.prompt_id, **prompt.to_record()}, "plan": plan}
+    record = {"prompt_id": prompt.prompt_id, **prompt.to_record()}
+    return {"image": as_base64(picture, "png"), "prompt": record, "plan": plan}

@@ -1,4 +1,4 @@
-"""rewards/judge/vlm_judge.py and rewards/judge/client.py, against a small server on this machine."""
+"""rewards/judge/vlm_judge.py and rewards/clients/, against a small server on this machine."""
 
 from __future__ import annotations
 
@@ -196,10 +196,17 @@ def test_a_server_that_is_not_there_is_an_error() -> None:
         ask(reward)
 
 
-@pytest.mark.parametrize("answer", [(200, "<html>"), (200, {"choices": []}), (200, "[1]")])
-def test_another_kind_of_server_is_recognised(server: JudgeServer, answer: Answer) -> None:
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((200, "<html>"), "/v1/chat/completions did not answer in JSON: <html>"),
+        ((200, {"choices": []}), r"did not answer as an OpenAI-compatible server does: \{"),
+        ((200, "[1]"), r"did not answer as an OpenAI-compatible server does: \[1\]"),
+    ],
+)
+def test_another_kind_of_server_is_recognised(server: JudgeServer, answer: Answer, message: str) -> None:
     server.answer = lambda body: answer
-    with pytest.raises(RewardError, match="did not answer as an OpenAI-compatible server does"):
+    with pytest.raises(RewardError, match=message):
         ask(judge(server))
 
 

@@ -66,7 +66,12 @@ class JsonClient:
         try:
             return json.loads(answer)
         except ValueError as error:
-            raise RewardError(f"{self.url} did not answer in JSON: {self._show(answer)}") from error
+            raise RewardError(f"{self.url} did not answer in JSON: {self.show(answer)}") from error
+
+    def show(self, answer: Any) -> str:
+        """The start of an answer, for messages, without the key: some servers quote the one that they refuse."""
+        text = answer.decode(errors="replace") if isinstance(answer, bytes) else json.dumps(answer)
+        return (text.replace(self.api_key, "***") if self.api_key else text)[:MAX_BODY_SHOWN]
 
     def _try(self, data: bytes) -> bytes:
         request = urllib.request.Request(self.url, data=data, headers={"Content-Type": "application/json"})
@@ -78,17 +83,12 @@ class JsonClient:
                 return read
         except urllib.error.HTTPError as error:
             with error:
-                reason = f"status {error.code}: {self._show(error.read(MAX_BODY_READ))}"
+                reason = f"status {error.code}: {self.show(error.read(MAX_BODY_READ))}"
             if error.code in _RETRIED_STATUSES or error.code >= 500:
                 raise _TryAgainError(reason) from None
             raise RewardError(f"{self.url} refused the request with {reason}") from None
         except (OSError, http.client.HTTPException) as error:
             raise _TryAgainError(f"{type(error).__name__}: {error}") from error
-
-    def _show(self, body: bytes) -> str:
-        """The start of a body, without the key: some servers quote the one that they refuse."""
-        text = body.decode(errors="replace")
-        return (text.replace(self.api_key, "***") if self.api_key else text)[:MAX_BODY_SHOWN]
 
 
 def read_api_key(variable: str | None, reward: str) -> str | None:
