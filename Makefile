@@ -33,7 +33,7 @@ train: setup  ## train; without more, a tiny Janus on the shapes world, on CPU, 
 test: test-unit test-integration  ## run all tests
 
 test-unit: setup  ## run the tests that need no engine, no Ray, no Redis (seconds)
-	$(PYTHON_BIN) -m pytest tests/unit $(ARGS)
+	$(PYTHON_BIN) -m pytest tests/unit -n auto --dist worksteal $(ARGS)
 
 test-integration: setup  ## run the tests with the real vLLM, Ray, DeepSpeed and Redis (minutes)
 	$(PYTHON_BIN) -m pytest tests/integration tests/hosts $(wildcard tests/gpu) -m 'not proof' $(ARGS)

@@ -9,7 +9,7 @@ import pytest
 from tests.integration import gcs_run
 from tests.integration.own_cluster import run_story
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.proof, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

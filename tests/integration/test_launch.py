@@ -26,7 +26,14 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
         yield start
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.proof),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.proof),
+    ],
+)
 def test_a_signal_to_all_its_processes_saves_a_checkpoint_and_leaves_no_process(
     launch: Callable[..., Launched], number: signal.Signals, code: int
 ) -> None:

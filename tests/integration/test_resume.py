@@ -25,7 +25,7 @@ NUM_STEPS = 7
 LIFE_TIMEOUT_S = 240.0
 RAY_AGENTS = ("DashboardAgent", "RuntimeEnvAgent")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.proof, pytest.mark.timeout(900)]
 
 
 def make_tree(name: str, directory: Path) -> dict[str, object]:
