@@ -23,7 +23,7 @@ from typing import TextIO
 
 from configs.command_line import exit_code_of
 from configs.errors import ConfigError, DataError, RewardError
-from rewards.clients import ChatClient, read_api_key
+from rewards.clients import ChatClient, check_url, read_api_key
 from rewards.judge.logprob_judge import METADATA_KEY
 from rollout.prompts.files import BadRecord, parse_prompt, read_records
 from rollout.records import Prompt
@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _ask(arguments: argparse.Namespace) -> int:
     if arguments.max_questions < 1 or arguments.parallel < 1 or arguments.retries < 0:
         raise ConfigError("--max-questions and --parallel must be above 0, and --retries not below it")
+    check_url(arguments.judge, "--judge", "http://localhost:8000/v1")
     output: Path = arguments.output or arguments.prompts.with_suffix(".questions.jsonl")
     prompts = _read_prompts(arguments.prompts)
     done = _check_output(output, arguments)
@@ -83,7 +84,7 @@ def _ask(arguments: argparse.Namespace) -> int:
         retries=arguments.retries,
         backoff_s=1.0,
         settings={"temperature": 0.0, "max_tokens": MAX_TOKENS},
-        api_key=read_api_key(arguments.api_key_env, "ask"),
+        api_key=read_api_key(arguments.api_key_env, "--api-key-env"),
     )
     missing = [prompt for prompt in prompts if prompt.text not in done]
     with output.open("a" if done else "w", encoding="utf-8") as file:
@@ -144,7 +145,11 @@ def questions_for(prompt: Prompt, client: ChatClient, most: int, tries: int) -> 
         # At temperature 0 the same request has the same reply.
         again = f"\n\nYour last reply was no such list: {problem}" if number else ""
         try:
-            return read_questions(client.ask(question + again, None), most)
+            reply = client.ask(question + again, None)
+        except RewardError as error:
+            return error  # the client has tried again already
+        try:
+            return read_questions(reply, most)
         except RewardError as error:
             problem = error
     return problem

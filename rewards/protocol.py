@@ -39,7 +39,7 @@ class Reward(Protocol):
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> Sequence[Score | RewardError]:
         """One answer a picture, in order.
 
-        pictures: uint8 [B, height, width, 3], RGB; prompts: the B prompts they were drawn for.
+        pictures: uint8 [B, height, width, 3], RGB; prompts: the B prompts they were drawn for. Both have been checked.
         The score of a picture must not depend on what else is in the batch.
         """
 

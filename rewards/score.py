@@ -42,8 +42,9 @@ prompts: .jsonl, .json, .csv, .parquet or .txt, as for training.
 
 which prompt belongs to which picture:
   Records of the prompts file with a field 'image' (or 'file', as in the images.jsonl of rollout.generate) name their
-  picture in DIR. Without it, pictures go to the records in the order of their file names (2.png before 10.png); with
-  twice as many pictures as records, the first two belong to the first record, and so on. Hidden files are no pictures.
+  picture in DIR. Without it, pictures go to the records in the order of the numbers in their names (2.png before
+  10.png; a name of another form is refused); with twice as many pictures as records, the first two belong to the first
+  record, and so on. Hidden files are no pictures.
 
 examples:
   python -m rewards.score --rewards hps,aesthetic --prompts prompts.jsonl --images pictures --output scores.jsonl

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 from rewards.loading import resolve_dtype
 from rewards.loading.clip_embedder import load_clip
-from rewards.pictures import check_pictures
 from rollout.records import Prompt, Score, UInt8Array
 
 PICK_SCORE_MODEL = "yuvalkirstain/PickScore_v1"
@@ -44,7 +43,6 @@ class PickScoreReward:
 
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """The scaled cosine for each picture; pictures uint8 [B, height, width, 3]. Parts: the cosine."""
-        check_pictures(pictures, prompts)
         pixels = self._prepare(pictures, self._clip.device)
         cosines = self._clip.cosines(pixels, [prompt.text for prompt in prompts]).tolist()
         return [Score(self._clip.scale * cosine, parts={"cosine": cosine}) for cosine in cosines]
@@ -70,7 +68,6 @@ class ClipScoreReward:
 
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """The clipped, scaled cosine for each picture; pictures uint8 [B, height, width, 3]. Parts: the cosine."""
-        check_pictures(pictures, prompts)
         pixels = self._prepare(pictures, self._clip.device)
         cosines = self._clip.cosines(pixels, [f"{self._prefix}{prompt.text}" for prompt in prompts]).tolist()
         return [Score(CLIP_SCORE_FACTOR * max(cosine, 0.0), parts={"cosine": cosine}) for cosine in cosines]

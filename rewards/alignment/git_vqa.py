@@ -21,7 +21,7 @@ from transformers import CLIPImageProcessorPil, GitForCausalLM
 
 from rewards.loading import load_model, load_tokenizer, model_errors, resolve_dtype
 from rewards.loading.pretrained import single_token_id
-from rewards.pictures import Preprocessing, check_pictures
+from rewards.pictures import Preprocessing
 from rewards.t2i_r1.git_vqa import T2IR1Questions
 from rollout.records import Prompt, Score, UInt8Array
 
@@ -81,7 +81,6 @@ class GitVqaReward:
 
         Parts: question -> probability.
         """
-        check_pictures(pictures, prompts)
         # Pictures with equally many questions go together: GIT tiles a picture's features over its questions.
         by_num_questions: dict[int, list[int]] = defaultdict(list)
         questions = [[f"{noun}?" for noun in self._questions.nouns(prompt)] for prompt in prompts]

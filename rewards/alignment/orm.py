@@ -36,7 +36,7 @@ from configs.errors import ConfigError
 from rewards.loading import load_model, load_tokenizer, model_errors, resolve_dtype
 from rewards.loading.llava_qwen import KEY_MAPPING, MODEL_TYPE, convert_config
 from rewards.loading.pretrained import single_token_id
-from rewards.pictures import Preprocessing, check_pictures, to_pil
+from rewards.pictures import Preprocessing, to_pil
 from rewards.pictures.input import pad_to_square
 from rewards.t2i_r1.orm import SampledReply
 from rollout.records import Prompt, Score, UInt8Array
@@ -117,7 +117,6 @@ class OrmReward:
     @torch.inference_mode()
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """Probability of "yes" for each picture; pictures uint8 [B, height, width, 3]. Parts: the likelier answer."""
-        check_pictures(pictures, prompts)
         before = self._embed(BEFORE_PICTURE)
         rows = [
             torch.cat([before, patches, self._embed(QUESTION.format(prompt=prompt.text))])

@@ -14,14 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessorPil
 
 from configs.errors import ConfigError
 from rewards.loading import load_model, load_tokenizer, model_errors, resolve_dtype
-from rewards.loading.pretrained import single_token_id
-from rewards.pictures import QwenPatches, check_pictures
-from rewards.pictures.qwen_patches import SeenPictures
+from rewards.loading.pretrained import plain_token_ids, single_token_id
+from rewards.pictures import QwenPatches
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -64,39 +62,15 @@ class VqaScoreReward:
     @torch.inference_mode()
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """P("Yes") for each picture; pictures uint8 [B, height, width, 3]. Parts: the likeliest first token."""
-        check_pictures(pictures, prompts)
         seen = self._see(pictures, self._vlm.device)
-        rows = [self._token_ids(prompt.text, seen.num_tokens) for prompt in prompts]
-        probabilities = torch.softmax(self._last_logits(rows, seen), dim=-1)
+        rows = [self._token_ids(prompt.text, seen.token_ids(self._vlm.config)) for prompt in prompts]
+        logits = self._vlm(**seen.model_inputs(rows, self._vlm), logits_to_keep=1).logits[:, -1]
+        probabilities = torch.softmax(logits.float(), dim=-1)
         answers = self._tokenizer.batch_decode(probabilities.argmax(dim=-1)[:, None])
         values = probabilities[:, self._yes_id].tolist()
         return [Score(value, parts={"answer": answer}) for value, answer in zip(values, answers, strict=True)]
 
-    def _token_ids(self, text: str, num_patches: int) -> Tensor:
-        config = self._vlm.config
-        picture = [config.vision_start_token_id, *[config.image_token_id] * num_patches, config.vision_end_token_id]
-        question = self._question.replace("{prompt}", text)
-        return torch.tensor(
-            [*self._tokenize(self._before), *picture, *self._tokenize(AFTER_PICTURE.format(question=question))]
-        )
-
-    def _tokenize(self, text: str) -> list[int]:
-        token_ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
-        return token_ids
-
-    def _last_logits(self, rows: Sequence[Tensor], seen: SeenPictures) -> Tensor:
-        """Logits, float32 [B, vocabulary], after the last token of each row."""
-        device = self._vlm.device
-        # The padding's id does not matter under the mask, as long as it is no picture's.
-        token_ids = pad_sequence(list(rows), batch_first=True, padding_side="left")
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-        logits = self._vlm(
-            input_ids=token_ids.to(device),
-            attention_mask=mask.to(device),
-            mm_token_type_ids=(token_ids == self._vlm.config.image_token_id).int().to(device),
-            pixel_values=seen.patches.to(self._vlm.dtype),
-            image_grid_thw=seen.grid,
-            use_cache=False,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        return logits.float()
+    def _token_ids(self, text: str, picture: list[int]) -> Tensor:
+        question = AFTER_PICTURE.format(question=self._question.replace("{prompt}", text))
+        before, after = (plain_token_ids(self._tokenizer, part) for part in (self._before, question))
+        return torch.tensor([*before, *picture, *after])

@@ -91,14 +91,20 @@ class JsonClient:
             raise _TryAgainError(f"{type(error).__name__}: {error}") from error
 
 
-def read_api_key(variable: str | None, reward: str) -> str | None:
-    """The value of an environment variable; null for none. Raises ConfigError when it is not set."""
+def check_url(url: str, option: str, example: str) -> None:
+    """Raise ConfigError, naming the option, for an address that is none."""
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{option} is '{url}'; give it like {example}")
+
+
+def read_api_key(variable: str | None, option: str) -> str | None:
+    """Value of an environment variable, None for none. Raises ConfigError where it is not set, naming the option."""
     if variable is None:
         return None
     key = os.environ.get(variable)
     if not key:
         raise ConfigError(
-            f"rewards[].options.api_key_env of {reward} is '{variable}', and that variable is not set where the reward "
-            "runs; export it before the run, or pass it in the reward's runtime environment"
+            f"{option} is '{variable}', and that environment variable is not set here; export it before the start, or, "
+            "for the replicas of a reward, set it in rewards[].runtime_env"
         )
     return key

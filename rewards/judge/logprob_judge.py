@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import ConfigError, RewardError
-from rewards.clients import ChatClient, read_api_key
-from rewards.pictures import check_pictures
+from rewards.clients import ChatClient, check_url, read_api_key
 from rollout.records import Prompt, Score, UInt8Array
 
 QUESTION = 'Does this picture show "{prompt}"? Answer with one word, yes or no.'
@@ -83,7 +82,7 @@ class LogprobJudgeReward:
             retries=retries,
             backoff_s=backoff_s,
             settings={**settings, **(extra_body or {})},
-            api_key=read_api_key(api_key_env, "logprob_judge"),
+            api_key=read_api_key(api_key_env, "rewards[].options.api_key_env of logprob_judge"),
             image_format=image_format,
         )
         self._threads = ThreadPoolExecutor(max_workers=num_parallel, thread_name_prefix="judge")
@@ -98,7 +97,6 @@ class LogprobJudgeReward:
 
         A RewardError for a picture with malformed questions, or of which the server does not answer one.
         """
-        check_pictures(pictures, prompts)
         # All questions of all pictures are out at once, and not those of one picture after the other.
         asked = [self._ask_all(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
         return [_gather(answers, self._combine) for answers in asked]
@@ -202,8 +200,7 @@ def _gather(
 
 def _check(url: str, questions: Any, answer: str, lowest: int, highest: int, combine: str) -> None:
     option, name = "rewards[].options", "logprob_judge"
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"{option}.url of {name} is '{url}'; give it like http://localhost:8000/v1")
+    check_url(url, f"{option}.url of {name}", "http://localhost:8000/v1")
     if isinstance(questions, str) or not all(isinstance(text, str) and "{prompt}" in text for text in questions):
         raise ConfigError(
             f"{option}.questions of {name} is {questions!r}; give a list of texts with {{prompt}} in each"

@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from configs.errors import ConfigError, RewardError
-from rewards.clients import ChatClient, read_api_key
-from rewards.pictures import check_pictures
+from rewards.clients import ChatClient, check_url, read_api_key
 from rollout.records import Prompt, Score, UInt8Array
 
 QUESTION = (
@@ -74,7 +73,7 @@ class VlmJudgeReward:
             retries=retries,
             backoff_s=backoff_s,
             settings={"temperature": temperature, "max_tokens": max_tokens, **(extra_body or {})},
-            api_key=read_api_key(api_key_env, self.name),
+            api_key=read_api_key(api_key_env, f"rewards[].options.api_key_env of {self.name}"),
             image_format=image_format,
         )
         self._threads = ThreadPoolExecutor(max_workers=num_parallel, thread_name_prefix="judge")
@@ -84,7 +83,6 @@ class VlmJudgeReward:
 
         A RewardError for a picture to which the server does not answer, or with no number in range.
         """
-        check_pictures(pictures, prompts)
         questions = [self._question.replace("{prompt}", prompt.text) for prompt in prompts]
         return list(self._threads.map(self._judge, questions, pictures))
 
@@ -122,8 +120,7 @@ def find_number(pattern: re.Pattern[str], reply: str, lowest: float, highest: fl
 
 def _check(name: str, url: str, question: str, pattern: str, lowest: float, highest: float) -> None:
     option = "rewards[].options"
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"{option}.url of {name} is '{url}'; give it like http://localhost:8000/v1")
+    check_url(url, f"{option}.url of {name}", "http://localhost:8000/v1")
     if "{prompt}" not in question:
         raise ConfigError(f"{option}.question of {name} is '{question}'; put {{prompt}} into it")
     try:

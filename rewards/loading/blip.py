@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from transformers import BlipTextConfig, BlipVisionConfig
 
-StateDict = dict[str, Tensor]
+from rewards.loading.state_dicts import StateDict, count_layers
 
 HEAD_SIZE = 64
 """Of both towers, in every BLIP; the shapes of a checkpoint do not tell it."""
@@ -81,7 +81,7 @@ def infer_vision_config(weights: Mapping[str, Tensor]) -> BlipVisionConfig:
     return BlipVisionConfig(
         hidden_size=width,
         intermediate_size=mlp_width,
-        num_hidden_layers=_num_layers(weights, "encoder.layers"),
+        num_hidden_layers=count_layers(weights, "encoder.layers"),
         num_attention_heads=width // HEAD_SIZE,
         image_size=math.isqrt(num_positions - 1) * patch_size,
         patch_size=patch_size,
@@ -104,15 +104,10 @@ def infer_text_config(weights: Mapping[str, Tensor]) -> BlipTextConfig:
         hidden_size=width,
         encoder_hidden_size=vision_width,
         intermediate_size=mlp_width,
-        num_hidden_layers=_num_layers(weights, "encoder.layer"),
+        num_hidden_layers=count_layers(weights, "encoder.layer"),
         num_attention_heads=width // HEAD_SIZE,
         max_position_embeddings=num_positions,
         hidden_act="gelu",
         # Makes the layers with cross-attention; the text is read in both directions all the same.
         is_decoder=True,
     )
-
-
-def _num_layers(weights: Mapping[str, Tensor], stem: str) -> int:
-    pattern = re.compile(rf"^{re.escape(stem)}\.(\d+)\.")
-    return 1 + max(int(match[1]) for match in map(pattern.match, weights) if match)

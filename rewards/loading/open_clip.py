@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from transformers import CLIPConfig
 
-StateDict = dict[str, Tensor]
+from rewards.loading.state_dicts import StateDict, count_layers
 
 _RENAMED = {
     "logit_scale": "logit_scale",
@@ -107,7 +107,7 @@ def infer_config(weights: Mapping[str, Tensor]) -> CLIPConfig:
         vision_config={
             "hidden_size": vision_width,
             "intermediate_size": vision_mlp,
-            "num_hidden_layers": _num_layers(weights, "vision_model"),
+            "num_hidden_layers": count_layers(weights, "vision_model.encoder.layers"),
             "num_attention_heads": vision_width // VISION_HEAD_SIZE,
             "image_size": math.isqrt(num_positions - 1) * patch_size,
             "patch_size": patch_size,
@@ -118,7 +118,7 @@ def infer_config(weights: Mapping[str, Tensor]) -> CLIPConfig:
             "vocab_size": vocab_size,
             "hidden_size": text_width,
             "intermediate_size": text_mlp,
-            "num_hidden_layers": _num_layers(weights, "text_model"),
+            "num_hidden_layers": count_layers(weights, "text_model.encoder.layers"),
             "num_attention_heads": text_width // TEXT_HEAD_SIZE,
             "max_position_embeddings": num_text_positions,
             "projection_dim": projection_dim,
@@ -127,8 +127,3 @@ def infer_config(weights: Mapping[str, Tensor]) -> CLIPConfig:
             "eos_token_id": vocab_size - 1,
         },
     )
-
-
-def _num_layers(weights: Mapping[str, Tensor], tower: str) -> int:
-    pattern = re.compile(rf"^{tower}\.encoder\.layers\.(\d+)\.")
-    return 1 + max(int(match[1]) for match in map(pattern.match, weights) if match)

@@ -143,9 +143,15 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def plain_token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text, without special ones that the tokenizer would put around it."""
+    token_ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return token_ids
+
+
 def single_token_id(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
     """Id of a word that is one token. Raises ValueError when it is none, or several."""
-    token_ids = tokenizer(word, add_special_tokens=False).input_ids
+    token_ids = plain_token_ids(tokenizer, word)
     if len(token_ids) != 1 or token_ids[0] == tokenizer.unk_token_id:
         raise ValueError(f"the tokenizer has no single token for '{word}'")
     return int(token_ids[0])

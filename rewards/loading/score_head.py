@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from rewards.loading.state_dicts import linear_layer
+
 PUBLISHED_NUMBERS = (0, 2, 4, 6, 7)
 
 
@@ -23,15 +25,10 @@ def build_head(
     layers: list[nn.Linear] = []
     for number in numbers:
         layer_name = f"{prefix}{name}.{number}"
-        try:
-            weight, bias = weights[f"{layer_name}.weight"].float(), weights[f"{layer_name}.bias"].float()
-        except KeyError as error:
-            raise ValueError(f"the checkpoint lacks {error}") from error
-        width = layers[-1].out_features if layers else weight.shape[1]
-        if weight.shape[1] != width or bias.shape != weight.shape[:1]:
-            raise ValueError(f"{layer_name} of shape {tuple(weight.shape)} does not follow a layer of width {width}")
-        layer = nn.Linear(width, len(weight))
-        layer.load_state_dict({"weight": weight, "bias": bias})
+        layer = linear_layer(weights, layer_name)
+        if layers and layer.in_features != layers[-1].out_features:
+            width = layers[-1].out_features
+            raise ValueError(f"{layer_name} takes {layer.in_features} numbers and follows a layer of width {width}")
         layers.append(layer)
     if layers[-1].out_features != 1:
         raise ValueError(f"{prefix}{name}.{numbers[-1]} gives {layers[-1].out_features} numbers, not one")

@@ -22,7 +22,7 @@ from rewards.loading import load_model, load_tokenizer, model_errors, resolve_dt
 from rewards.objects.boxes import FloatArray
 from rewards.objects.captions import Caption, Phrase, phrase_tokens
 from rewards.objects.detections import Candidates, DetectionRules, wanted_nouns
-from rewards.pictures import Preprocessing, check_pictures
+from rewards.pictures import Preprocessing
 from rewards.t2i_r1.grounding_dino import T2IR1DetectionRules
 from rollout.records import Prompt, Score, UInt8Array
 
@@ -85,7 +85,6 @@ class GroundingDinoReward:
         Not applicable to a prompt without nouns, or with more of them than the detector reads.
         Parts: objects found and missing, and each object's boxes in pixels with their confidences.
         """
-        check_pictures(pictures, prompts)
         captions = {i: caption for i, prompt in enumerate(prompts) if (caption := self._rules.caption(prompt))}
         too_long = {i for i, caption in captions.items() if self._num_tokens(caption) > self._max_tokens}
         asked = [i for i in captions if i not in too_long]

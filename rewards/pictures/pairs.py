@@ -3,8 +3,9 @@
     records with `image` or `file`  ─► that picture of the folder, whatever the order
     records without                 ─► the pictures in the order of their names, k to a record: pictures / records
 
-Names are ordered as people count: `2.png` before `10.png`. A record that is no prompt keeps its place, so that it
-shifts no other; its pictures are skipped by name.
+Names are ordered as people count: `2.png` before `10.png`. They have to differ in their numbers alone: the place of a
+`grid.png` among them says nothing of a record, and it would shift the others to another record's prompt. A record that
+is no prompt keeps its place, so that it shifts no other; its pictures are skipped by name.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def match_pictures(prompts_file: Path, folder: Path) -> tuple[list[Pair], list[S
     pictures = list_pictures(folder)
     if any(_image_of(record) is not None for _, record in records):
         return _match_by_name(records, folder)
+    _check_numbered(pictures, folder)
     if len(pictures) % len(records):
         raise DataError(
             f"{folder} holds {len(pictures)} pictures for the {len(records)} records of {prompts_file}: no "
@@ -84,6 +86,22 @@ def list_pictures(folder: Path) -> list[Path]:
     if not paths:
         raise DataError(f"{folder}: there is no picture in this folder (looked for {', '.join(SUFFIXES)})")
     return sorted(paths, key=_as_counted)
+
+
+def _check_numbered(pictures: Sequence[Path], folder: Path) -> None:
+    """Raise DataError unless the names differ in their numbers alone; one picture may have any name."""
+    by_form: dict[str, list[str]] = {}
+    for path in pictures:
+        by_form.setdefault(re.sub(r"\d+", "#", path.stem), []).append(path.name)
+    if len(pictures) == 1 or (len(by_form) == 1 and "#" in next(iter(by_form))):
+        return
+    most = max(by_form.values(), key=len)
+    odd = next((name for names in by_form.values() if names is not most for name in names), most[-1])
+    raise DataError(
+        f"{folder}: which record does {show(odd)} belong to? Pictures go to records in the order of their names only "
+        "where these differ in their numbers alone, as 1.png and 2.png do; give each record the name of its picture in "
+        "a field 'image', or take out what is no picture of a record"
+    )
 
 
 def _match_by_name(records: Sequence[tuple[str, Any]], folder: Path) -> tuple[list[Pair], list[Skipped]]:

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from rewards.pictures.preprocessing import Preprocessing
@@ -28,6 +30,27 @@ class SeenPictures:
     """int64 [B, 3]: frames (1), rows and columns of patches of each picture."""
     num_tokens: int
     """Of one picture, after its patches are merged."""
+
+    def token_ids(self, config: Any) -> list[int]:
+        """What stands for one picture between a prompt's tokens; config: of the whole model."""
+        return [config.vision_start_token_id, *[config.image_token_id] * self.num_tokens, config.vision_end_token_id]
+
+    def model_inputs(self, rows: Sequence[Tensor], model: Any) -> dict[str, Any]:
+        """What the model is called with, on its device: rows of token ids, one a picture, padded on the left.
+
+        rows: int64 [N_b] each, with `token_ids` in it once.
+        """
+        # The padding's id does not matter under the mask, as long as it is no picture's.
+        token_ids = pad_sequence(list(rows), batch_first=True, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+        return {
+            "input_ids": token_ids.to(model.device),
+            "attention_mask": mask.to(model.device),
+            "mm_token_type_ids": (token_ids == model.config.image_token_id).int().to(model.device),
+            "pixel_values": self.patches.to(model.dtype),
+            "image_grid_thw": self.grid,
+            "use_cache": False,
+        }
 
 
 class QwenPatches:

@@ -17,7 +17,7 @@ from rewards.loading import load_model, model_errors, resolve_dtype
 from rewards.loading.clip_embedder import normalize
 from rewards.loading.pretrained import fetch_file, read_state_dict
 from rewards.loading.score_head import build_head
-from rewards.pictures import Preprocessing, check_pictures
+from rewards.pictures import Preprocessing
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "openai/clip-vit-large-patch14"
@@ -48,7 +48,6 @@ class AestheticReward:
     @torch.inference_mode()
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """The head's number for each picture; pictures uint8 [B, height, width, 3]."""
-        check_pictures(pictures, prompts)
         pixels = self._prepare(pictures, self._clip.device)
         embedded = self._clip(pixel_values=pixels.to(self._clip.dtype)).image_embeds
         return [Score(value) for value in self._head(normalize(embedded))[:, 0].tolist()]

@@ -18,7 +18,7 @@ from rewards.loading import load_model, model_errors, resolve_dtype
 from rewards.loading.clip_embedder import normalize
 from rewards.loading.pretrained import fetch_file, read_state_dict
 from rewards.loading.score_head import build_head
-from rewards.pictures import Preprocessing, check_pictures
+from rewards.pictures import Preprocessing
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "google/siglip-so400m-patch14-384"
@@ -50,7 +50,6 @@ class AestheticV25Reward:
     @torch.inference_mode()
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """The head's number for each picture; pictures uint8 [B, height, width, 3]."""
-        check_pictures(pictures, prompts)
         pixels = self._prepare(pictures, self._siglip.device)
         embedded = self._siglip(pixel_values=pixels.to(self._siglip.dtype)).pooler_output
         return [Score(value) for value in self._head(normalize(embedded))[:, 0].tolist()]

@@ -17,7 +17,6 @@ from rewards.loading import ClipEmbedder, load_model, load_tokenizer, model_erro
 from rewards.loading.clip_embedder import cosines
 from rewards.loading.open_clip import convert_state_dict, infer_config
 from rewards.loading.pretrained import fetch_file, freeze, parse_dtype, read_state_dict, refuse_missing
-from rewards.pictures import check_pictures
 from rewards.t2i_r1.hps import half_cosines
 from rollout.records import Prompt, Score, UInt8Array
 
@@ -59,7 +58,6 @@ class HPSReward:
 
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """The cosine for each picture; pictures uint8 [B, height, width, 3]."""
-        check_pictures(pictures, prompts)
         pixels = preprocess(torch.tensor(pictures).to(self._clip.device), self._clip.image_size)
         embedded = self._clip.embed(pixels, [prompt.text for prompt in prompts])
         return [Score(value) for value in self._cosines(*embedded).tolist()]

@@ -14,13 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, Qwen2VLImageProcessorPil, Qwen2VLModel
 
 from rewards.loading import load_tokenizer, model_errors, resolve_dtype
-from rewards.loading.pretrained import fetch_file, freeze, parse_dtype, read_state_dict, refuse_missing
-from rewards.pictures import QwenPatches, check_pictures
-from rewards.pictures.qwen_patches import SeenPictures
+from rewards.loading.pretrained import (
+    fetch_file,
+    freeze,
+    parse_dtype,
+    plain_token_ids,
+    read_state_dict,
+    refuse_missing,
+)
+from rewards.loading.state_dicts import linear_layer
+from rewards.pictures import QwenPatches
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "MizzenAI/HPSv3/HPSv3.safetensors"
@@ -97,10 +103,10 @@ class Hpsv3Reward:
     @torch.inference_mode()
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """The mean for each picture; pictures uint8 [B, height, width, 3]. Parts: the uncertainty."""
-        check_pictures(pictures, prompts)
         seen = self._see(pictures, self._qwen.device)
-        rows = [self._token_ids(prompt.text, seen.num_tokens) for prompt in prompts]
-        outputs = self._head(self._reward_states(rows, seen).float()).tolist()
+        rows = [self._token_ids(prompt.text, seen.token_ids(self._qwen.config)) for prompt in prompts]
+        hidden = self._qwen(**seen.model_inputs(rows, self._qwen)).last_hidden_state
+        outputs = self._head(hidden[:, -1].float()).tolist()  # the last token of each row is <|Reward|>
         return [Score(mean, parts={"uncertainty": uncertainty}) for mean, uncertainty in outputs]
 
     @property
@@ -108,31 +114,10 @@ class Hpsv3Reward:
         token_id: int = self._tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
         return token_id
 
-    def _token_ids(self, text: str, num_tokens: int) -> Tensor:
-        config = self._qwen.config
-        picture = [config.vision_start_token_id, *[config.image_token_id] * num_tokens, config.vision_end_token_id]
-        question = INSTRUCTION.replace("{prompt}", text)
-        return torch.tensor([*self._tokenize(BEFORE_PICTURE), *picture, *self._tokenize(question), self._reward_id])
-
-    def _tokenize(self, text: str) -> list[int]:
-        token_ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
-        return token_ids
-
-    def _reward_states(self, rows: Sequence[Tensor], seen: SeenPictures) -> Tensor:
-        """The hidden state, [B, d], of the last token of each row, which is <|Reward|>."""
-        device = self._qwen.device
-        # The padding's id does not matter under the mask, as long as it is no picture's.
-        token_ids = pad_sequence(list(rows), batch_first=True, padding_side="left")
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-        hidden: Tensor = self._qwen(
-            input_ids=token_ids.to(device),
-            attention_mask=mask.to(device),
-            mm_token_type_ids=(token_ids == self._qwen.config.image_token_id).int().to(device),
-            pixel_values=seen.patches.to(self._qwen.dtype),
-            image_grid_thw=seen.grid,
-            use_cache=False,
-        ).last_hidden_state
-        return hidden[:, -1]
+    def _token_ids(self, text: str, picture: list[int]) -> Tensor:
+        instruction = INSTRUCTION.replace("{prompt}", text)
+        before, after = (plain_token_ids(self._tokenizer, part) for part in (BEFORE_PICTURE, instruction))
+        return torch.tensor([*before, *picture, *after, self._reward_id])
 
 
 def convert_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -161,16 +146,10 @@ def build_reward_head(weights: Mapping[str, Tensor]) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for number in HEAD_NUMBERS:
-        name = f"rm_head.{number}"
-        try:
-            weight, bias = weights[f"{name}.weight"].float(), weights[f"{name}.bias"].float()
-        except KeyError as error:
-            raise ValueError(f"the checkpoint lacks {error}") from error
-        layer = nn.Linear(weight.shape[1], len(weight))
-        layer.load_state_dict({"weight": weight, "bias": bias})
+        layer = linear_layer(weights, f"rm_head.{number}")
         layers += [layer] if number == HEAD_NUMBERS[-1] else [layer, nn.ReLU()]
-    if len(weight) != 2:
-        raise ValueError(f"rm_head.{HEAD_NUMBERS[-1]} gives {len(weight)} numbers, not a mean and an uncertainty")
+    if layer.out_features != 2:
+        raise ValueError(f"rm_head.{number} gives {layer.out_features} numbers, not a mean and an uncertainty")
     return nn.Sequential(*layers).requires_grad_(False).eval()
 
 

@@ -24,7 +24,7 @@ from rewards.loading.blip import (
 )
 from rewards.loading.pretrained import fetch_file, freeze, parse_dtype, read_state_dict, refuse_missing
 from rewards.loading.score_head import build_head
-from rewards.pictures import Preprocessing, check_pictures
+from rewards.pictures import Preprocessing
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "THUDM/ImageReward/ImageReward.pt"
@@ -67,7 +67,6 @@ class ImageReward:
     @torch.inference_mode()
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """The normalised number for each picture; pictures uint8 [B, height, width, 3]."""
-        check_pictures(pictures, prompts)
         device = self._vision.device
         pixels = self._prepare(pictures, device).to(self._vision.dtype)
         patches = self._vision(pixel_values=pixels).last_hidden_state

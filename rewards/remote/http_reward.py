@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from configs.errors import ConfigError, RewardError
-from rewards.clients import JsonClient, read_api_key
-from rewards.pictures import as_base64, check_pictures
+from rewards.clients import JsonClient, check_url, read_api_key
+from rewards.pictures import as_base64
 from rollout.records import Prompt, Score, UInt8Array
 
 VERSION: Final = 1
@@ -45,15 +45,14 @@ class HttpReward:
         backoff_s: float = 1.0,
         is_random: bool = False,
     ) -> None:
-        option = "rewards[].options"
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"{option}.url of http is '{url}'; give it like http://localhost:8000/score")
+        check_url(url, "rewards[].options.url of http", "http://localhost:8000/score")
         for name, value in (("pictures_per_request", pictures_per_request), ("num_parallel", num_parallel)):
             if value < 1:
-                raise ConfigError(f"{option}.{name} of http is {value}; set it to 1 or more")
+                raise ConfigError(f"rewards[].options.{name} of http is {value}; set it to 1 or more")
         self.is_random = is_random
         self._size = pictures_per_request
-        self._client = JsonClient(url, timeout_s, retries, backoff_s, read_api_key(api_key_env, "http"))
+        api_key = read_api_key(api_key_env, "rewards[].options.api_key_env of http")
+        self._client = JsonClient(url, timeout_s, retries, backoff_s, api_key)
         self._threads = ThreadPoolExecutor(max_workers=num_parallel, thread_name_prefix="http-reward")
 
     def score(
@@ -63,7 +62,6 @@ class HttpReward:
 
         A RewardError for each picture of a request that got no answer, or none of the right form.
         """
-        check_pictures(pictures, prompts)
         shown: Sequence[str | None] = [None] * len(prompts) if plans is None else plans
         items = list(zip(pictures, prompts, shown, strict=True))
         requests = [items[start : start + self._size] for start in range(0, len(items), self._size)]

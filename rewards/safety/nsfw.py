@@ -14,7 +14,7 @@ from transformers import ViTForImageClassification, ViTImageProcessorPil
 
 from configs.errors import ConfigError
 from rewards.loading import load_model, model_errors, resolve_dtype
-from rewards.pictures import Preprocessing, check_pictures
+from rewards.pictures import Preprocessing
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "Falconsai/nsfw_image_detection"
@@ -55,7 +55,6 @@ class NsfwReward:
     @torch.inference_mode()
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """1 - P(unsafe) for each picture; pictures uint8 [B, height, width, 3]. Parts: the likeliest label."""
-        check_pictures(pictures, prompts)
         pixels = self._prepare(pictures, self._classifier.device)
         logits = self._classifier(pixel_values=pixels.to(self._classifier.dtype)).logits
         probabilities = torch.softmax(logits.float(), dim=-1)

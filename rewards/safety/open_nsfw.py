@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from configs.errors import ConfigError
-from rewards.pictures import check_pictures
 from rollout.records import Prompt, Score, UInt8Array
 
 
@@ -31,7 +30,6 @@ class OpenNsfwReward:
 
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """1 - P(unsafe) for each picture; pictures uint8 [B, height, width, 3]."""
-        check_pictures(pictures, prompts)
         predictions = self._classifier.classify_batch(list(pictures), max_workers=1)
         return [Score(1 - prediction.nsfw) for prediction in predictions]
 

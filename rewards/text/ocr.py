@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from configs.errors import ConfigError
-from rewards.pictures import check_pictures
 from rollout.records import Prompt, Score, UInt8Array
 
 FREE_LETTERS = 16
@@ -66,7 +65,6 @@ class OcrReward:
 
         Not applicable to a prompt without quoted words.
         """
-        check_pictures(pictures, prompts)
         return [self._score_one(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
 
     def _score_one(self, picture: UInt8Array, prompt: Prompt) -> Score:

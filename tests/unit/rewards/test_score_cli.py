@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,35 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.Capt
     code, lines = run(tmp_path, "--rewards", BRIGHTNESS)
     assert (code, lines) == (2, [])
     assert "holds 3 pictures for the 2 records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "odd"),
+    [
+        (("1.png", "2.png", "grid.png", "contact sheet.png"), "grid.png' belong|contact sheet.png' belong"),
+        (("1.png", "2.png", "grid_1.png", "grid_2.png"), "grid_1.png' belong"),
+        (("fox.png", "owl.png"), "owl.png' belong"),
+    ],
+)
+def test_a_picture_that_has_no_place_among_the_others_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], odd: str
+) -> None:
+    for name in names:
+        save(tmp_path, name, 0)
+    write_prompts(tmp_path, {"prompt": "first"}, {"prompt": "second"})
+    assert run(tmp_path, "--rewards", BRIGHTNESS) == (2, [])
+    assert re.search(odd, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "names", [("seed7_1.png", "seed7_2.jpg"), ("00001.png", "00002.png"), ("1_2.webp", "1_10.webp")]
+)
+def test_names_that_differ_in_their_numbers_have_an_order(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        save(tmp_path, name, 0)
+    pairs, skipped = match_pictures(write_prompts(tmp_path, {"prompt": "first"}, {"prompt": "second"}), tmp_path)
+    assert [(pair.name, pair.prompt.text) for pair in pairs] == list(zip(names, ("first", "second"), strict=True))
+    assert skipped == []
 
 
 def test_a_bad_record_shifts_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

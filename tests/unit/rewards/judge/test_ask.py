@@ -69,6 +69,31 @@ def test_a_prompt_whose_reply_cannot_be_read_is_named_and_asked_again_later(
     assert [prompt.text for prompt in written(output)] == ["a dog left of a box", "a star", "a red cat"]
 
 
+def test_a_server_without_an_answer_is_tried_again_by_the_client_alone(
+    server: JudgeServer, prompts_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    server.answer = lambda body: (503, "busy")
+    assert ask(server, prompts_file) == 1
+    assert len(server.requests) == 2 * 2, "two prompts, each sent once and once more"
+    assert "no answer in 2 tries, the last: status 503: busy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--judge", "localhost:8000"), "--judge is 'localhost:8000'; give it like http://localhost:8000/v1"),
+        (("--api-key-env", "NO_SUCH_KEY"), "--api-key-env is 'NO_SUCH_KEY', and that environment variable is not set"),
+    ],
+)
+def test_a_wrong_option_is_named_as_the_command_has_it(
+    server: JudgeServer, prompts_file: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    assert ask(server, prompts_file, *options) == 2
+    assert message in capsys.readouterr().err
+    assert server.requests == []
+
+
 def test_nothing_is_overwritten_unasked(
     server: JudgeServer, prompts_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

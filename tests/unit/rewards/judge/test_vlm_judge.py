@@ -249,7 +249,10 @@ def test_a_judge_with_a_temperature_says_that_it_is_random(server: JudgeServer) 
         ({"pattern": "Score: ("}, "pattern of vlm_judge .* no regular expression"),
         ({"pattern": "Score"}, "pattern of vlm_judge is 'Score'; put the number into a group"),
         ({"lowest": 10}, r"lowest of vlm_judge is 10; set it below highest, which is 10\.0"),
-        ({"api_key_env": "NO_SUCH_VARIABLE"}, "api_key_env of vlm_judge is 'NO_SUCH_VARIABLE', and that variable"),
+        (
+            {"api_key_env": "NO_SUCH_VARIABLE"},
+            "api_key_env of vlm_judge is 'NO_SUCH_VARIABLE', and that env",
+        ),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
