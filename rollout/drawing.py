@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from transformers.utils import logging
 
 from configs.errors import ConfigError, DataError
 from configs.schema import RolloutConfig
+from rollout.drawing_options import DrawingOptions
 from rollout.engine import EngineSettings
 from rollout.prompts import Conversation
 from rollout.records import GroupRequest, GroupRollout, Prompt, UInt8Array, derive_seed
@@ -28,29 +27,15 @@ _CPU_SEQUENCES = 16
 """Sequences for which a CPU's key-value cache has room at least; more of them take turns."""
 
 
-@dataclass(frozen=True, slots=True)
-class DrawingOptions:
-    """Options of image generation. None means the checkpoint's own value, or what the machine has."""
-
-    model: str
-    revision: str | None = None
-    engine: Literal["vllm", "transformers"] = "vllm"
-    device: Literal["cpu", "cuda"] | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None
-    num_images: int = 4
-    images_per_cot: int = 1
-    no_cot: bool = False
-    guidance_scale: float | None = None
-    temperature: float = 1.0
-    max_cot_tokens: int | None = None
-    seed: int = 0
-
-
 async def draw(
-    options: DrawingOptions, prompts: Sequence[Prompt], sink: Callable[[GroupRollout, UInt8Array], None]
+    options: DrawingOptions,
+    prompts: Sequence[Prompt],
+    sink: Callable[[GroupRollout, UInt8Array], None],
+    only: Sequence[int] | None = None,
 ) -> None:
     """Draw `options.num_images` pictures of each prompt; `sink` gets each group with its pictures.
 
+    only: places of the prompts to draw, where the others are drawn already; a prompt's pictures depend on its place.
     Raises ConfigError, DataError or ModelError when it cannot begin, RolloutError when the engine fails.
     """
     logging.set_verbosity_error()
@@ -71,7 +56,8 @@ async def draw(
                 rollout, pictures = await sampler.sample(_request(options, sequence, prompt))
             sink(rollout, pictures)
 
-        drawing = [asyncio.create_task(draw_group(sequence, prompt)) for sequence, prompt in enumerate(prompts)]
+        wanted = [(sequence, prompts[sequence]) for sequence in (range(len(prompts)) if only is None else only)]
+        drawing = [asyncio.create_task(draw_group(sequence, prompt)) for sequence, prompt in wanted]
         try:
             await asyncio.gather(*drawing)
         finally:

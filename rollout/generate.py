@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from configs.command_line import exit_code_of
 from configs.errors import DataError
+from rollout.drawing_options import DrawingOptions, add_drawing_arguments, whole
 from rollout.prompts import load_prompts
 from rollout.prompts.files import BadRecord, parse_prompt
 from rollout.prompts.source import summarize_skipped
@@ -54,7 +53,6 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a checkpoint folder, or OWNER/NAME")
-    parser.add_argument("--revision", help="git revision of a hub id")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", help="what to draw; may be given several times")
     source.add_argument(
@@ -63,34 +61,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="a .txt, .jsonl, .json, .csv or .parquet file of prompts, or shapes:SPLIT:NUM",
     )
     parser.add_argument("--output-dir", type=Path, default=Path("generated"), help="default: %(default)s")
-    parser.add_argument("--num-images", type=_whole(1), default=4, help="pictures a prompt; default: %(default)s")
+    parser.add_argument("--num-images", type=whole(1), default=4, help="pictures a prompt; default: %(default)s")
     parser.add_argument(
-        "--images-per-cot", type=_whole(1), default=1, help="pictures drawn by each plan; divides --num-images"
+        "--images-per-cot", type=whole(1), default=1, help="pictures drawn by each plan; divides --num-images"
     )
-    parser.add_argument("--no-cot", action="store_true", help="draw from the prompt alone, without a plan")
-    parser.add_argument(
-        "--guidance-scale",
-        type=_number(least=1.0),
-        help="how far to follow the prompt; 1 is no guidance; default: the checkpoint's, or 5",
-    )
-    parser.add_argument("--temperature", type=_number(least=0.01), default=1.0, help="default: %(default)s")
-    parser.add_argument("--seed", type=_whole(0), default=0, help="same seed, same pictures; default: %(default)s")
-    parser.add_argument(
-        "--max-cot-tokens", type=_whole(1), help="longest plan; default: 128, or what the context has room for"
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("vllm", "transformers"),
-        default="vllm",
-        help="default: %(default)s; transformers is slower, and starts sooner",
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on cuda, float32 on cpu")
+    add_drawing_arguments(parser)
     return parser
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parsed options, named as the fields of `rollout.drawing.DrawingOptions`; exits with 2 for wrong ones."""
+    """Parsed options, named as the fields of `DrawingOptions`; exits with 2 for wrong ones."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.num_images % arguments.images_per_cot:
@@ -122,10 +102,10 @@ def _generate(arguments: argparse.Namespace) -> int:
     prompts = _read_prompts(arguments, console)
     os.environ.update(quiet_environment())  # before torch is imported, which reads its part once
     # Here, so that --help and a mistyped option are answered at once.
-    from rollout.drawing import DrawingOptions, draw
+    from rollout.drawing import draw
     from rollout.pictures import PictureWriter
 
-    options = DrawingOptions(**{field.name: getattr(arguments, field.name) for field in fields(DrawingOptions)})
+    options = DrawingOptions.of(arguments)
     settings = {"model": options.model, "temperature": options.temperature, "seed": options.seed}
     writer = PictureWriter(arguments.output_dir, settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -149,32 +129,6 @@ def describe(rollout: GroupRollout, paths: Sequence[Path]) -> str:
             lines.append(f"  plan: {trajectory.cot_text}")
         lines.append(f"    {path}")
     return "\n".join(lines)
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number, at least `least`."""
-
-    def whole_number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of {least} or more")
-        return int(text)
-
-    return whole_number
-
-
-def _number(least: float) -> Callable[[str], float]:
-    """An argparse type: a finite number, at least `least`."""
-
-    def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value >= least):
-            raise argparse.ArgumentTypeError(f"'{text}' is not a number of {least:g} or more")
-        return value
-
-    return number
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from rewards.shapes import ShapesReward
-from rollout.drawing import DrawingOptions, draw
+from rollout.drawing import draw
+from rollout.drawing_options import DrawingOptions
 from rollout.records import GroupRollout, UInt8Array
 from rollout.shapes import load_split
 from rollout.shapes.world import parse_plan

@@ -15,6 +15,7 @@ COMMANDS: Mapping[str, str] = {
     "rollout.generate": "Draws pictures with a checkpoint.",
     "rollout.convert_janus": "Converts Janus checkpoints from their authors' format and back.",
     "rewards.score": "Scores a folder of pictures.",
+    "rewards.benchmark": "Draws the prompts of a benchmark and scores them as its authors do.",
     "rewards.ask": "Has a language model write the questions that a judge asks of each prompt's pictures.",
     "learner.warm_start": "Trains a model on captioned pictures, without reinforcement learning.",
     "cluster.study": "Answers a question about the algorithm by several runs that differ in one thing.",

@@ -12,7 +12,8 @@ from configs.load import load_config
 from configs.model_sections import TINY_JANUS, TINY_JANUS_FOLDER
 from learner.janus_policy import load_janus
 from rewards.shapes import ShapesReward
-from rollout.drawing import DrawingOptions, draw
+from rollout.drawing import draw
+from rollout.drawing_options import DrawingOptions
 from rollout.janus_checkpoint import JanusCheckpoint, resolve_folder
 from rollout.records import GroupRollout, UInt8Array
 from rollout.shapes import load_split

@@ -1,0 +1,23 @@
+"""The benchmarks by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import cast
+
+from configs.errors import ConfigError
+from rewards.benchmarks.protocol import Benchmark
+
+BENCHMARKS: Mapping[str, str] = {
+    "shapes": "rewards.benchmarks.geneval.shapes:ShapesBenchmark",
+}
+"""Name -> module:class."""
+
+
+def make_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name. Raises ConfigError for an unknown one."""
+    if name not in BENCHMARKS:
+        raise ConfigError(f"there is no benchmark '{name}'; use one of {', '.join(BENCHMARKS)}")
+    module, _, class_name = BENCHMARKS[name].partition(":")
+    return cast(Benchmark, getattr(importlib.import_module(module), class_name)())
