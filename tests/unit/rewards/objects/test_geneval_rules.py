@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -103,6 +104,28 @@ def test_the_cheapest_pictures_earn_little() -> None:
     everywhere = found(cat=[(x, y, x + 30, y + 30) for x in (0, 33, 66) for y in (0, 33, 66)])
     assert judge(counted, everywhere, color_is("red")).partial == 0.0
     assert judge(placed, {}, color_is("red")).partial == 0.0
+
+
+@pytest.mark.parametrize("relation", ["left of", "right of", "above", "below"])
+def test_one_object_on_the_other_stands_in_no_direction(relation: str) -> None:
+    placed = record("position", {"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": [relation, 0]})
+    rng = random.Random(0)
+    for _ in range(50):
+        x, y = 50 + rng.uniform(-8, 8), 50 + rng.uniform(-8, 8)
+        verdict = judge(placed, found(cat=[(x - 10, y - 10, x + 10, y + 10)], dog=[(2, 2, 98, 98)]), color_is("red"))
+        assert (verdict.correct, verdict.partial) == (False, 0.5)
+
+
+def test_objects_everywhere_are_no_place_no_count_and_no_colour() -> None:
+    grid = [(x, y, x + 30, y + 30) for x in (0, 33, 66) for y in (0, 33, 66)]
+    placed = record("position", {"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["above", 0]})
+    rng, correct = random.Random(1), 0
+    for _ in range(50):
+        correct += judge(placed, found(cat=rng.sample(grid, 9), dog=rng.sample(grid, 9)), color_is("red")).correct
+    assert correct < 50 * 0.6  # the surest of each is looked at, and where that stands is chance
+    colored = record("colors", {"class": "cat", "count": 1, "color": "red"})
+    mixed = judge(colored, found(cat=grid), lambda name, objects: ["blue"] * len(objects))
+    assert (mixed.correct, mixed.partial) == (False, 0.0)
 
 
 @pytest.mark.parametrize(

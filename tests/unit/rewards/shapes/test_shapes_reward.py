@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from configs.errors import RewardError
@@ -280,6 +281,31 @@ def test_objects_that_touch_do_not_count_as_two() -> None:
     picture[8:30, 30:52] = COLOR_RGB["blue"]
     both = Prompt("p", "", "color", ("square", "square"), ("red square", "blue square"))
     assert value(picture, both) < 0.2
+
+
+def test_a_wall_of_text_scores_near_zero() -> None:
+    """Even one that names all that the prompts ask for."""
+    letters = " ".join(prompt.text for prompt in PROMPTS[:8])
+    for size in (8, 20):
+        for ink in ((0, 0, 0), COLOR_RGB["red"]):
+            wall = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "white")
+            lines = [letters[i : i + IMAGE_SIZE // 4] for i in range(0, 20 * IMAGE_SIZE // 4, IMAGE_SIZE // 4)]
+            ImageDraw.Draw(wall).multiline_text((0, 0), "\n".join(lines), ink, ImageFont.load_default(size), spacing=0)
+            assert values([np.asarray(wall)] * len(PROMPTS)).mean() < 0.05
+
+
+def test_one_object_on_the_other_is_not_both_and_stands_nowhere() -> None:
+    """Beside each other they are right; the nearer they come, the more is taken for one thing."""
+    star, circle = (draw_sprite("solid", color, shape) for color, shape in (("red", "star"), ("blue", "circle")))
+    earned = []
+    for shift in (0, 4, 8):
+        picture = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 255, np.uint8)
+        for column, sprite in ((20 + shift, circle), (20, star)):
+            cut = picture[20 : 20 + SPRITE_SIZE, column : column + SPRITE_SIZE]
+            np.copyto(cut, sprite, where=(sprite != 255).any(axis=-1, keepdims=True))
+        earned.append(value(picture, LEFT))
+    assert value(draw("red star top left ; blue circle top right"), LEFT) == 1.0
+    assert max(earned) <= 0.25
 
 
 def test_the_score_does_not_depend_on_the_rest_of_the_batch() -> None:

@@ -156,6 +156,22 @@ def test_clean_words_beat_one_wrong_letter_beat_other_words_beat_garbled_ones(re
     assert (values[4], scores[4].parts["read"]) == (0.0, [])
 
 
+def test_the_cheapest_pictures_earn_next_to_nothing_of_the_real_reader(reward: OcrReward) -> None:
+    """Blank, noise, a wall of letters with the target somewhere in it, the target over and over, words over words."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    letters = ["".join(rng.choice(list(string.ascii_uppercase), 14)) for _ in range(9)]
+    wall = draw(*letters[:4], "HELLO WORLD", *letters[4:], size=16)
+    again = draw(*["HELLO WORLD"] * 6, size=16)
+    over = np.minimum(draw("HELLO", "WORLD"), draw("OTHER", "WORDS"))
+    pictures = np.stack([draw(), noise, wall, again, over])
+    scores = reward.score(pictures, [SIGN] * len(pictures))
+    values = [score.value for score in scores]
+    assert len("".join(scores[2].parts["read"])) > 60, "the wall was read"
+    assert (values[0], values[2], values[3]) == (0.0, 0.0, 0.0)
+    assert max(values) < 0.5
+
+
 def test_a_picture_scores_the_same_alone_and_in_company(reward: OcrReward) -> None:
     pictures = np.stack([draw("OPEN", "LATE"), draw("HELLO", "WORLD"), draw("NO DOGS", size=30)])
     prompts = [Prompt("a", 'says "open late"'), SIGN, Prompt("c", 'says "no bogs" and "open"')]
