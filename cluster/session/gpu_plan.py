@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cluster.planning.cards import CARDS, GIB, Card
 from cluster.planning.memory import CONTEXT_BYTES, Need, learner_rank, pictures_at_once, rollout_worker
 from cluster.planning.model_shape import ModelShape
-from cluster.planning.reward_models import reward_bytes
+from cluster.planning.reward_models import reward_bytes, reward_dtype
 from cluster.planning.roofline import StepTimes, step_times
 from cluster.session.placement import Bundle, plan_placement
 from configs.errors import ConfigError, PlacementError
@@ -87,7 +87,7 @@ def _need(config: RunConfig, shape: ModelShape, card: Card, bundle: Bundle) -> N
         return rollout_worker(config, shape, card.memory_bytes)
     reward = next(reward for reward in config.rewards if bundle.role == f"rewards.{reward.name}")
     size = reward_bytes(reward)
-    return None if size is None else Need({"model": size, "context": CONTEXT_BYTES})
+    return None if size is None else Need({f"model in {reward_dtype(reward)}": size, "context": CONTEXT_BYTES})
 
 
 def _load_lines(load: GpuLoad, card: Card) -> Iterator[str]:

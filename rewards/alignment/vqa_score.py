@@ -23,8 +23,8 @@ from rewards.pictures import QwenPatches
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
-QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
-"""The paper's."""
+QUESTION = 'Does this figure show "{prompt}"? Please answer Yes or No.'
+"""The paper's, but for the capitals: Qwen repeats the words that it is offered, and "Yes" is what is read."""
 GPU_DTYPE = "bfloat16"
 """As it was trained: 7 B parameters, whose probability spreads over 0 to 1."""
 SYSTEM = {

@@ -10,10 +10,12 @@ projections the other way round:
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Mapping
 
+import ftfy
 from torch import Tensor
 from transformers import CLIPConfig
 
@@ -49,6 +51,14 @@ _NOT_WEIGHTS = {"attn_mask"}
 VISION_HEAD_SIZE = 80
 TEXT_HEAD_SIZE = 64
 HIDDEN_ACT = "gelu"
+
+
+def clean_text(text: str) -> str:
+    """A prompt as open_clip's tokenizer cleans it first: mojibake, curly quotes, ligatures, HTML's entities, spaces.
+
+    transformers' tokenizer of the same vocabulary leaves these as they are, so that they become other tokens.
+    """
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 def convert_state_dict(open_clip: Mapping[str, Tensor]) -> StateDict:

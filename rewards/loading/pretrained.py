@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from huggingface_hub import constants, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from configs.errors import ConfigError, ModelError
 from rewards.loading.hub import cache_alone_where_offline, is_hub_reachable, is_local
@@ -90,6 +90,30 @@ def load_model(model_class: type[AnyModel], model: str, dtype: str, device: str,
     loaded, report = model_class.from_pretrained(model, dtype=parse_dtype(dtype), output_loading_info=True, **options)
     refuse_missing(report["missing_keys"], model)
     return freeze(loaded, device)
+
+
+def fill_model(
+    model_class: type[AnyModel],
+    config: PreTrainedConfig,
+    weights: Mapping[str, Tensor],
+    model: str,
+    dtype: str,
+    device: str,
+    **options: Any,
+) -> AnyModel:
+    """A model of this config with these weights, frozen, on its device; no random one is made first.
+
+    model: where the weights are from. Raises ValueError when one is missing, or is of another model.
+    """
+    filled, report = model_class.from_pretrained(
+        None, config=config, state_dict=dict(weights), dtype=parse_dtype(dtype), output_loading_info=True, **options
+    )
+    refuse_missing(report["missing_keys"], model)
+    if unexpected := sorted(report["unexpected_keys"]):
+        raise ValueError(
+            f"{model} holds weights that {model_class.__name__} does not have, the first is {unexpected[0]}"
+        )
+    return freeze(filled, device)
 
 
 def refuse_missing(missing: Any, model: str) -> None:

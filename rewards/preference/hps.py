@@ -15,8 +15,8 @@ from transformers import CLIPModel
 
 from rewards.loading import ClipEmbedder, load_model, load_tokenizer, model_errors, resolve_dtype
 from rewards.loading.clip_embedder import cosines
-from rewards.loading.open_clip import convert_state_dict, infer_config
-from rewards.loading.pretrained import fetch_file, freeze, parse_dtype, read_state_dict, refuse_missing
+from rewards.loading.open_clip import clean_text, convert_state_dict, infer_config
+from rewards.loading.pretrained import fetch_file, fill_model, read_state_dict
 from rewards.t2i_r1.hps import half_cosines
 from rollout.records import Prompt, Score, UInt8Array
 
@@ -59,7 +59,7 @@ class HPSReward:
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         """The cosine for each picture; pictures uint8 [B, height, width, 3]."""
         pixels = preprocess(torch.tensor(pictures).to(self._clip.device), self._clip.image_size)
-        embedded = self._clip.embed(pixels, [prompt.text for prompt in prompts])
+        embedded = self._clip.embed(pixels, [clean_text(prompt.text) for prompt in prompts])
         return [Score(value) for value in self._cosines(*embedded).tolist()]
 
 
@@ -84,7 +84,4 @@ def preprocess(pictures: Tensor, size: int) -> Tensor:
 
 def _load_open_clip(model: str, dtype: str, device: str) -> CLIPModel:
     weights = convert_state_dict(read_state_dict(fetch_file(model)))
-    clip = CLIPModel(infer_config(weights)).to(parse_dtype(dtype))
-    report = clip.load_state_dict(weights, strict=False)
-    refuse_missing(report.missing_keys, model)
-    return freeze(clip, device)
+    return fill_model(CLIPModel, infer_config(weights), weights, model, dtype, device)

@@ -17,14 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, Qwen2VLImageProcessorPil, Qwen2VLModel
 
 from rewards.loading import load_tokenizer, model_errors, resolve_dtype
-from rewards.loading.pretrained import (
-    fetch_file,
-    freeze,
-    parse_dtype,
-    plain_token_ids,
-    read_state_dict,
-    refuse_missing,
-)
+from rewards.loading.pretrained import fetch_file, fill_model, plain_token_ids, read_state_dict
 from rewards.loading.state_dicts import linear_layer
 from rewards.pictures import QwenPatches
 from rollout.records import Prompt, Score, UInt8Array
@@ -164,11 +157,4 @@ def _load_qwen(
         raise ValueError(f"it knows {num_tokens} tokens, and {REWARD_TOKEN} would be number {reward_id}")
     config.text_config.vocab_size = num_tokens
     towers = {name: tensor for name, tensor in weights.items() if not name.startswith("rm_head.")}
-    qwen, report = Qwen2VLModel.from_pretrained(
-        None, config=config, state_dict=towers, dtype=parse_dtype(dtype), output_loading_info=True
-    )
-    refuse_missing(report["missing_keys"], model)
-    if report["unexpected_keys"]:
-        raise ValueError(f"it holds weights that Qwen2-VL does not have: {sorted(report['unexpected_keys'])[0]}")
-    frozen: Qwen2VLModel = freeze(qwen, device)
-    return frozen
+    return fill_model(Qwen2VLModel, config, towers, model, dtype, device)

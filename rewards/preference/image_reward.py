@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import BlipTextModel, BlipVisionModel, CLIPImageProcessorPil, PreTrainedModel
+from transformers import BlipTextModel, BlipVisionModel, CLIPImageProcessorPil
 
 from rewards.loading import load_tokenizer, model_errors, resolve_dtype
 from rewards.loading.blip import (
@@ -22,7 +22,7 @@ from rewards.loading.blip import (
     infer_vision_config,
     split_by_prefix,
 )
-from rewards.loading.pretrained import fetch_file, freeze, parse_dtype, read_state_dict, refuse_missing
+from rewards.loading.pretrained import fetch_file, fill_model, read_state_dict
 from rewards.loading.score_head import build_head
 from rewards.pictures import Preprocessing
 from rollout.records import Prompt, Score, UInt8Array
@@ -51,10 +51,10 @@ class ImageReward:
             weights = read_state_dict(fetch_file(model))
             vision = convert_vision(split_by_prefix(weights, "blip.visual_encoder."))
             text = convert_text(split_by_prefix(weights, "blip.text_encoder."))
-            self._vision = BlipVisionModel(infer_vision_config(vision))
-            self._text = BlipTextModel(infer_text_config(text), add_pooling_layer=False)
-            for tower, converted in ((self._vision, vision), (self._text, text)):
-                _fill(tower, converted, model, dtype, device)
+            self._vision = fill_model(BlipVisionModel, infer_vision_config(vision), vision, model, dtype, device)
+            self._text = fill_model(
+                BlipTextModel, infer_text_config(text), text, model, dtype, device, add_pooling_layer=False
+            )
             self._head = build_head(weights, prefix="mlp.").to(self._vision.device)
         with model_errors("image_reward", tokenizer):
             self._tokenizer = load_tokenizer(tokenizer)
@@ -85,11 +85,3 @@ class ImageReward:
         ).last_hidden_state
         raw = self._head(hidden[:, 0].float())[:, 0]
         return [Score(value) for value in ((raw - MEAN) / STD).tolist()]
-
-
-def _fill(tower: PreTrainedModel, weights: dict[str, torch.Tensor], model: str, dtype: str, device: str) -> None:
-    report = tower.load_state_dict(weights, strict=False)
-    refuse_missing(report.missing_keys, model)
-    if report.unexpected_keys:
-        raise ValueError(f"{model} holds weights that BLIP does not have, the first is {report.unexpected_keys[0]}")
-    freeze(tower.to(parse_dtype(dtype)), device)

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from cluster.planning.reward_models import BFLOAT16_ON_A_GPU, PARAMETERS, WITHOUT_A_MODEL, reward_bytes
 from configs.errors import ConfigError
+from configs.schema import RewardConfig
 from rewards.loading import resolve_dtype
 from rewards.loading.pretrained import DTYPES, parse_dtype
+from rewards.registry import REGISTERED
 
 MODULES = {
     "rewards.alignment.orm": "bfloat16",
@@ -69,6 +72,21 @@ def test_what_the_config_says_of_the_orms_memory_is_its_precision() -> None:
     billions, dtype, gigabytes = int(found[1]), found[2], int(found[3])
     assert dtype == MODULES["rewards.alignment.orm"]
     assert billions * DTYPES[dtype].itemsize <= gigabytes <= billions * DTYPES[dtype].itemsize + 2
+
+
+def test_the_plan_counts_each_reward_in_its_own_precision() -> None:
+    named = {REGISTERED[name].partition(":")[0] for name in BFLOAT16_ON_A_GPU}
+    assert named == {module for module, dtype in MODULES.items() if dtype == "bfloat16"}
+    orm, exact = RewardConfig(name="orm"), RewardConfig(name="orm", options={"dtype": "float32"})
+    assert reward_bytes(orm) == 8.03e9 * 2 + 2**30
+    assert reward_bytes(exact) == 8.03e9 * 4 + 2**30
+    assert reward_bytes(RewardConfig(name="style", kind="orm")) == reward_bytes(orm)
+    assert reward_bytes(RewardConfig(name="orm", kind="vlm_judge")) == 0
+    assert reward_bytes(RewardConfig(name="orm", kind="my_rewards:Taste")) is None
+
+
+def test_every_shipped_reward_has_its_size_in_the_plan() -> None:
+    assert {*PARAMETERS, *WITHOUT_A_MODEL} == set(REGISTERED)
 
 
 def test_another_dtype_is_refused_with_a_list() -> None:

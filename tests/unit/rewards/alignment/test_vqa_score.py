@@ -111,7 +111,7 @@ def slow_score(folder: Path, picture: UInt8Array, text: str) -> float:
     encode = tokenizer()
     picture_ids = [IDS["<|vision_start|>"], *[IDS["<|image_pad|>"]] * (rows * columns // 4), IDS["<|vision_end|>"]]
     before = encode(SYSTEM[model.config.model_type] + BEFORE_PICTURE).input_ids
-    after = encode(f'Does this figure show "{text}"? Please answer yes or no.<|im_end|>\n<|im_start|>assistant\n')
+    after = encode(f'Does this figure show "{text}"? Please answer Yes or No.<|im_end|>\n<|im_start|>assistant\n')
     ids = torch.tensor([[*before, *picture_ids, *after.input_ids]])
     with torch.no_grad():
         logits = model(input_ids=ids, mm_token_type_ids=(ids == IDS["<|image_pad|>"]).int(), **seen).logits[0, -1]

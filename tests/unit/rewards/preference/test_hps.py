@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from configs.errors import ConfigError, ModelError
-from rewards.loading.open_clip import convert_state_dict, infer_config
+from rewards.loading.open_clip import clean_text, convert_state_dict, infer_config
 from rewards.preference import HPSReward
 from rewards.preference.hps import CLIP_MEAN, CLIP_STD, preprocess
 from rollout.records import Prompt, UInt8Array
@@ -162,6 +163,29 @@ def test_t2i_r1_compat_gives_the_cosine_in_float16(reward: HPSReward, folder: Pa
     rounded = [score.value for score in compat.score(pictures, prompts)]
     assert rounded == [float(np.float16(value)) for value in rounded] != exact
     assert rounded == pytest.approx(exact, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "text", ["a “red” star", "a &quot;red&quot; star", "a &amp;quot;red&amp;quot;  star", 'a\n"red" star']
+)
+def test_a_prompt_is_cleaned_as_open_clip_cleans_it(reward: HPSReward, text: str) -> None:
+    pictures = some_pictures(1)
+    (plain,), (other,) = (reward.score(pictures, [prompt(words)]) for words in ('a "red" star', "a red star"))
+    (given,) = reward.score(pictures, [prompt(text)])
+    assert given == plain != other
+    assert clean_text("ﬂuﬀy cafÃ©") == "fluffy café"
+
+
+def test_no_random_model_is_made_before_the_checkpoints(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices, made = [], CLIPModel.__init__
+
+    def watched(self: CLIPModel, config: Any) -> None:
+        devices.append(torch.empty(0).device.type)
+        made(self, config)
+
+    monkeypatch.setattr(CLIPModel, "__init__", watched)
+    HPSReward(device="cpu", model=str(folder / "checkpoint.pt"), tokenizer=str(folder))
+    assert devices == ["meta"]
 
 
 def test_a_prompt_longer_than_the_context_keeps_its_end_token(reward: HPSReward) -> None:
