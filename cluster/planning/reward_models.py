@@ -1,7 +1,7 @@
 """Device memory of the shipped rewards' default models, by their published numbers of parameters.
 
 They are round numbers of known architectures, and activations are a guess of one batch: good to a gigabyte or so.
-Another model under `options.model` is taken to be as large as the default one: mostly it is a copy of that. A reward that
+Another model under `options.model` is taken to be as large as the default one, being mostly a copy of it. A reward that
 is not in the list is said to be not counted.
 """
 

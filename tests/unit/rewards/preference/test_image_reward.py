@@ -237,7 +237,7 @@ def test_vit_l_16_and_berts_width_are_recognised_by_their_shapes() -> None:
         ({"blip.visual_encoder.blocks.1.norm2.bias": None}, r"lacks 1 weights.*layers\.1\.layer_norm2\.bias"),
         ({"mlp.layers.7.bias": None}, r"lacks 'mlp\.layers\.7\.bias'"),
         ({"blip.visual_encoder.extra.weight": torch.zeros(1)}, r"'extra\.weight' is no weight of BLIP's vision tower"),
-        ({"blip.text_encoder.pooler.dense.weight": torch.zeros(1)}, "holds weights that BLIP does not have.*pooler"),
+        ({"blip.text_encoder.pooler.dense.weight": torch.zeros(1)}, "that BlipTextModel does not have.*pooler"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
