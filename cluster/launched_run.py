@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cluster.planning.object_store import object_store_size, shortage
 from cluster.reports import Progress, RunLog
+from cluster.reports.live import pulse
 from cluster.reports.metrics import RunSummary
 from cluster.reports.metrics_file import MetricsWriter
 from cluster.run import Run
@@ -89,7 +90,9 @@ class LaunchedRun:
                 run = Run(config, self.train, self.evaluation, log, state, checkpoint)
                 with self.signals.calling(run.stop):
                     try:
-                        return await run.execute()
+                        is_on = config.watching.metrics
+                        async with pulse(log.activity, lambda: run.pools, directory.path, is_on=is_on):
+                            return await run.execute()
                     except asyncio.CancelledError:
                         return None
                     except BicotError:

@@ -217,14 +217,17 @@ class Pipeline:
             self.log.check()
             times = StepTimes(started=time.monotonic())
             self._is_waiting = True
+            self.log.activity.phase("waiting")
             batch = await self._next_batch(step)
             self._is_waiting = False
             if batch is None:
                 break
             times.batch_arrived = time.monotonic()
             self._between_steps.clear()
+            self.log.activity.phase("learning")
             report = await self.machinery.learner.train_step(batch)
             times.learned = time.monotonic()
+            self.log.activity.phase("syncing")
             if delivery is not None:
                 await delivery  # one version at a time: the store keeps the newest only
             await self._publish(step + 1)

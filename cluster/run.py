@@ -101,6 +101,11 @@ class Run:
             patience,
         )
 
+    @property
+    def pools(self) -> tuple[ActorPool, ...]:
+        """Of rollout workers, and of each reward's replicas."""
+        return (self._rollouts, *(elastic.pool for elastic in self._rewards.elastic_pools))
+
     def stop(self) -> None:
         """End in good order; a second call ends at once."""
         again, self._is_stopping = self._is_stopping, True
@@ -230,6 +235,7 @@ class Run:
             f"from step {state.step}: {before.step - state.step} steps are made again"
         )
         self.log.progress.stage("starting the learner again")
+        self.log.activity.restart()
         await self._learner.close()
         self._learner = LearnerGroup(self.config, self.log.directory.name, self._num_restarts, self.log.note)
         await self.log.rewind(self.state)
@@ -248,6 +254,7 @@ class Run:
         """Save what can be saved, write the summary, end all actors. Runs after success, failure and stop alike."""
         checkpoint: str | None = None
         note = self.log.note
+        self.log.activity.phase("finishing")
         is_learner_well = not isinstance(error, LearnerError) or isinstance(error, CheckpointError)
         try:
             with noted(note, "the last checkpoint could not be written"):
@@ -299,6 +306,7 @@ class Run:
             self.config,
             self._model.path,
             worker_id,
+            self.log.directory.name,
             name=f"{self.log.directory.name}-{worker_id}",
             num_cpus=rollout.cpus_per_worker,
             num_gpus=rollout.gpus_per_worker,

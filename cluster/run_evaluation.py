@@ -28,6 +28,7 @@ from cluster.reports.curves import EvaluationPoint
 from cluster.reports.metrics import RewardChange
 from cluster.reports.reward_health import share_perfect
 from cluster.reports.run_log import first_samples
+from cluster.reports.sample_file import write_sample_file
 from cluster.reports.samples import SampleEntry, draw_before_after
 from rollout.prompts import PromptSet
 from rollout.records import derive_seed
@@ -102,6 +103,8 @@ class RunEvaluation:
             )
             try:
                 await asyncio.to_thread(draw_before_after, path, earlier, later, title)
+                file = path.with_suffix(".json")
+                await asyncio.to_thread(write_sample_file, file, title, [*earlier, *later], num_before=len(earlier))
             except OSError as error:
                 self.log.note(f"{path.name} is not drawn: {error}")
 
@@ -117,6 +120,7 @@ class RunEvaluation:
             return {}
         detail = ", ".join(f"{name}: {len(of_set)}" for name, of_set in prompts.items())
         self.log.progress.stage(f"evaluating {when}", detail=detail)
+        self.log.activity.phase("evaluating")
         evaluations = await evaluate_all(roller, prompts, config.run.seed)
         for name, evaluation in evaluations.items():
             self.log.note(f"{name} {when}: reward {evaluation.mean_reward:.3f} on {len(evaluation.groups)} prompts")

@@ -28,7 +28,7 @@ MAY_CHANGE: Final = (
     *("rollout.max_attempts", "rollout.*_timeout_s", "rollout.env_vars*", "learner.env_vars*"),
     *("rewards.*.replicas*", "rewards.*_per_replica", "rewards.*.batch_size", "rewards.*.max_wait_ms"),
     *("rewards.*.timeout_s", "rewards.*.retries"),
-    *("weight_sync.*", "queue.*", "registry.*", "checkpoint.*", "samples.*", "cluster.*"),
+    *("weight_sync.*", "queue.*", "registry.*", "checkpoint.*", "samples.*", "cluster.*", "watching.*"),
 )
 """Patterns of fields, as `fnmatch` has them."""
 

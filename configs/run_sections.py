@@ -97,6 +97,13 @@ class SamplesConfig(Section):
     num_pictures: int = Field(16, ge=1, description="pictures on a page")
 
 
+class WatchingConfig(Section):
+    """What those who watch a run are told, while it lives and at its end. Nothing of it can end or stop a run."""
+
+    metrics: bool = Field(True, description="tell Ray's dashboard and Prometheus, and write live.json")
+    timeline: bool = Field(True, description="write timeline.json, a Chrome trace of every group's way")
+
+
 class ScalingConfig(Section):
     """When elastic pools grow and shrink, see `cluster.pools.scaling`; those of a fixed size never do."""
 

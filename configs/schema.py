@@ -33,6 +33,7 @@ from configs.run_sections import QueueConfig as QueueConfig
 from configs.run_sections import RegistryConfig as RegistryConfig
 from configs.run_sections import RunSection as RunSection
 from configs.run_sections import SamplesConfig as SamplesConfig
+from configs.run_sections import WatchingConfig as WatchingConfig
 from configs.worker_sections import RewardConfig as RewardConfig
 from configs.worker_sections import RolloutConfig as RolloutConfig
 
@@ -54,6 +55,7 @@ class RunConfig(Section):
     registry: RegistryConfig = RegistryConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     samples: SamplesConfig = SamplesConfig()
+    watching: WatchingConfig = WatchingConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("rewards")

@@ -34,6 +34,8 @@ class EngineSettings:
     """Which log-probabilities are recorded; see `SequenceResult`."""
     deterministic: bool = False
     """vLLM schedules no step before the tokens of the last one are known, so timing decides no batch."""
+    counts: bool = False
+    """Whether `Engine.figures` are kept."""
 
     @classmethod
     def of(cls, model_path: str, config: RunConfig) -> EngineSettings:
@@ -45,6 +47,7 @@ class EngineSettings:
             revision=config.model.revision,
             sampled_logprobs=config.algorithm.records_sampled_logprobs,
             deterministic=config.run.deterministic,
+            counts=config.watching.metrics,
         )
 
     @property
@@ -91,6 +94,27 @@ class SequenceResult:
     newest_weight_version: int
 
 
+@dataclass(slots=True)
+class EngineFigures:
+    """How busy an engine is. What is counted is counted since it was started."""
+
+    running: int = 0
+    """Sequences in the batch."""
+    waiting: int = 0
+    """Sequences that wait for a place in it."""
+    kv_cache_usage: float = 0.0
+    """Share of the KV cache's blocks in use, 0 to 1."""
+    prompt_tokens: int = 0
+    """Tokens prefilled."""
+    generated_tokens: int = 0
+    preemptions: int = 0
+    """Sequences put back, for want of room or for new weights; they are prefilled again."""
+    prefix_queries: int = 0
+    """Tokens looked up in the prefix cache."""
+    prefix_hits: int = 0
+    """Of which it held so many."""
+
+
 class CollectiveReceiver(Protocol):
     """Takes new weights from the learner's NCCL group."""
 
@@ -127,6 +151,10 @@ class Engine(Protocol):
     @property
     def collective(self) -> CollectiveReceiver | None:
         """The way to update weights over NCCL; None for an engine that has none."""
+
+    @property
+    def figures(self) -> EngineFigures | None:
+        """How busy it is; None for an engine that does not count."""
 
     @property
     def weight_version(self) -> int:

@@ -111,6 +111,10 @@ class TransformersEngine:
         return None
 
     @property
+    def figures(self) -> None:
+        return None
+
+    @property
     def weight_version(self) -> int:
         return self._weight_version
 

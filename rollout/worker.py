@@ -17,7 +17,7 @@ import torch
 
 from configs.errors import WeightSyncError
 from configs.schema import RunConfig
-from rollout.engine import CollectiveReceiver, Engine, EngineSettings
+from rollout.engine import CollectiveReceiver, Engine, EngineFigures, EngineSettings
 from rollout.group_sampler import GroupSampler, SamplingSettings
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.pictures import BatchedDecoder, ImageDecoder
@@ -74,6 +74,11 @@ class RolloutWorker:
         if collective is None:
             raise WeightSyncError("weights by NCCL need rollout.engine vllm")
         return collective
+
+    @property
+    def figures(self) -> EngineFigures | None:
+        """See `Engine`."""
+        return self._engine.figures
 
     @property
     def weight_version(self) -> int:

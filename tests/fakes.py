@@ -73,6 +73,10 @@ class FakeEngine:
         return None
 
     @property
+    def figures(self) -> None:
+        return None
+
+    @property
     def weight_version(self) -> int:
         return self._weight_version
 

@@ -14,6 +14,7 @@ from cluster.actors import folders
 from cluster.actors.network import use_network_of_node
 from cluster.actors.sources import check_same_sources
 from cluster.actors.spawning import node_id
+from cluster.telemetry.export import RESEND_S, Exporter
 from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RunConfig
 from rollout.records import NO_VERSION, GroupRequest, GroupRollout, UInt8Array, WeightBucket, WeightVersion
@@ -29,14 +30,16 @@ class RolloutActor:
     Heavy imports are `start`'s and not the constructor's: what they raise then arrives as it is.
     """
 
-    def __init__(self, config: RunConfig, model_path: str, worker_id: str) -> None:
-        """model_path: hub id or folder; a ~ in it is this node's home."""
+    def __init__(self, config: RunConfig, model_path: str, worker_id: str, run: str = "") -> None:
+        """model_path: hub id or folder; a ~ in it is this node's home. run: its name, for its metrics."""
         self._config = config
+        self._run = run
         self._model_path = os.path.expanduser(model_path)
         self._worker_id = worker_id
         self._held = NO_VERSION
         self._loading = asyncio.Lock()
         self._worker: RolloutWorker | None = None
+        self._telling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Load the models. Raises what `RolloutWorker.start` raises."""
@@ -46,6 +49,8 @@ class RolloutActor:
         from rollout.worker import RolloutWorker
 
         self._worker = await RolloutWorker.start(self._model_path, self._config, self._worker_id)
+        if self._worker.figures is not None:
+            self._telling = asyncio.create_task(self._tell_figures(self._worker), name="tell of the engine")
 
     @property
     def _started(self) -> RolloutWorker:
@@ -96,7 +101,17 @@ class RolloutActor:
     async def ping(self) -> str:
         return node_id()
 
+    async def _tell_figures(self, worker: RolloutWorker) -> None:
+        """The engine's own figures go from here straight to Ray's metrics, so that N workers cost the launcher none."""
+        exporter = Exporter(self._run)
+        while True:
+            export_figures(exporter, worker, self._worker_id)
+            exporter.resend()
+            await asyncio.sleep(RESEND_S)
+
     async def close(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
         if self._worker is not None:
             await self._worker.close()
 
@@ -110,3 +125,15 @@ class RolloutActor:
                 # Not ray.actor.exit_actor, which waits for all calls: some wait for the dead engine's answer.
                 os._exit(1)
             raise
+
+
+def export_figures(exporter: Exporter, worker: RolloutWorker, worker_id: str) -> None:
+    """Tell of a worker's engine."""
+    figures = worker.figures
+    if figures is None:
+        return
+    for name in ("running", "waiting", "kv_cache_usage"):
+        exporter.set(f"bicot_engine_{name}", getattr(figures, name), worker=worker_id)
+    for name in ("prompt_tokens", "generated_tokens", "preemptions", "prefix_queries", "prefix_hits"):
+        exporter.count_to(f"bicot_engine_{name}", getattr(figures, name), worker=worker_id)
+    exporter.set("bicot_engine_weight_version", worker.weight_version, worker=worker_id)

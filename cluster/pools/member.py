@@ -119,6 +119,11 @@ class Membership:
         return tuple(member for member in self._members if member.state is HealthState.READY)
 
     @property
+    def everyone(self) -> tuple[Member, ...]:
+        """The members that are not DEAD."""
+        return tuple(self._members)
+
+    @property
     def num_ready(self) -> int:
         return len(self.members)
 

@@ -6,7 +6,7 @@ The training loop says once what happened; this class spreads it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,17 @@ from ray.exceptions import RayError
 from cluster.groups.roller import RolledGroup
 from cluster.learning import LearnerGroup
 from cluster.pools.remote_errors import WorkerLostError, resolve
+from cluster.reports.activity import Activity
 from cluster.reports.curves import EvaluationPoint, draw_curves
 from cluster.reports.metrics_file import MetricsWriter
 from cluster.reports.progress import Progress
-from cluster.reports.ray_metrics import RayGauges
+from cluster.reports.sample_file import write_sample_file
 from cluster.reports.samples import SampleEntry, draw_samples
+from cluster.reports.timeline import Timeline
 from cluster.state import Checkpoints, Registry, RunDirectory, RunState
 from cluster.state.ledger import GroupState
 from cluster.state.outbox import Outbox
+from cluster.telemetry.export import Exporter
 from configs.errors import CheckpointError
 from configs.schema import RunConfig
 from rollout.records import GroupRequest, ScoredGroup, UInt8Array
@@ -48,17 +51,22 @@ class RunLog:
     num_failed_groups: int = 0
     num_failed_checkpoints: int = 0
     evaluations: list[EvaluationPoint] = field(default_factory=list)
-    _gauges: RayGauges = field(init=False)
+    activity: Activity = field(init=False)
+    _timeline: Timeline = field(init=False)
     _outbox: Outbox = field(init=False)
     _num_failed_in_a_row: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._gauges = RayGauges(self.directory.name)
+        name = self.directory.name
+        watching = self.config.watching
+        self._timeline = Timeline(self.directory.timeline_path if watching.timeline else None)
+        self.activity = Activity(self.config, name, Exporter(name, is_on=watching.metrics), self._timeline)
         self._outbox = Outbox(self.config.registry.patience_s, self.note)
 
     def note(self, text: str) -> None:
         """A line for the user."""
         self.progress.note(text)
+        self.activity.note(text)
 
     def check(self) -> None:
         """Raises BicotError when the registry was lost, or refused what it was told: between two steps, when no work
@@ -72,6 +80,7 @@ class RunLog:
 
     async def worker(self, worker_id: str, state: str) -> None:
         """A worker of a pool changed its state."""
+        self.activity.worker(worker_id, state)
         kind = worker_id.rpartition("-")[0]
         if state == "DEAD":
             await self._outbox.tell(lambda: self.registry.remove_worker(worker_id))
@@ -80,17 +89,20 @@ class RunLog:
 
     async def group(self, request: GroupRequest, state: GroupState) -> None:
         """A group of the training run changed its state."""
+        self.activity.group(request, state)
         ledger, prompt_id = self.registry.ledger, request.prompt.prompt_id
         await self._outbox.tell(lambda: ledger.move(request.sequence, state, request.attempt, prompt_id=prompt_id))
 
     async def given_up(self, request: GroupRequest, reason: str) -> None:
         """A group's prompt is given up after its last attempt."""
+        self.activity.group(request, GroupState.GIVEN_UP)
         ledger, prompt_id = self.registry.ledger, request.prompt.prompt_id
         await self._outbox.tell(lambda: ledger.give_up(request.sequence, request.attempt, prompt_id, reason))
 
     async def failure(self, request: GroupRequest, reason: str) -> None:
         """An attempt at a group failed."""
         self.num_failed_groups += 1
+        self.activity.group(request, GroupState.FAILED)
         self.note(f"group {request.sequence} ({request.prompt.prompt_id}), attempt {request.attempt + 1}: {reason}")
         if request.sequence >= 0:
             ledger = self.registry.ledger
@@ -99,12 +111,14 @@ class RunLog:
 
     async def version(self, version: int) -> None:
         """All rollout workers hold `version`."""
+        self.activity.version(version)
         await self._outbox.tell(lambda: self.registry.set_version(version))
 
     async def rewind(self, state: RunState) -> None:
         """The run goes on from an earlier step: what was told of later ones no longer holds. Raises RegistryError
         when the registry stays away for longer than its patience."""
         self.num_failed_groups = state.num_failed_groups
+        self.activity.rewind(state.step)
         try:
             self.metrics.rewind(state.step)
         except OSError as error:
@@ -131,12 +145,13 @@ class RunLog:
         """Tell of an optimizer step, made from these groups, whose metrics are written down."""
         step = int(metrics["step"])
         self.progress.step(metrics)
-        self._gauges.update(metrics)
+        self.activity.step(metrics, rolled)
         attempts = {r.sequence: r.attempt for r in (group.scored.rollout.request for group in rolled)}
         await self._outbox.tell(lambda: self.registry.ledger.train(attempts, step))
         reward = {"reward": metrics["reward/mean"]}
         version = int(metrics["weight_version"])
         await self._outbox.tell(lambda: self.registry.set_progress(step, version, reward))
+        self._write_timeline(self._timeline.flush)
         if step % self.config.samples.every_steps == 0 or step == self.config.run.steps:
             await self._draw(step, metrics["reward/mean"], rolled)
 
@@ -145,9 +160,11 @@ class RunLog:
 
         Raises CheckpointError when `checkpoint.max_failures` tries in a row have failed.
         """
+        self.activity.phase("checkpointing")
         try:
             folder = await self.checkpoints.save(learner, state)
         except CheckpointError as error:
+            self.activity.checkpoint(is_written=False)
             self.num_failed_checkpoints += 1
             self._num_failed_in_a_row += 1
             if self._num_failed_in_a_row >= self.config.checkpoint.max_failures:
@@ -157,6 +174,7 @@ class RunLog:
             self.note(f"no checkpoint of step {state.step}, tried again after the next step: {error}")
             return None
         self._num_failed_in_a_row = 0
+        self.activity.checkpoint(is_written=True)
         return folder
 
     async def draw_curves(self) -> None:
@@ -166,16 +184,25 @@ class RunLog:
             await asyncio.to_thread(draw_curves, rows, self.directory.curves_path, self.evaluations)
 
     async def close(self) -> None:
-        """Tell the registry what it has not been told yet, as far as it answers soon."""
+        """Tell the registry what it has not been told yet, as far as it answers soon, and end the timeline."""
+        self._write_timeline(self._timeline.close)
         await self._outbox.flush(CLOSE_TIMEOUT_S)
         await self._outbox.close()
+
+    def _write_timeline(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self.progress.note(f"{self.directory.timeline_path.name} lacks what happened since: {error}")
 
     async def _draw(self, step: int, reward: float, rolled: Sequence[RolledGroup]) -> None:
         """Pictures are for people: that they cannot be had, or drawn, does not end a run."""
         title = f"step {step}: mean reward {reward:.2f}"
         try:
             if samples := await samples_of(rolled, self.config.samples.num_pictures):
-                await asyncio.to_thread(draw_samples, self.directory.samples_path(step), samples, title)
+                path = self.directory.samples_path(step)
+                await asyncio.to_thread(draw_samples, path, samples, title)
+                await asyncio.to_thread(write_sample_file, path.with_suffix(".json"), title, samples, step=step)
             else:
                 self.note(f"the pictures of step {step} went with the nodes that drew them; there are no samples of it")
             await self.draw_curves()
@@ -223,4 +250,7 @@ def _sample(group: ScoredGroup, index: int, picture: UInt8Array) -> SampleEntry:
         plan=group.rollout.trajectories[index].cot_text,
         score=float(group.rewards[index]),
         explanation=group.explanations[index],
+        rewards={
+            name: float(column[index]) for name, column in group.reward_columns.items() if np.isfinite(column[index])
+        },
     )

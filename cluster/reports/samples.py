@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -48,6 +48,8 @@ class SampleEntry:
     """The semantic CoT in words; empty when there is none."""
     score: float
     explanation: str = ""
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """Each reward by itself, of those that apply."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,11 @@
 runs/NAME/              NAME-2, NAME-3, … when NAME already holds a run: nothing is overwritten
     config.yaml         the config of this run, every default written out
     metrics.jsonl       one object a step, see cluster.reports.metrics
-    samples/            step_000010.png, …: pictures with prompt, plan and score
+    samples/            step_000010.png, .json, …: pictures with prompt, plan and score
     checkpoints/        for resuming and for use
     evaluation/         what evaluation gave before training
+    live.json           what the run is at, see cluster.reports.live
+    timeline.json       where every group was when: a Chrome trace, see cluster.reports.timeline
     curves.png          how the run went
     summary.json        how it ended
     logs/               of libraries and workers
@@ -155,6 +157,10 @@ class RunDirectory:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def timeline_path(self) -> Path:
+        return self.path / "timeline.json"
 
     @property
     def curves_path(self) -> Path:

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import ModelError, RolloutError, WeightSyncError
-from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
+from rollout.engine import EngineFigures, EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import WeightBucket
 from rollout.vllm.layout import check_arguments, check_vllm
@@ -41,9 +41,15 @@ class VllmEngine:
     """
 
     def __init__(
-        self, checkpoint: JanusCheckpoint, manifest: WeightManifest, max_model_len: int, llm: AsyncLLM
+        self,
+        checkpoint: JanusCheckpoint,
+        manifest: WeightManifest,
+        max_model_len: int,
+        llm: AsyncLLM,
+        figures: EngineFigures | None = None,
     ) -> None:
         """Of a running `AsyncLLM` with the weights of `checkpoint`, as version 0; `start` gives one."""
+        self._figures = figures
         self._checkpoint = checkpoint
         self._manifest = manifest
         self._max_model_len = max_model_len
@@ -67,14 +73,19 @@ class VllmEngine:
         # vLLM and the processes that it starts here read them, and keep what they have read. No await in between.
         with environment_set(variables):
             check_vllm(variables)
-            llm = _make_llm(engine_arguments(settings, checkpoint), checkpoint)
+            figures = EngineFigures() if settings.counts else None
+            llm = _make_llm(engine_arguments(settings, checkpoint), checkpoint, figures)
         await llm.update_weight_version("0")
-        return cls(checkpoint, manifest, max_model_len, llm)
+        return cls(checkpoint, manifest, max_model_len, llm, figures)
 
     @property
     def collective(self) -> VllmEngine:
         """This engine: vLLM's workers can join an NCCL group."""
         return self
+
+    @property
+    def figures(self) -> EngineFigures | None:
+        return self._figures
 
     @property
     def weight_version(self) -> int:
@@ -287,18 +298,20 @@ def _already_shut_down(timeout: float | None = None) -> None:
     """In place of `AsyncLLM.shutdown`, once that has been called."""
 
 
-def _make_llm(arguments: Mapping[str, Any], checkpoint: JanusCheckpoint) -> AsyncLLM:
-    """Start vLLM in the loop that is running. Raises ModelError, LibraryError."""
+def _make_llm(arguments: Mapping[str, Any], checkpoint: JanusCheckpoint, figures: EngineFigures | None) -> AsyncLLM:
+    """Start vLLM in the loop that is running. figures: are kept up to date. Raises ModelError, LibraryError."""
     check_arguments(arguments)
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from rollout.vllm.plugin import register
+    from rollout.vllm.statistics import FiguresLogger
 
     register()
+    loggers = None if figures is None else [lambda *_: FiguresLogger(figures)]
     try:
         # In this thread: vLLM ties its output handler to the loop that is running here.
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=loggers)
     except (RuntimeError, ValueError, OSError) as error:
         # What vLLM calls "above" is in a log where this is an actor.
         reason = str(error).replace("See root cause above.", "The output of this process says why.")

@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.groups.roller import RolledGroup
 from cluster.reports import Progress, RunLog, read_metrics
+from cluster.reports.live import pulse
 from cluster.reports.metrics import MetricsRow, RunSummary
 from cluster.reports.metrics_file import MetricsWriter
 from cluster.run import Run
@@ -129,8 +130,9 @@ async def train(
             outcome = Outcome(config, directory, log)
             try:
                 prompts = load_prompts(config.data.train, limit)
-                log.run = Run(config, prompts, evaluation, log, state, checkpoint)
-                outcome.summary = await log.run.execute()
+                log.run = run = Run(config, prompts, evaluation, log, state, checkpoint)
+                async with pulse(log.activity, lambda: run.pools, directory.path, every_s=1.0):
+                    outcome.summary = await run.execute()
                 outcome.snapshot = await registry.snapshot()
             except Exception as error:  # noqa: BLE001 - which error it is, is what the tests look at
                 outcome.error = error
