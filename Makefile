@@ -12,7 +12,7 @@ VENV := .venv
 PYTHON_BIN := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-$(EXTRA)
 
-.PHONY: help setup train test test-unit test-integration test-hosts test-all check docs docs-serve format bench clean
+.PHONY: help setup train test test-unit test-integration test-hosts test-all check docs docs-serve format boards bench clean
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ docs-serve: setup  ## show the documentation on http://127.0.0.1:8000 and follow
 format: setup  ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+boards: setup  ## write the Grafana board and the Prometheus alerts from their Python
+	$(PYTHON_BIN) -m cluster.boards
 
 bench: setup  ## measure the stages of the pipeline on this machine
 	$(PYTHON_BIN) -m cluster.bench $(ARGS)

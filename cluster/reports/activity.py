@@ -67,6 +67,10 @@ class Activity:
         self._notes: deque[dict[str, Any]] = deque(maxlen=NUM_NOTES)
         self._pools: list[dict[str, Any]] = []
         exporter.set("bicot_run_info", 1, **_info(config))
+        guidance = config.rollout.guidance_scale if config.algorithm.policy == "guided" else 1.0
+        for tokens, magnification in {"cot": 1.0, "image": 2 * guidance - 1}.items():  # as the parity gate has it
+            limit = config.parity.limit(config.model.dtype, magnification)
+            exporter.set("bicot_parity_limit", limit, tokens=tokens)
 
     def phase(self, name: str) -> None:
         """The run is at something else, one of PHASES."""

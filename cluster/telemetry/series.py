@@ -72,6 +72,7 @@ SERIES: Final = tuple(
         ("bicot_groups_in_flight", "gauge", "groups under way, by what they wait for", ("waiting_for",)),
         ("bicot_disk_free_bytes", "gauge", "free on the run directory's disk"),
         ("bicot_disk_size_bytes", "gauge", "size of that disk"),
+        ("bicot_parity_limit", "gauge", "mean |difference| above which parity is broken, nats a token", ("tokens",)),
         ("bicot_run_info", "gauge", "1; the labels say what runs", ("version", "model", "config")),
         # vLLM's own figures, told by each rollout worker itself.
         ("bicot_engine_running", "gauge", "sequences in vLLM's batch", ("worker",)),

@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, str] = {
     "rewards.benchmark": "Draws the prompts of a benchmark and scores them as its authors do.",
     "rewards.ask": "Has a language model write the questions that a judge asks of each prompt's pictures.",
     "learner.warm_start": "Trains a model on captioned pictures, without reinforcement learning.",
+    "cluster.boards": "Writes the Grafana board and the Prometheus alerts.",
     "cluster.study": "Answers a question about the algorithm by several runs that differ in one thing.",
     "cluster.bench": "Measures the stages of the pipeline on this machine.",
     "cluster.chaos": "Kills processes of a run at random and checks that nothing was lost.",

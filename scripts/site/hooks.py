@@ -2,6 +2,7 @@
 
     configs/schema.py ─► reference/config.md        cluster's METRICS ─► reference/metrics.md
     argparse parsers ──► reference/commands.md      rewards' classes ──► reference/rewards.md
+    cluster/boards' ALERTS ─► reference/alerts.md
     configs/NAME.yaml ─► the end of recipes/NAME.md      ARCHITECTURE.md, … ─► project/*.md
 
 None of these is written to docs/, so none can be edited by hand and then go stale.
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # the `mkdocs` command does not put it there; `python -m mkdocs` does
     sys.path.insert(0, str(ROOT))
 
+from scripts.site.alerts_reference import alerts_reference  # noqa: E402
 from scripts.site.commands_reference import commands_reference  # noqa: E402
 from scripts.site.config_reference import config_reference  # noqa: E402
 from scripts.site.metrics_reference import metrics_reference  # noqa: E402
@@ -45,6 +47,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         "reference/rewards.md": rewards_reference(),
         "reference/metrics.md": metrics_reference(),
         "reference/commands.md": commands_reference(),
+        "reference/alerts.md": alerts_reference(),
     }
     for source, target in ROOT_PAGES.items():
         generated[target] = for_site((ROOT / source).read_text(encoding="utf-8"), target)

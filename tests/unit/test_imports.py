@@ -53,7 +53,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"groups", "learning"},
         {"state"},
         {"reports"},
-        {"", "benchmarks", "faults", "studies"},
+        {"", "benchmarks", "faults", "studies", "boards"},
     ],
     "rollout": [
         {"records"},
