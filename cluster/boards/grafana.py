@@ -11,7 +11,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as models
 
-from cluster.boards.panels import ROWS, Panel
+from cluster.boards.panels import ROWS
+from cluster.boards.queries import Panel
 
 UID: Final = "bicot"
 PANEL_HEIGHT: Final = 8

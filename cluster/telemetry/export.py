@@ -42,12 +42,10 @@ class Exporter:
         self._failed: set[str] = set()
 
     def set(self, name: str, value: float, /, **labels: str) -> None:
-        """Hold a gauge at `value`; one that is not finite is told of no more."""
-        place = (name, tuple(sorted(labels.items())))
+        """Hold a gauge at `value`; one that is not finite was not measured, and the last that was stays."""
         if not math.isfinite(value):
-            self._held.pop(place, None)
             return
-        self._held[place] = value
+        self._held[name, tuple(sorted(labels.items()))] = value
         self._do(name, labels, partial(_set, value=value))
 
     def count(self, name: str, by: float = 1.0, /, **labels: str) -> None:

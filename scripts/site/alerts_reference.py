@@ -9,8 +9,8 @@ from cluster.boards.alerts import ALERTS, Alert
 INTRODUCTION = """\
 # Alerts
 
-The rules of `cluster/boards/alerts.yaml`, which Prometheus loads under `rule_files`; [Monitoring](../monitoring.md) says
-how the metrics get there. Each rule is tried by promtool where it must fire and where it must not
+The rules of `cluster/boards/alerts.yaml`, which Prometheus loads under `rule_files`; [Monitoring](../monitoring.md)
+says how the metrics get there. Each rule is tried by promtool where it must fire and where it must not
 (`tests/unit/cluster/boards/test_alerts.py`).
 
 This page is generated from `cluster/boards/alerts.py` when the site is built.

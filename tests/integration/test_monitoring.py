@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real run: every query of every panel has data, and the alert of a run that ended fires."""
+"""A real Prometheus scrapes a real run: every query of every panel has data, and the end of the run raises an alert."""
 
 from __future__ import annotations
 

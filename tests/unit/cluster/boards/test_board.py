@@ -13,7 +13,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from cluster.boards.__main__ import BOARD_NAME, FOLDER
 from cluster.boards.alerts import ALERTS
 from cluster.boards.grafana import board_json
-from cluster.boards.panels import ROWS, Panel
+from cluster.boards.panels import ROWS
+from cluster.boards.queries import Panel
 from cluster.reports.metrics import METRICS
 from cluster.telemetry.series import FAMILIES, SERIES, gauge_of
 

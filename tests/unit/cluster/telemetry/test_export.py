@@ -83,7 +83,7 @@ def test_names_of_the_config_become_labels(key: str, name: str, labels: dict[str
     assert gauge_of(key, PLAIN) == (name, labels)
 
 
-def test_a_gauge_is_told_again_until_it_is_unknown(exporter: Exporter, made: dict[str, Recorder]) -> None:
+def test_a_gauge_is_told_again_until_it_is_measured_anew(exporter: Exporter, made: dict[str, Recorder]) -> None:
     exporter.set("bicot_kl", 0.25)
     exporter.set("bicot_workers", 2, pool="rollout", state="READY")
     exporter.resend()
@@ -91,8 +91,10 @@ def test_a_gauge_is_told_again_until_it_is_unknown(exporter: Exporter, made: dic
     assert [value for value, _ in made["bicot_kl"].calls] == [0.25] * 3
     assert made["bicot_workers"].calls[-1] == (2, {"run": "trial", "pool": "rollout", "state": "READY"})
     exporter.set("bicot_kl", math.nan)
+    exporter.set("bicot_workers", 0, pool="rollout", state="READY")
     exporter.resend()
-    assert len(made["bicot_kl"].calls) == 3
+    assert made["bicot_kl"].calls[-1][0] == 0.25
+    assert made["bicot_workers"].calls[-1][0] == 0
 
 
 def test_a_counter_grows_by_what_a_sum_has_grown(exporter: Exporter, made: dict[str, Recorder]) -> None:
