@@ -6,6 +6,7 @@ Redis ─► registry ─► newest checkpoint ─► Ray ─► Run.execute ─
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -69,7 +70,20 @@ class LaunchedRun:
         progress.finish(summary, self.directory.path)
         if summary.status == "stopped":
             progress.note(f"go on with it: {self.directory.resume_command}")
+        elif summary.checkpoint is not None:
+            for command in self._next_commands(summary.checkpoint):
+                progress.note(command)
         return self.signals.exit_code if summary.status == "stopped" else 0
+
+    def _next_commands(self, checkpoint: str) -> tuple[str, str]:
+        """What to try with a policy that is trained: drawing a prompt that training did not see, and training on."""
+        prompt = next(iter(self.evaluation.values()), self.train).prompts[0]
+        drawing = ("python", "-m", "rollout.generate", "--model", checkpoint, "--prompt", prompt.text)
+        steps = 2 * self.config.run.steps
+        return (
+            f"draw with it: {shlex.join(drawing)} --output-dir pictures",
+            f"train it on: {self.directory.resume_command} --set run.steps={steps}",
+        )
 
     async def _run(self, redis_url: str, progress: Progress, metrics: MetricsWriter) -> RunSummary | None:
         config, directory = self.config, self.directory

@@ -1,6 +1,6 @@
 """Generate images with a trained policy, from the command line.
 
-    python -m rollout.generate --model DIR_OR_HUB_ID --prompt "a red star" --num-images 4 --output-dir DIR
+    python -m rollout.generate --model DIR_OR_HUB_ID --prompt "a striped green heart" --num-images 4 --output-dir DIR
 
 The policy is prompted in the format that it was trained with, and sampled by the same engine as in training.
 """

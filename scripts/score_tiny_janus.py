@@ -1,8 +1,9 @@
-"""How well a policy draws the shapes world: mean reward, pictures right in every detail, plans that are none.
+"""How well a policy draws the shapes world: mean reward, pictures right in every detail, and what its plans are worth.
 
-    python scripts/score_tiny_janus.py --model tiny-janus [--num-prompts 192] [--temperatures 0.3 1.0] [--output FILE]
+    python -m scripts.score_tiny_janus --model tiny-janus [--num-prompts 192] [--temperatures 0.3 1.0] [--output FILE]
 
-One picture of each prompt of `shapes:heldout` and `shapes:unseen_pairs`, with the guidance that the model has stored.
+One picture of each prompt of `shapes:heldout` and `shapes:unseen_pairs`, with the guidance that the model has stored. A
+plan is drawn by the renderer, too: what its picture scores is the plan's own reward, and 0 where the plan is none.
 The figures of configs/tiny_janus/README.md are from this script; run it from the root of the project.
 """
 
@@ -11,39 +12,53 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cluster.reports.reward_health import share_perfect
 from rewards.shapes import ShapesReward
 from rollout.drawing import draw
 from rollout.drawing_options import DrawingOptions
-from rollout.records import GroupRollout, UInt8Array
-from rollout.shapes import load_split
+from rollout.records import GroupRollout, Prompt, UInt8Array
+from rollout.shapes import load_split, render
 from rollout.shapes.world import parse_plan
 
 SPLITS = ("heldout", "unseen_pairs")
-FULL_MARKS = 0.999
 
 
 def score(options: DrawingOptions, split: str, num_prompts: int) -> dict[str, float]:
-    """Reward, share of full marks and share of malformed plans over `num_prompts` prompts of a split."""
+    """The figures of one picture of each of `num_prompts` prompts of a split."""
     rewards: list[float] = []
-    is_malformed: list[bool] = []
-    reward = ShapesReward()
+    plan_rewards: list[float | None] = []
 
     def take(rollout: GroupRollout, pictures: UInt8Array) -> None:
-        rewards.extend(each.value for each in reward.score(pictures, [rollout.request.prompt] * len(pictures)))
-        is_malformed.extend(parse_plan(trajectory.cot_text) is None for trajectory in rollout.trajectories)
+        prompt = rollout.request.prompt
+        rewards.extend(_score(pictures, prompt))
+        plan_rewards.extend(_score_plan(trajectory.cot_text, prompt) for trajectory in rollout.trajectories)
 
     asyncio.run(draw(options, load_split(split, num_prompts), take))
-    values = np.array(rewards)
-    return {
-        "reward": round(float(values.mean()), 3),
-        "perfect": round(float((values >= FULL_MARKS).mean()), 3),
-        "malformed_plans": round(float(np.mean(is_malformed)), 3),
+    plan_values = np.array([value or 0.0 for value in plan_rewards])
+    figures = {
+        "reward": np.mean(rewards),
+        "perfect": share_perfect(np.array(rewards)),
+        "plan_reward": plan_values.mean(),
+        "plan_perfect": share_perfect(plan_values),
+        "malformed_plans": np.mean([value is None for value in plan_rewards]),
     }
+    return {name: round(float(value), 3) for name, value in figures.items()}
+
+
+def _score(pictures: UInt8Array, prompt: Prompt) -> list[float]:
+    return [score.value or 0.0 for score in ShapesReward().score(pictures, [prompt] * len(pictures))]
+
+
+def _score_plan(text: str, prompt: Prompt) -> float | None:
+    """What the plan's picture scores, as the renderer draws it; None for a text that is no plan."""
+    plan = parse_plan(text)
+    return None if plan is None else _score(render(plan, random.Random(0))[None], prompt)[0]
 
 
 def main() -> None:

@@ -119,6 +119,7 @@ def test_a_ray_job_trains_shows_its_log_and_saves_a_checkpoint_when_it_is_stoppe
     finished = ray_job(job_environment, "submit", *entry)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "step 2/2" in finished.stdout
+    assert f"draw with it: python -m rollout.generate --model {tmp_path / 'runs' / 'launched'}" in finished.stdout
     assert json.loads((tmp_path / "runs" / "launched" / "summary.json").read_text())["status"] == "finished"
 
     steps = ("--set", f"run.steps={ENDLESS}")

@@ -18,7 +18,7 @@ from tests.unit.docs.documents import ROOT
 CONFIGS = [ROOT / "configs" / f"{name}.yaml" for name in ("shapes_cpu", "janus_pro_7b_8gpu", "janus_pro_7b_cluster")]
 """A `--set` that stands alone must fit one of these."""
 PYTHONS = ("python", ".venv/bin/python")
-OTHER_MODULES = ("pytest", "mkdocs")
+OTHER_MODULES = ("pytest", "mkdocs", "scripts.draw_shown_prompts", "scripts.score_tiny_janus")
 OTHER_PROGRAMS = ("ray", "export", "pip", ".venv/bin/pre-commit", ".venv/bin/uv")
 MAKE_VARIABLES = ("ARGS", "CONFIG", "EXTRA", "PYTHON", "PIP_FIND_LINKS")
 COMMAND_OF_TARGET: Mapping[str, str] = {"train": "cluster.launch", "bench": "cluster.bench"}

@@ -18,6 +18,8 @@ from rewards.calling import LoadedReward
 from rewards.registry import REGISTERED, reward_path
 from rollout.prompts.files import parse_prompt
 from rollout.records import Prompt
+from rollout.shapes.world import expected_objects
+from scripts.draw_shown_prompts import read_prompt, shown_prompts
 from scripts.site.commands_reference import COMMANDS, command_module
 from scripts.site.config_reference import field_paths
 from scripts.site.rewards_reference import options_of
@@ -71,6 +73,13 @@ def test_every_yaml_example_is_a_config_of_today(block: Example):
 def test_every_command_line_is_accepted_today(block: Example):
     for words in command_lines(block.text):
         check_command(words)
+
+
+def test_every_shown_prompt_of_the_shapes_world_can_be_checked_on_a_trained_policy():
+    """`python -m scripts.draw_shown_prompts` draws them; here it is only asked what it would demand."""
+    shown = shown_prompts()
+    assert "docs/quickstart.md" in shown.values()
+    assert all(expected_objects(read_prompt(text)) for text in shown)
 
 
 @pytest.mark.parametrize(
