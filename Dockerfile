@@ -9,9 +9,10 @@ ARG BASE_IMAGE=python:3.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
 ARG EXTRA=cpu
-# Where packages come from, for builds behind a mirror.
-ARG PIP_INDEX_URL=
-ARG PIP_FIND_LINKS=
+# For builds behind a mirror, from a folder of wheels, or behind a proxy with a certificate of its own.
+ARG PIP_INDEX_URL
+ARG PIP_FIND_LINKS
+ARG SSL_CERT_FILE
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN if ! python3 -m venv --help >/dev/null 2>&1 || ! python3 -m ensurepip --version >/dev/null 2>&1; then \
@@ -26,6 +27,8 @@ RUN scripts/setup.sh "$EXTRA" dependencies
 
 FROM ${BASE_IMAGE}
 ARG REVISION=unknown
+ARG PIP_INDEX_URL
+ARG SSL_CERT_FILE
 LABEL org.opencontainers.image.title="bicot" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}"

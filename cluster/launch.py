@@ -98,8 +98,8 @@ def _start(options: argparse.Namespace, signals: StopSignals) -> int:
         directory = None
         config = with_paths(with_environment(load_config(options.config or DEFAULT_CONFIG, options.set)), base)
     if options.dry_run:
-        from cluster.first_checks import check_first
         from cluster.session.dry_run import describe_run
+        from cluster.training.first_checks import check_first
 
         check_first(config)
         planned = describe_run(config, options.gpu)
@@ -128,8 +128,8 @@ def launch(config: RunConfig, signals: StopSignals, resumed: RunDirectory | None
     resumed: the run to go on with; None begins one.
     """
     _quieten()
-    from cluster.first_checks import check_first
-    from cluster.launched_run import LaunchedRun
+    from cluster.training.first_checks import check_first
+    from cluster.training.launched_run import LaunchedRun
 
     check_first(config)
     train = load_prompts(config.data.train, config.data.max_bad_lines)

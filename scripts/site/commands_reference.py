@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 COMMANDS: Mapping[str, str] = {
     "cluster.launch": "Trains, resumes, and checks a config without starting anything.",
+    "cluster.submit": "Submits a run as a Ray job, and follows it to its end.",
     "cluster.status": "Shows how a run is doing, also from another machine.",
     "rollout.generate": "Draws pictures with a checkpoint.",
     "rollout.convert_janus": "Converts Janus checkpoints from their authors' format and back.",

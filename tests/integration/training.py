@@ -16,10 +16,10 @@ from cluster.reports import Progress, RunLog, read_metrics
 from cluster.reports.live import pulse
 from cluster.reports.metrics import MetricsRow, RunSummary
 from cluster.reports.metrics_file import MetricsWriter
-from cluster.run import Run
 from cluster.session import PrivateRedis
 from cluster.state import Checkpoints, Registry, RunDirectory, RunState
 from cluster.state.registry import RunSnapshot
+from cluster.training.run import Run
 from configs.schema import RunConfig
 from rollout.prompts import load_prompts
 from rollout.records import GroupRequest, ScoredGroup

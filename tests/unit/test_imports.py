@@ -53,7 +53,8 @@ FLOORS: dict[str, list[set[str]]] = {
         {"groups", "learning"},
         {"state"},
         {"reports"},
-        {"", "benchmarks", "faults", "studies", "boards"},
+        {"training"},
+        {"", "benchmarks", "faults", "studies", "boards", "submission"},
     ],
     "rollout": [
         {"records"},
@@ -72,7 +73,7 @@ FLOORS: dict[str, list[set[str]]] = {
     "learner": [{"objective", "zero"}, {""}, {"warm_start"}],
 }
 SAME_FLOOR = {
-    *(("cluster", "", room) for room in ("benchmarks", "faults", "studies")),  # commands use their tools
+    *(("cluster", "", room) for room in ("benchmarks", "faults", "studies", "submission")),  # commands use their tools
     *(("rewards", room, "t2i_r1") for room in ("objects", "preference", "alignment")),
     ("rewards", "t2i_r1", "objects"),
 }

@@ -1,4 +1,4 @@
-"""The manifests for Kubernetes, held against KubeRay's and Kubernetes' own schemas, closed: a misspelt key is an error."""
+"""The manifests for Kubernetes, held against closed schemas of KubeRay and Kubernetes: a misspelt key is an error."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def test_the_job_brings_the_cluster_that_stays() -> None:
 
 def test_its_nodes_hold_the_plan_of_the_config_that_it_is_for() -> None:
     plan = plan_placement(load_config(ROOT / "configs" / "janus_pro_7b_cluster.yaml"))
-    gpus = {name: int(pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0)) for name, pod in pods().items()}
+    limits = {name: pod["containers"][0]["resources"]["limits"] for name, pod in pods().items()}
+    gpus = {name: int(limit.get("nvidia.com/gpu", 0)) for name, limit in limits.items()}
     assert sum(gpus[name] * group["maxReplicas"] for name, group in groups().items()) >= plan.num_gpus
     assert gpus["learner"] >= sum(bundle.gpus for bundle in plan.bundles if bundle.role == "learner")
 

@@ -20,6 +20,8 @@ CONFIGS = [ROOT / "configs" / f"{name}.yaml" for name in ("shapes_cpu", "janus_p
 PYTHONS = ("python", ".venv/bin/python")
 OTHER_MODULES = ("pytest", "mkdocs", "scripts.draw_shown_prompts", "scripts.score_tiny_janus")
 OTHER_PROGRAMS = ("ray", "export", "pip", ".venv/bin/pre-commit", ".venv/bin/uv")
+PROGRAMS_OF_CLOUDS = ("aws", "az", "docker", "gcloud", "helm", "kubectl", "sbatch", "sky")
+"""Of them only that they run a command of ours can be checked."""
 MAKE_VARIABLES = ("ARGS", "CONFIG", "EXTRA", "PYTHON", "PIP_FIND_LINKS")
 COMMAND_OF_TARGET: Mapping[str, str] = {"train": "cluster.launch", "bench": "cluster.bench"}
 PLACEHOLDERS: Mapping[str, str] = {"NAME": "phases", "N": "1"}
@@ -42,8 +44,13 @@ def check_command(words: Sequence[str]) -> None:
         return
     while words and re.match(r"^[A-Z_]+=", words[0]):  # variables of this command alone
         words = words[1:]
+    if not words:  # variables of the lines below
+        return
     program = words[0]
-    if program == "make":
+    if program in PROGRAMS_OF_CLOUDS:
+        if "python" in words:
+            check_command(words[words.index("python") :])
+    elif program == "make":
         _check_make(words[1:])
     elif program in PYTHONS:
         _check_python(words[1:])

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.actors.trajectory_queue import TrajectoryQueue
 from cluster.groups.roller import RollCounts, RolledGroup
-from cluster.pipeline import Machinery, Pipeline
+from cluster.training.pipeline import Machinery, Pipeline
 from configs.schema import RunConfig
 from rollout.prompts import PromptSource
 from rollout.records import GroupRequest, Prompt, TrajectoryBatch

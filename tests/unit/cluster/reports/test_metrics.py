@@ -23,7 +23,7 @@ from cluster.reports.metrics import (
     write_summary,
 )
 from cluster.reports.metrics_file import MetricsWriter
-from cluster.run_evaluation import drift_metrics
+from cluster.training.run_evaluation import drift_metrics
 from configs.errors import DataError
 
 KEYS_OF_THE_ISSUE = (

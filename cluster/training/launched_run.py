@@ -17,12 +17,12 @@ from cluster.reports import Progress, RunLog
 from cluster.reports.live import pulse
 from cluster.reports.metrics import RunSummary
 from cluster.reports.metrics_file import MetricsWriter
-from cluster.run import Run
 from cluster.session import PrivateRedis, StopSignals, plan_placement, ray_session
 from cluster.session.bounded_loop import run_bounded
 from cluster.session.local_ray import User
 from cluster.session.ray_address import is_local
 from cluster.state import Checkpoints, Registry, RunDirectory, RunState
+from cluster.training.run import Run
 from configs.errors import BicotError, ConfigError
 from configs.schema import RunConfig
 from rollout.prompts import PromptSet

@@ -26,18 +26,18 @@ from cluster.actors.dedicated_placement import OwnPlacement
 from cluster.groups import GroupRoller, QueueClient, RewardPools
 from cluster.learning import LearnerGroup, NcclSync, ObjectStoreSync, WeightSync
 from cluster.learning.learner_group import LearnerLostError
-from cluster.pipeline import Machinery, Pipeline
 from cluster.pools import ActorPool, Elasticity, Patience, PoolHooks
 from cluster.pools.cancellation import end_tasks
 from cluster.pools.elasticity import ElasticPool
 from cluster.pools.remote_errors import first_line, own_error
-from cluster.preparation import StartingModel, prompts_that_fit
 from cluster.reports import RunLog
 from cluster.reports.metrics import RunSummary
-from cluster.run_evaluation import RunEvaluation
-from cluster.run_finish import keep_summary, noted, summarize
 from cluster.state import RunState
 from cluster.state.run_state import digest_of
+from cluster.training.pipeline import Machinery, Pipeline
+from cluster.training.preparation import StartingModel, prompts_that_fit
+from cluster.training.run_evaluation import RunEvaluation
+from cluster.training.run_finish import keep_summary, noted, summarize
 from configs.errors import BicotError, CheckpointError, LearnerError, RunError
 from configs.schema import RunConfig
 from rollout.prompts import PromptSet, PromptSource
