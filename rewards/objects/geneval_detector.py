@@ -25,6 +25,8 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 
 from rewards.loading import load_model, load_tokenizer
 from rewards.loading.clip_embedder import normalize
+from rewards.loading.mmdet_mask2former import load_mmdet_mask2former
+from rewards.loading.pretrained import fetch_file
 from rewards.objects.coco import CLASS_NAMES
 from rewards.objects.geneval import COLORS, FoundObject
 from rewards.pictures import Preprocessing
@@ -38,6 +40,7 @@ PAD_TO = 32
 MEAN = tuple(value / 255 for value in (123.675, 116.28, 103.53))
 STD = tuple(value / 255 for value in (58.395, 57.12, 57.375))
 MAX_PER_PICTURE = 100
+WEIGHT_FILES = (".pth", ".pt")
 OUTSIDE = (0x99, 0x99, 0x99)
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 
@@ -45,11 +48,15 @@ TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}
 class ObjectDetector:
     """Mask2Former on COCO's classes.
 
-    model: hub id or folder of Mask2FormerForUniversalSegmentation; short_side: pixels to which pictures are enlarged.
+    model: hub id or folder of Mask2FormerForUniversalSegmentation, or a .pth file of mmdetection's, such as GenEval's
+    own; short_side: pixels to which pictures are enlarged.
     """
 
     def __init__(self, model: str, dtype: str, device: str, short_side: int) -> None:
-        self._model = load_model(Mask2FormerForUniversalSegmentation, model, dtype, device)
+        if model.endswith(WEIGHT_FILES):
+            self._model = load_mmdet_mask2former(fetch_file(model), dtype, device)
+        else:
+            self._model = load_model(Mask2FormerForUniversalSegmentation, model, dtype, device)
         labels = self._model.config.id2label
         # Published copies name COCO's classes in several ways; their order is one.
         self.names = CLASS_NAMES if len(labels) == len(CLASS_NAMES) else tuple(labels[i] for i in range(len(labels)))
