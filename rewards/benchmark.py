@@ -28,7 +28,8 @@ LINE_WIDTH = 160
 EXAMPLES = """\
 examples:
   python -m rewards.benchmark shapes --model tiny-janus --limit 24
-  python -m rewards.benchmark shapes --images pictures
+  python -m rewards.benchmark geneval --model deepseek-ai/Janus-Pro-1B --data geneval --scorer detector=mask2former.pth
+  python -m rewards.benchmark geneval --images pictures --data geneval --scorer detector=mask2former.pth
 
 A second call with the same output folder goes on where the first one ended; with nothing left to draw or to score, the
 official rules run again on what is kept.

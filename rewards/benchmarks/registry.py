@@ -10,6 +10,7 @@ from configs.errors import ConfigError
 from rewards.benchmarks.protocol import Benchmark
 
 BENCHMARKS: Mapping[str, str] = {
+    "geneval": "rewards.benchmarks.geneval.benchmark:GenEvalBenchmark",
     "shapes": "rewards.benchmarks.geneval.shapes:ShapesBenchmark",
 }
 """Name -> module:class."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rewards.benchmarks.folders import slug
@@ -16,7 +17,9 @@ MAX_NAMED = 3
 
 def show_result(result: Mapping[str, Any], folder: Path, console: Console) -> None:
     """Scores with their intervals, and loudly what is missing."""
-    table = Table("", "score", "95 %", "prompts", title=f"{result['title']}: {result['metric']}", title_justify="left")
+    table = Table(
+        "", "score", "95 %", "prompts", title=escape(f"{result['title']}: {result['metric']}"), title_justify="left"
+    )
     for name, measure in result["measures"].items():
         interval = f"{measure['low']:.3f} to {measure['high']:.3f}"
         table.add_row(name, f"{measure['value']:.4f}", interval, str(measure["num_prompts"]))

@@ -120,7 +120,7 @@ def _read_entry(entry: Any, where: str) -> Wanted:
 
 def judge(record: Record, found: Found, color_of: ColorOf) -> Verdict:
     """The verdict on a picture in which these objects were found, the weak ones too."""
-    kept = {name: _keep(objects, record.min_score) for name, objects in found.items()}
+    kept = {name: kept_objects(objects, record.min_score) for name, objects in found.items()}
     groups: list[Sequence[FoundObject] | None] = []
     reasons, values = [], []
     for wanted in record.include:
@@ -151,8 +151,8 @@ def judge(record: Record, found: Found, color_of: ColorOf) -> Verdict:
     return Verdict(not reasons, sum(values) / len(values), tuple(reasons))
 
 
-def _keep(objects: Sequence[FoundObject], min_score: float) -> list[FoundObject]:
-    """Those that count, surest first."""
+def kept_objects(objects: Sequence[FoundObject], min_score: float) -> list[FoundObject]:
+    """Those of a class that count, surest first, at most MAX_OBJECTS."""
     return sorted((item for item in objects if item.score > min_score), key=lambda item: -item.score)[:MAX_OBJECTS]
 
 

@@ -31,7 +31,7 @@ from rewards.objects.coco import CLASS_NAMES
 from rewards.objects.geneval import COLORS, FoundObject
 from rewards.pictures import Preprocessing
 from rewards.pictures.preprocessing import normalize_pixels
-from rewards.pictures.resize import BILINEAR, resize
+from rewards.pictures.resize import resize_as_opencv
 from rollout.records import UInt8Array
 
 MAX_ASPECT = 1333 / 800
@@ -67,7 +67,7 @@ class ObjectDetector:
         """Class -> the objects found, for each picture, uint8 [B, height, width, 3]."""
         pixels = torch.tensor(pictures).to(self._model.device)
         size = self._size_of(tuple(pixels.shape[1:3]))
-        seen = normalize_pixels(resize(pixels, size, BILINEAR), MEAN, STD)
+        seen = normalize_pixels(resize_as_opencv(pixels, size), MEAN, STD)
         padding = [-length % PAD_TO for length in size]
         padded = functional.pad(seen, (0, padding[1], 0, padding[0]))
         outputs = self._model(
@@ -87,29 +87,35 @@ class ObjectDetector:
         """Of one picture: class_logits [queries, classes + 1], mask_logits [queries, rows, columns]."""
         probabilities = torch.softmax(class_logits, dim=-1)[:, :-1].flatten()
         surest = probabilities.topk(min(MAX_PER_PICTURE, len(probabilities)))
+        # Several classes of one query share its mask.
+        queries, places = torch.unique(surest.indices // len(self.names), return_inverse=True)
+        logits = _resize_masks(mask_logits[queries], padded)[:, : size[0], : size[1]]
+        logits = _resize_masks(logits, tuple(original))
+        masks = logits > 0
+        confidences = (logits.sigmoid() * masks).sum(dim=(1, 2)) / (masks.sum(dim=(1, 2)) + 1e-6)
+        boxes, bits = _tight_boxes(masks), masks.cpu().numpy()
+        scores = (surest.values * confidences[places]).tolist()
         found: dict[str, list[FoundObject]] = {}
-        for probability, index in zip(surest.values.tolist(), surest.indices.tolist(), strict=True):
-            query, label = divmod(index, len(self.names))
-            logits = _resize_mask(mask_logits[query], padded)[: size[0], : size[1]]
-            logits = _resize_mask(logits, tuple(original))
-            mask = logits > 0
-            confidence = float((logits.sigmoid() * mask).sum() / (mask.sum() + 1e-6))
-            found.setdefault(self.names[label], []).append(
-                FoundObject(_tight_box(mask), probability * confidence, mask.cpu().numpy())
-            )
+        for score, index, place in zip(scores, surest.indices.tolist(), places.tolist(), strict=True):
+            name = self.names[index % len(self.names)]
+            found.setdefault(name, []).append(FoundObject(boxes[place], score, bits[place]))
         return found
 
 
-def _resize_mask(logits: Tensor, size: Any) -> Tensor:
-    return functional.interpolate(logits[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+def _resize_masks(logits: Tensor, size: Any) -> Tensor:
+    return functional.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
-def _tight_box(mask: Tensor) -> tuple[float, float, float, float]:
-    """x0, y0, and one beyond x1, y1; zeros of an empty mask."""
-    rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
-    if not len(rows):
-        return 0.0, 0.0, 0.0, 0.0
-    return float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1
+def _tight_boxes(masks: Tensor) -> list[tuple[float, float, float, float]]:
+    """x0, y0, and one beyond x1, y1 of each of bool [N, height, width]; zeros of an empty mask."""
+    bounds = []
+    for held in (masks.any(dim=1), masks.any(dim=2)):  # columns, rows
+        first = held.int().argmax(dim=1)
+        beyond = held.shape[1] - held.flip(1).int().argmax(dim=1)
+        bounds.append((first, torch.where(held.any(dim=1), beyond, 0)))
+    (x0, x1), (y0, y1) = bounds
+    boxes = torch.stack([x0, y0, x1, y1], dim=1).tolist()
+    return [(float(a), float(b), float(c), float(d)) for a, b, c, d in boxes]
 
 
 class ColorNamer:

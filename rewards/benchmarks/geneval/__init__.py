@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from rewards.benchmarks.geneval.benchmark import GenEvalBenchmark as GenEvalBenchmark
     from rewards.benchmarks.geneval.shapes import ShapesBenchmark as ShapesBenchmark
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submod_attrs={"shapes": ["ShapesBenchmark"]},
+    submod_attrs={"benchmark": ["GenEvalBenchmark"], "shapes": ["ShapesBenchmark"]},
 )

@@ -15,10 +15,10 @@ import numpy as np
 from configs.errors import RewardError
 from rewards.benchmarks.geneval.records import TAGS, items_of
 from rewards.benchmarks.geneval.rules import as_answer, geneval_measures, grade_objects
+from rewards.benchmarks.pictures import open_picture
 from rewards.benchmarks.protocol import Answer, Asked, Data, Graded, Item, ScorerOptions, Values
 from rewards.benchmarks.statistics import Measure
 from rewards.objects.geneval import COLORS, FoundObject
-from rewards.pictures import read_picture
 from rewards.shapes.detector import Drawing, detect_objects
 from rollout.records import Prompt
 from rollout.shapes.world import IMAGE_SIZE, SPRITE_SIZE, demanded_relation, expected_objects, load_split
@@ -65,11 +65,14 @@ class ShapesScorer:
     def answers(self, asked: Sequence[Asked]) -> Iterator[tuple[Asked, Answer | RewardError]]:
         """Shapes with their boxes and colours."""
         for one in asked:
+            picture = open_picture(one)
+            if isinstance(picture, RewardError):
+                yield one, picture
+                continue
             try:
-                picture = read_picture(one.path)
                 yield one, as_answer(_objects_of(detect_objects(picture[None])[0]))
             except ValueError as error:
-                yield one, RewardError(f"{one.path}: {error}")
+                yield one, RewardError(f"{one.path.name}: {error}")
 
     def about(self) -> Mapping[str, Any]:
         """Its name."""

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     Mask2FormerConfig,
@@ -25,6 +23,7 @@ from rewards.objects.geneval import COLORS, FoundObject
 from rewards.objects.geneval_detector import ColorNamer, ObjectDetector
 from rollout.records import Prompt, UInt8Array
 from tests.pictures import tiled_pictures
+from tests.tiny_clip import save_tiny_clip
 
 LABELS = ("cat", "dog", "kite", "oven")
 SHORT_SIDE = 64
@@ -68,35 +67,7 @@ def detector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(2)
-    words = ["<start>", "<unk>", *sorted({"a", "photo", "of", "-", "colored", "object", *COLORS, *LABELS}), "<end>"]
-    ids = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", ids["<end>"])]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<end>", model_max_length=24
-    ).save_pretrained(path)
-    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
-    CLIPModel(
-        CLIPConfig(
-            vision_config={**tower, "image_size": 32, "patch_size": 8, "initializer_factor": 8.0},
-            text_config={
-                **tower,
-                "vocab_size": len(words),
-                "max_position_embeddings": 24,
-                "bos_token_id": 0,
-                "eos_token_id": ids["<end>"],
-                "initializer_factor": 8.0,
-            },
-            projection_dim=16,
-        )
-    ).save_pretrained(path)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(path)
-    return path
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"), LABELS)
 
 
 def slow_objects(folder: Path, picture: UInt8Array) -> list[tuple[str, float, list[float], np.ndarray]]:
@@ -105,7 +76,8 @@ def slow_objects(folder: Path, picture: UInt8Array) -> list[tuple[str, float, li
     height, width = picture.shape[:2]
     scale = SHORT_SIDE / min(height, width)
     new_height, new_width = (SHORT_SIDE, int(width * scale)) if height <= width else (int(height * scale), SHORT_SIDE)
-    resized = np.asarray(Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.BILINEAR), float)
+    cv2 = pytest.importorskip("cv2", reason="OpenCV, which resizes GenEval's pictures, comes with the extra `rewards`")
+    resized = cv2.resize(picture, (new_width, new_height), interpolation=cv2.INTER_LINEAR).astype(float)
     pixels = (resized - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
     rows, columns = (-(-length // 32) * 32 for length in (new_height, new_width))
     padded = np.zeros((rows, columns, 3))
