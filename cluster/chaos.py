@@ -4,8 +4,8 @@
 
 Processes of the run are killed (SIGKILL) and frozen (SIGSTOP): rollout workers and their engines, reward workers, the
 trajectory queue, learner ranks. Redis and the launcher are killed, Redis is made late, the disk is filled, and replicas
-of rewards are told to misbehave for good (`cluster.faults.injuries`). What the run does not survive in place is resumed
-with `cluster.launch --resume`. At the end the run is stopped, the invariants of `cluster.faults.invariants` are
+of rewards are told to misbehave for good (`cluster.faults.injuries`). What the run does not survive in place goes on by
+`cluster.launch --resume auto`. At the end the run is stopped, the invariants of `cluster.faults.invariants` are
 checked, and that no process outlives it.
 Exit codes: 0 all held; 1 something did not; 2 wrong config.
 """

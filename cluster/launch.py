@@ -3,11 +3,13 @@
     python -m cluster.launch --config configs/shapes_cpu.yaml
     python -m cluster.launch --config configs/janus_pro_7b_8gpu.yaml --set learner.lr=2e-6 --dry-run
     ray job submit --working-dir . -- python -m cluster.launch --config configs/janus_pro_7b_cluster.yaml
-    python -m cluster.launch --resume runs/shapes_cpu            # or: --resume latest
+    python -m cluster.launch --resume runs/shapes_cpu            # or: latest, URL/KEY
+    python -m cluster.launch --config configs/janus_pro_7b_cluster.yaml --resume auto      # begin it, or go on with it
 
 Alone it starts a Ray of its own on this machine; inside a Ray job it uses the job's cluster. Ctrl-C
 (or `ray job stop`) ends the run after the step that is being made, with a checkpoint; a second
-Ctrl-C ends it at once. `--resume` goes on with a run from its last whole checkpoint, in its directory.
+Ctrl-C ends it at once. `--resume` goes on with a run from its last whole checkpoint, in its directory
+(`cluster.state.going_on`); `--resume auto` is for supervisors, which start the same command again and again.
 
 Exit codes: 0 finished; 1 the run failed; 2 the config, the data or the model is wrong, or the cluster
 too small, and nothing was started; 129 its terminal was closed; 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
@@ -28,17 +30,26 @@ from cluster.session import StopSignals
 from cluster.session.bounded_loop import hanging_threads
 from cluster.session.stop_signals import end_at_once
 from cluster.state import RunDirectory
-from cluster.state.run_directory import check_is_unfinished, is_in_job_copy
+from cluster.state.going_on import (
+    AUTO,
+    LATEST,
+    SUPERVISED_PATIENCE_S,
+    check_is_unfinished,
+    find_latest,
+    find_named,
+    find_or_none,
+    is_finished,
+)
+from cluster.state.run_copies import catch_up
+from cluster.state.run_directory import LOCK_PATIENCE_S, is_in_job_copy
 from configs.errors import BicotError, ConfigError, DataError, ModelError, PlacementError
 from configs.load import DEFAULT_CONFIG, load_config
 from configs.local.environment import REDIS_URL_VARIABLE, with_environment, with_secrets
 from configs.local.masking import mask_message, mask_override
 from configs.local.paths import with_paths
-from configs.resume import load_resumed_config
+from configs.resume import check_may_go_on, load_resumed_config
 from configs.schema import RunConfig
 from rollout.prompts import load_prompts
-
-LATEST = "latest"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,41 +102,54 @@ def _main(options: argparse.Namespace) -> int:
 
 def _start(options: argparse.Namespace, signals: StopSignals) -> int:
     base = None if is_in_job_copy() else Path.cwd()
-    if options.resume is not None:
+    directory = None
+    if options.resume in (None, AUTO):
+        config = with_paths(with_environment(load_config(options.config or DEFAULT_CONFIG, options.set)), base)
+    else:
         directory = _find_run(options)
         config = with_paths(load_resumed_config(directory.config_path, options.set), base)
-    else:
-        directory = None
-        config = with_paths(with_environment(load_config(options.config or DEFAULT_CONFIG, options.set)), base)
     if options.dry_run:
-        from cluster.session.dry_run import describe_run
-        from cluster.training.first_checks import check_first
+        return _describe(config, options.gpu)
+    if options.resume != AUTO:
+        return launch(config, signals, directory)
+    if (directory := find_or_none(config)) is not None:
+        check_may_go_on(directory.config_path, config)
+        if is_finished(directory, config):
+            print(f"{directory.path}: this run has made all its {config.run.steps} steps")
+            return 0
+    return launch(config, signals, directory, begun_again=True)
 
-        check_first(config)
-        planned = describe_run(config, options.gpu)
-        print(planned.text)
-        for fault in planned.faults:
-            print(f"error: {fault}", file=sys.stderr)
-        return 2 if planned.faults else 0
-    return launch(config, signals, directory)
+
+def _describe(config: RunConfig, card: str | None) -> int:
+    from cluster.training.first_checks import check_first
+    from cluster.session.dry_run import describe_run
+
+    check_first(config)
+    planned = describe_run(config, card)
+    print(planned.text)
+    for fault in planned.faults:
+        print(f"error: {fault}", file=sys.stderr)
+    return 2 if planned.faults else 0
 
 
 def _find_run(options: argparse.Namespace) -> RunDirectory:
     if options.resume == LATEST:
-        run = load_config(options.config or DEFAULT_CONFIG, options.set).run
-        return RunDirectory.latest(run.dir)
+        return find_latest(load_config(options.config or DEFAULT_CONFIG, options.set).run.dir)
     if options.config is not None:
         raise ConfigError(
             f"--config {options.config}: a run goes on with the config in its own directory, {options.resume}; leave "
             "--config out, and change what may change by --set"
         )
-    return RunDirectory.open(Path(options.resume))
+    return find_named(options.resume)
 
 
-def launch(config: RunConfig, signals: StopSignals, resumed: RunDirectory | None = None) -> int:
+def launch(
+    config: RunConfig, signals: StopSignals, resumed: RunDirectory | None = None, *, begun_again: bool = False
+) -> int:
     """Run to the end, or until a signal comes; returns the exit code. Raises BicotError when the run fails.
 
-    resumed: the run to go on with; None begins one.
+    resumed: the run to go on with; None begins one. begun_again: by a supervisor, perhaps before its last launcher has
+    let go of it; so it must lie where the same command finds it again.
     """
     _quieten()
     from cluster.training.first_checks import check_first
@@ -137,11 +161,13 @@ def launch(config: RunConfig, signals: StopSignals, resumed: RunDirectory | None
         name: load_prompts(source, config.data.max_bad_lines) for name, source in config.data.evaluation.items()
     }
     signals.check()
-    directory = resumed or RunDirectory.create(config)
-    with directory.locked():
+    directory = resumed or RunDirectory.create(config, exactly=begun_again)
+    with directory.locked(SUPERVISED_PATIENCE_S if begun_again else LOCK_PATIENCE_S, signals.check):
         if resumed is not None:
             check_is_unfinished(directory, config)
             directory.write_config(config)
+            if (told := catch_up(directory, with_secrets(config))) is not None:
+                print(told, file=sys.stderr)
         with _summary_set_aside(directory):
             run = LaunchedRun(with_secrets(config), train, evaluation, directory, signals, is_new=resumed is None)
             return run.to_the_end()
@@ -180,7 +206,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume",
         metavar="RUN_DIR",
         help="go on with a run from its last whole checkpoint, with the config in its directory and what --set may "
-        f"change; '{LATEST}' is the one begun last under run.dir of --config",
+        f"change; '{LATEST}' is the one begun last under run.dir of --config, URL/KEY the one with copies there, and "
+        f"'{AUTO}' the one called run.name, which is begun where there is none (for supervisors)",
     )
     parser.add_argument(
         "--set",

@@ -39,22 +39,30 @@ def load_resumed_config(config_path: Path, overrides: Sequence[str] = ()) -> Run
     Raises ConfigError for an override of a field that may not change, and for a secret that was masked
     when the config was written and is not given again.
     """
-    before = load_config(config_path)
     config = with_masked_variables(with_environment(load_config(config_path, overrides)))
+    check_may_go_on(config_path, config)
+    return config
+
+
+def check_may_go_on(config_path: Path, config: RunConfig) -> None:
+    """Whether the run that began with the config at `config_path` may go on with `config`.
+
+    Raises ConfigError as `load_resumed_config` does.
+    """
+    before = load_config(config_path)
     was, now = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(config.model_dump(mode="json")))
     for field in sorted(was.keys() | now.keys()):
         if was.get(field) != now.get(field) and not _may_change(field, was.get(field)):
             raise ConfigError(
-                f"--set {field}: a run that goes on must keep it at {mask_text(repr(was.get(field)))}, not "
+                f"{field}: a run that goes on must keep it at {mask_text(repr(was.get(field)))}, not "
                 f"{mask_text(repr(now.get(field)))}; "
-                "leave it out, or start a new run (model.path may be a checkpoint's model folder)"
+                "leave it as it was, or start a new run (model.path may be a checkpoint's model folder)"
             )
     for field, value in now.items():
         if is_masked(value):
             raise ConfigError(
                 f"{config_path}: {field} is a secret and was not written down; give it again: {_ways(field)}"
             )
-    return config
 
 
 def _ways(field: str) -> str:

@@ -1,4 +1,4 @@
-"""A launcher under supervision: started, watched, and started again with `--resume` when it has ended.
+"""A launcher under supervision: started, watched, and started again with the same command when it has ended.
 
 The registry is a Redis server of the harness's own, so that the harness can read it whatever dies.
 """
@@ -44,8 +44,7 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self.redis = PrivateRedis(self.directory / "redis")
-        sets = [argument for override in self.overrides for argument in ("--set", override)]
-        self._launcher = self._launch("--config", str(self.config), *sets)
+        self._launcher = self._launch()
 
     @property
     def run_directory(self) -> Path:
@@ -85,7 +84,7 @@ class Supervisor:
             self.redis.stop()
             self.redis = PrivateRedis(self.directory / "redis")
         self.num_resumes += 1
-        self._launcher = self._launch("--resume", str(self.run_directory))
+        self._launcher = self._launch()
 
     def note_processes(self) -> None:
         """Remember the run's processes, to look for those that outlive it."""
@@ -136,8 +135,9 @@ class Supervisor:
         lines = self.output.read_text(errors="replace").splitlines()
         return "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:])
 
-    def _launch(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "cluster.launch", *arguments]
+    def _launch(self) -> subprocess.Popen[bytes]:
+        sets = [argument for override in self.overrides for argument in ("--set", override)]
+        command = [sys.executable, "-m", "cluster.launch", "--config", str(self.config), "--resume", "auto", *sets]
         environment = {**os.environ, REDIS_URL_VARIABLE: self.redis.url}  # on a command line, all users would see it
         with self.output.open("ab") as file:
             return subprocess.Popen(

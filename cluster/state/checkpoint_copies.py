@@ -60,6 +60,10 @@ class CheckpointCopies:
         partial.rename(final)
         return final
 
+    def names(self) -> list[str]:
+        """Of the whole copies, oldest first."""
+        return self._whole(*self._open())
+
     def _open(self) -> tuple[Any, str]:
         system, root = fsspec.core.url_to_fs(self.url)
         return system, f"{root.rstrip('/')}/{self.run_name}"

@@ -25,6 +25,7 @@ from cluster.learning import LearnerGroup
 from cluster.state.checkpoint_copies import CheckpointCopies
 from cluster.state.checkpoint_names import name_of, step_of
 from cluster.state.manifest import MODEL_FILE, RUN_FILE, STATE_FILE, find_fault, size_of, sync, write_manifest
+from cluster.state.run_copies import RunCopies
 from cluster.state.run_directory import key_of
 from cluster.state.run_state import RunState
 from configs.errors import CheckpointError
@@ -164,6 +165,8 @@ class Checkpoints:
             return
         try:
             await asyncio.to_thread(self._copies(self.config.url).add, checkpoint)
+            run = self.directory.parent
+            await asyncio.to_thread(RunCopies(self.config.url, key_of(run)).add, run)
         except Exception as error:  # noqa: BLE001 - each file system raises its own; the run has its local checkpoint
             self.note(f"checkpoint {checkpoint.name} was not copied to checkpoint.url: {type(error).__name__}: {error}")
 

@@ -21,14 +21,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from configs.errors import ConfigError
 from configs.load import dump_config
@@ -39,6 +40,7 @@ LOCK_NAME = "lock"
 KEY_NAME = "run_key"
 NO_RUN = frozenset({"lost+found", ".snapshot", ".DS_Store"})
 """What a mounted volume holds that nobody has written to yet."""
+_KEY: Final = re.compile(r"(.+)-[0-9a-f]{8}")
 LOCK_PATIENCE_S = 1.0
 """A launcher waits so long for the lock: who only looks whether it is held has it for an instant."""
 PRIVATE_FOLDER = 0o700
@@ -55,14 +57,15 @@ class RunDirectory:
     """What the user should be told about where the directory is; None when it is where they asked for."""
 
     @classmethod
-    def create(cls, config: RunConfig) -> RunDirectory:
+    def create(cls, config: RunConfig, key: str | None = None, *, exactly: bool = False) -> RunDirectory:
         """Claim a new directory, and write the config there.
 
-        Raises ConfigError naming run.dir when it cannot be written.
+        key: of a run that has one already. exactly: at run.name, and at no other name where that is taken.
+        Raises ConfigError naming run.dir when it cannot be written, or is taken.
         """
         root, root_note = resolve_root(config.run.dir)
         try:
-            path = _claim(root, config.run.name, dump_config(config))
+            path = _claim(root, config.run.name, dump_config(config), key, exactly=exactly)
             directory = cls(path, _join_notes(root_note, path, config.run.name))
             for folder in (directory.samples_dir, directory.checkpoints_dir, directory.logs_dir):
                 folder.mkdir()
@@ -83,17 +86,6 @@ class RunDirectory:
             folder.mkdir(exist_ok=True)
         return directory
 
-    @classmethod
-    def latest(cls, run_dir: str) -> RunDirectory:
-        """The run that was begun last under `run_dir`. Raises ConfigError when there is none."""
-        root, _ = resolve_root(run_dir)
-        configs = sorted(root.glob(f"*/{CONFIG_NAME}"), key=lambda path: path.stat().st_mtime)
-        if not configs:
-            raise ConfigError(f"--resume latest: there is no run in run.dir '{run_dir}' ({root}); name a run directory")
-        # One that never came as far as a step or a checkpoint has nothing to go on with.
-        begun = [path for path in configs if _has_begun(path.parent)]
-        return cls.open((begun or configs)[-1].parent)
-
     def is_in_use(self) -> bool:
         """Whether a launcher runs here now; on another machine only where the folder's file system tells."""
         try:
@@ -106,8 +98,11 @@ class RunDirectory:
         return False
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Nobody else may run here meanwhile; a launcher that is killed lets go. Raises ConfigError when one does."""
+    def locked(self, patience_s: float = LOCK_PATIENCE_S, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Nobody else may run here meanwhile; a launcher that is killed lets go. Raises ConfigError when one does.
+
+        patience_s: to wait for it to let go. check: called meanwhile; may raise.
+        """
         path = self.path / LOCK_NAME
         try:
             file = path.open("a")
@@ -116,8 +111,9 @@ class RunDirectory:
                 f"{path}: cannot open this file, which says who runs here: {error.strerror}; mend or remove it"
             ) from error
         with file:
-            deadline = time.monotonic() + LOCK_PATIENCE_S
+            deadline = time.monotonic() + patience_s
             while not _takes(file):
+                check()
                 if time.monotonic() > deadline:
                     raise ConfigError(f"{self.path}: another launcher runs here; wait until it has ended")
                 time.sleep(LOCK_PATIENCE_S / 20)
@@ -209,6 +205,17 @@ def key_of(path: Path) -> str:
         return path.name
 
 
+def new_key(name: str) -> str:
+    """See `RunDirectory.key`."""
+    return f"{name}-{secrets.token_hex(4)}"
+
+
+def name_in_key(key: str) -> str:
+    """The run's name in its key."""
+    found = _KEY.fullmatch(key)
+    return key if found is None else found[1]
+
+
 def read_summary(path: Path) -> Mapping[str, Any] | None:
     """How a run ended; None when there is no summary, or only a part of one (the power went)."""
     try:
@@ -218,24 +225,9 @@ def read_summary(path: Path) -> Mapping[str, Any] | None:
     return summary if isinstance(summary, dict) and {"status", "steps"} <= summary.keys() else None
 
 
-def check_is_unfinished(directory: RunDirectory, config: RunConfig) -> None:
-    """Raises ConfigError for a run that has made all its steps."""
-    summary = read_summary(directory.summary_path)
-    if summary is not None and summary["status"] == "finished" and summary["steps"] >= config.run.steps:
-        raise ConfigError(
-            f"{directory.path}: this run has made all its {summary['steps']} steps; raise run.steps to make more, "
-            "say by --set run.steps=1000"
-        )
-
-
 def is_in_job_copy() -> bool:
     """Whether the current directory is Ray's copy of a job's working directory, which goes with the job."""
     return _is_ray_package(Path.cwd())
-
-
-def _has_begun(path: Path) -> bool:
-    metrics = path / "metrics.jsonl"
-    return any((path / "checkpoints").glob("step_*")) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def _takes(file: IO[str]) -> bool:
@@ -276,8 +268,8 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _claim(root: Path, name: str, config_text: str) -> Path:
-    """The first free one of NAME, NAME-2, NAME-3, …, with the config in it.
+def _claim(root: Path, name: str, config_text: str, key: str | None, *, exactly: bool) -> Path:
+    """The first free one of NAME, NAME-2, NAME-3, …, or NAME `exactly`, with the config in it.
 
     Creating config.yaml exclusively is what decides between two launchers that start at once. A
     folder that is there but empty is taken: it may be a mounted volume.
@@ -285,6 +277,8 @@ def _claim(root: Path, name: str, config_text: str) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     attempt = 1
     while True:
+        if exactly and attempt > 1:
+            raise ConfigError(f"{root / name}: this folder holds something else than a run; choose another run.name")
         path = root / (name if attempt == 1 else f"{name}-{attempt}")
         attempt += 1
         try:
@@ -293,7 +287,7 @@ def _claim(root: Path, name: str, config_text: str) -> Path:
                 continue
             with open(path / CONFIG_NAME, "x", encoding="utf-8", opener=_open_private) as file:
                 file.write(config_text)
-            (path / KEY_NAME).write_text(f"{path.name}-{secrets.token_hex(4)}\n", encoding="utf-8")
+            (path / KEY_NAME).write_text(f"{key or new_key(path.name)}\n", encoding="utf-8")
         except FileExistsError:
             continue
         return path

@@ -134,3 +134,40 @@ def test_a_ray_job_trains_shows_its_log_and_saves_a_checkpoint_when_it_is_stoppe
     summary = json.loads((tmp_path / "runs" / "launched-2" / "summary.json").read_text())
     assert summary["status"] == "stopped"
     assert (Path(summary["checkpoint"]) / "model.safetensors").is_file()
+
+
+@pytest.mark.proof
+def test_a_job_whose_launcher_is_lost_goes_on_when_the_same_job_is_submitted_again(
+    job_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """As KubeRay's backoffLimit does it, with the command of docs/clusters.md."""
+    config = write_config(tmp_path, run={"steps": 6}, checkpoint={"every_steps": 2})
+    launcher = (sys.executable, "-m", "cluster.launch", "--config", str(config), "--resume", "auto")
+    entry = ("--working-dir", ".", "--", *launcher)
+    submitted = ray_job(job_environment, "submit", "--no-wait", "--submission-id", "first", *entry)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    run = tmp_path / "runs" / "launched"
+    deadline = time.monotonic() + STEP_TIMEOUT_S
+    while not (run / "checkpoints" / "step_000002").exists():
+        assert time.monotonic() < deadline, ray_job(job_environment, "logs", "first").stdout
+        time.sleep(0.2)
+    (launched,) = [process for process in psutil.process_iter() if _command_line(process)[-5:] == list(launcher)[-5:]]
+    launched.kill()
+    while "FAILED" not in (status := ray_job(job_environment, "status", "first")).stdout + status.stderr:
+        assert time.monotonic() < deadline, status.stdout
+        time.sleep(0.5)
+    again = ray_job(job_environment, "submit", *entry)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "going on from step " in again.stdout
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("finished", 6)
+    finished = ray_job(job_environment, "submit", *entry)
+    assert finished.returncode == 0
+    assert "this run has made all its 6 steps" in finished.stdout
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

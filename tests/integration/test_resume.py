@@ -80,9 +80,10 @@ def test_a_launcher_killed_three_times_makes_the_steps_of_one_that_never_was(ray
         metrics = run / "metrics.jsonl"
         return len(read_metrics(metrics)) if metrics.exists() else 0
 
-    launch_and_kill(["--config", str(config)], output, lambda: num_rows() == 1)
+    same = ["--config", str(config), "--resume", "auto"]  # as a supervisor starts it, again and again
+    launch_and_kill(same, output, lambda: num_rows() == 1)
     assert not list((run / "checkpoints").iterdir())
-    launch_and_kill(["--resume", str(run)], output, lambda: num_rows() == 3)
+    launch_and_kill(same, output, lambda: num_rows() == 3)
     assert (run / "checkpoints" / "step_000002").is_dir()
     partial = run / "checkpoints" / "step_000004.partial" / "state"
     launch_and_kill(["--resume", str(run)], output, partial.exists)

@@ -179,7 +179,7 @@ def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path, capsys: pytes
 
 def test_a_resumed_runs_seed_cannot_be_changed(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--resume", str(config_file.parent), "--set", "run.seed=1"]
-    assert "--set run.seed: a run that goes on must keep it at 0" in expect_error(arguments, 2, capsys)
+    assert "run.seed: a run that goes on must keep it at 0" in expect_error(arguments, 2, capsys)
 
 
 def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]):

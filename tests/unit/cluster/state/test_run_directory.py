@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from cluster.state import RunDirectory
-from cluster.state.run_directory import check_is_unfinished, resolve_root
+from cluster.state.going_on import check_is_unfinished, find_latest
+from cluster.state.run_directory import resolve_root
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 
@@ -109,9 +110,9 @@ def test_the_latest_run_is_the_one_begun_last(tmp_path: Path) -> None:
         directory = RunDirectory.create(run_config(tmp_path, name))
         begun_s = {"old": 100, "newest": 300, "older": 200}[name] + place
         os.utime(directory.config_path, (begun_s, begun_s))
-    assert RunDirectory.latest(str(tmp_path)).name == "newest"
+    assert find_latest(str(tmp_path)).name == "newest"
     with pytest.raises(ConfigError, match="--resume latest: there is no run in"):
-        RunDirectory.latest(str(tmp_path / "empty"))
+        find_latest(str(tmp_path / "empty"))
 
 
 def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_the_latest_run_is_one_that_has_something_to_go_on_with(tmp_path: Path) 
     begun, failed = RunDirectory.create(run_config(tmp_path, "begun")), RunDirectory.create(run_config(tmp_path, "no"))
     begun.metrics_path.write_text('{"step": 1}\n')
     os.utime(failed.config_path, (2_000_000_000, 2_000_000_000))
-    assert RunDirectory.latest(str(tmp_path)).name == "begun"
+    assert find_latest(str(tmp_path)).name == "begun"
 
 
 def test_who_looks_whether_a_run_is_in_use_keeps_no_launcher_out(tmp_path: Path) -> None:
