@@ -131,7 +131,7 @@ def test_copies_that_cannot_be_read_are_told_where_there_is_something_to_go_on_w
     config = config_on(tmp_path, "a")
     directory = RunDirectory.create(config)
     away = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"url": "no-such://bucket"})})
-    with pytest.raises(ConfigError, match="no-such://bucket/trial-.*: cannot read the copies of the run: ValueError"):
+    with pytest.raises(ConfigError, match=r"no-such://bucket/trial-.*: cannot read the copies of the run: ValueError"):
         catch_up(directory, away)
     make_steps(directory, config, 2)
     assert "going on with what is here" in (catch_up(directory, away) or "")
