@@ -146,6 +146,10 @@ class Membership:
         return member
 
     def describe(self) -> str:
-        """`rollout: 1 of 2 READY; rollout-1 JOINING`."""
-        others = [f"{m.worker_id} {m.state}" for m in self._members if m.state is not HealthState.READY]
+        """`rollout: 1 of 2 READY; rollout-1 JOINING, without a place in the cluster`."""
+        others = [
+            f"{m.worker_id} {m.state}{'' if m.node_id else ', without a place in the cluster'}"
+            for m in self._members
+            if m.state is not HealthState.READY
+        ]
         return "; ".join([f"{self.kind}: {self.num_ready} of {self.size} READY", *others])

@@ -1,7 +1,7 @@
 """The folder of a local Ray: where it lies, and what becomes of one whose launcher was killed.
 
     TMPDIR/bicot-ray-XXXXXXXX/      0700: what lies in it is out of reach, whatever modes Ray gives it
-        owner                       where its logs go; locked while its launcher lives, however that ends
+        owner                       where its logs go, see `configs.local.owned_folder`
         ray/                        Ray's own folder: sockets, logs
 
 A Unix socket's path has at most 107 bytes, and Ray's are long. Where TMPDIR is too long for them (Slurm, macOS), the
@@ -11,7 +11,6 @@ folder is in /tmp.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
@@ -24,10 +23,10 @@ import psutil
 
 from cluster.session.stop_signals import end_processes
 from configs.errors import RunError
+from configs.local.owned_folder import SOCKET_BYTES, OwnedFolder, base_for_sockets, sweep
+from rollout.vllm.scratch import sweep_scratch
 
 PREFIX: Final = "bicot-ray-"
-OWNER: Final = "owner"
-LONGEST_SOCKET: Final = 107
 _BELOW: Final = len(f"/{PREFIX}XXXXXXXX/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
 """Bytes of the longest socket's path below the temporary folder."""
 
@@ -41,45 +40,35 @@ def short_lived_folder(logs_dir: Path, note: Callable[[str], None]) -> Iterator[
     base = find_base()
     if str(base) != tempfile.gettempdir():
         note(f"TMPDIR {tempfile.gettempdir()} is too long for Ray's sockets; this run's Ray lies in {base}")
-    sweep(base, note)
-    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=base, ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        with (folder / OWNER).open("w", encoding="utf-8") as owner:
-            fcntl.flock(owner, fcntl.LOCK_EX)
-            owner.write(str(logs_dir.absolute()))
-            owner.flush()
-            try:
-                yield folder
-            finally:
-                _keep_logs(folder, logs_dir)
+    sweep_killed(base, note)
+    with OwnedFolder(PREFIX, base, str(logs_dir.absolute())) as folder:
+        try:
+            yield folder.path
+        finally:
+            _keep_logs(folder.path, logs_dir)
+    sweep_scratch()
 
 
 def find_base() -> Path:
-    """The temporary folder to use: TMPDIR, or /tmp where that is too long."""
-    for base in (tempfile.gettempdir(), "/tmp"):
-        if len(os.fsencode(base)) + _BELOW <= LONGEST_SOCKET and os.access(base, os.W_OK | os.X_OK):
-            return Path(base)
+    """The temporary folder to use: TMPDIR, or /tmp where that is too long. Raises RunError when both are."""
+    if (base := base_for_sockets(_BELOW)) is not None:
+        return base
     named = tempfile.gettempdir()
     raise RunError(
         f"TMPDIR {named} has {len(os.fsencode(named))} bytes, and the sockets of a local Ray leave room for "
-        f"{LONGEST_SOCKET - _BELOW}; set TMPDIR to a folder with a shorter name that you may write to"
+        f"{SOCKET_BYTES - _BELOW}; set TMPDIR to a folder with a shorter name that you may write to"
     )
 
 
-def sweep(base: Path, note: Callable[[str], None]) -> None:
+def sweep_killed(base: Path, note: Callable[[str], None]) -> None:
     """Remove the folders of launchers that were killed, with what of their Ray is still alive; their logs are kept."""
-    for folder in base.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # somebody else's, of a launcher that lives, or going just now
-            if folder.stat().st_uid != os.getuid():
-                continue
-            with (folder / OWNER).open(encoding="utf-8") as owner:
-                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not (logs := owner.read()):
-                    continue  # it is being made
-                end_processes(list(_processes_in(folder)))
-                _keep_logs(folder, Path(logs))
-                shutil.rmtree(folder, ignore_errors=True)
-            note(f"{folder} was left by a launcher that was killed, and is removed; its logs: {logs}")
+
+    def rescue(folder: Path, logs: str) -> None:
+        end_processes(list(_processes_in(folder)))
+        _keep_logs(folder, Path(logs))
+        note(f"{folder} was left by a launcher that was killed, and is removed; its logs: {logs}")
+
+    sweep(PREFIX, base, rescue)
 
 
 def _processes_in(folder: Path) -> Iterator[psutil.Process]:

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import ModelError, RolloutError, WeightSyncError
+from configs.local.owned_folder import OwnedFolder
 from rollout.engine import EngineFigures, EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import WeightBucket
 from rollout.vllm.layout import check_arguments, check_vllm
 from rollout.vllm.requests import check_request, result_of, sampling_params
+from rollout.vllm.scratch import make_scratch, scratch_environment, temporary_files_in
 from rollout.vllm.settings import context_length, engine_arguments, environment, environment_set
 from rollout.weights import WeightManifest
 from rollout.weights.buckets import bucket_file
@@ -46,14 +48,19 @@ class VllmEngine:
         manifest: WeightManifest,
         max_model_len: int,
         llm: AsyncLLM,
+        scratch: OwnedFolder,
         figures: EngineFigures | None = None,
     ) -> None:
-        """Of a running `AsyncLLM` with the weights of `checkpoint`, as version 0; `start` gives one."""
+        """Of a running `AsyncLLM` with the weights of `checkpoint`, as version 0; `start` gives one.
+
+        scratch: its temporary files, see `rollout.vllm.scratch`.
+        """
         self._figures = figures
         self._checkpoint = checkpoint
         self._manifest = manifest
         self._max_model_len = max_model_len
         self._llm: AsyncLLM | None = llm
+        self._scratch = scratch
         self._weight_version = 0
         self._update_lock = asyncio.Lock()
         self._broken: str | None = None
@@ -69,14 +76,17 @@ class VllmEngine:
         checkpoint = JanusCheckpoint.from_pretrained(settings.model_path, settings.revision, weights=True)
         manifest = WeightManifest.from_folder(checkpoint.folder)
         max_model_len = context_length(settings.rollout, checkpoint)
-        variables = environment(settings.rollout)
-        # vLLM and the processes that it starts here read them, and keep what they have read. No await in between.
-        with environment_set(variables):
-            check_vllm(variables)
-            figures = EngineFigures() if settings.counts else None
-            llm = _make_llm(engine_arguments(settings, checkpoint), checkpoint, figures)
-        await llm.update_weight_version("0")
-        return cls(checkpoint, manifest, max_model_len, llm, figures)
+        with ExitStack() as on_error:
+            scratch = on_error.enter_context(make_scratch())
+            variables = {**environment(settings.rollout), **scratch_environment(scratch.path)}
+            # vLLM and the processes that it starts here read them, and keep what they have read. No await in between.
+            with environment_set(variables), temporary_files_in(scratch.path):
+                check_vllm(variables)
+                figures = EngineFigures() if settings.counts else None
+                llm = _make_llm(engine_arguments(settings, checkpoint), checkpoint, figures)
+            await llm.update_weight_version("0")
+            on_error.pop_all()
+        return cls(checkpoint, manifest, max_model_len, llm, scratch, figures)
 
     @property
     def collective(self) -> VllmEngine:
@@ -217,6 +227,7 @@ class VllmEngine:
         llm.shutdown()
         # Its finalizer shuts down once more, and where the interpreter is ending by then, it prints an error.
         llm.shutdown = _already_shut_down
+        self._scratch.close()
 
     @property
     def _running(self) -> AsyncLLM:

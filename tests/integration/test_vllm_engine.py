@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from configs.errors import ConfigError, ModelError, RolloutError, WeightSyncError
+from configs.local.owned_folder import sweep
 from configs.schema import RolloutConfig
 from learner.janus_policy import JanusPolicy
 from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
@@ -25,6 +27,7 @@ from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import Int32Array, WeightBucket
 from rollout.vllm import VllmEngine
+from rollout.vllm.scratch import PREFIX
 from rollout.vllm.settings import environment
 from rollout.weights.buckets import pack_bucket
 from tests.tiny_models import tiny_janus_folder
@@ -362,13 +365,15 @@ if __name__ == "__main__":
 async def test_an_engine_without_the_entry_point_draws_the_same_and_ends_with_its_killed_process(
     engine: VllmEngine, folder: Path, janus: JanusForConditionalGeneration, tmp_path: Path
 ) -> None:
-    """As in a Ray job whose nodes have bicot on PYTHONPATH only, and whose worker Ray kills."""
+    """As in a Ray job whose nodes have bicot on PYTHONPATH only, and whose worker Ray kills. What it leaves in the
+    temporary folder lies together, and is swept by whoever starts an engine next."""
     (prompt,) = ragged_prompts(1, 17, janus, image=True)
     (request,) = requests_for([prompt], "image", "installed")
     expected = await engine.generate(request)
     script = tmp_path / "bare.py"
     script.write_text(BARE)
-    bare = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "VLLM_PLUGINS": ""}
+    temporary = Path(tempfile.mkdtemp(prefix="bt-"))  # short, because of the sockets
+    bare = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "VLLM_PLUGINS": "", "TMPDIR": str(temporary)}
     arguments = [str(folder), CONFIG.model_dump_json(), str(prompt.tolist())]
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(script), *arguments, env=bare, stdout=asyncio.subprocess.PIPE
@@ -384,6 +389,11 @@ async def test_an_engine_without_the_entry_point_draws_the_same_and_ends_with_it
     await process.wait()
     _, alive = await asyncio.to_thread(psutil.wait_procs, children, timeout=60)
     assert not alive
+    (left,) = temporary.iterdir()
+    assert left.name.startswith(PREFIX)
+    assert len(list(left.iterdir())) > 1, "sockets, and the owner's name"
+    sweep(PREFIX, temporary)
+    temporary.rmdir()
 
 
 async def test_closing_ends_requests_and_processes_and_may_be_repeated(
@@ -395,6 +405,8 @@ async def test_closing_ends_requests_and_processes_and_may_be_repeated(
     running = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
     processes = [child for child in running if "EngineCore" in " ".join([child.name(), *child.cmdline()])]
     assert processes
+    scratch = engine._scratch.path
+    assert scratch.is_dir()
     request = requests_for(ragged_prompts(1, 16, janus, image=True), "image", "last")[0]
     running = asyncio.create_task(engine.generate(request))
     await asyncio.sleep(0)  # lets it reach the engine
@@ -406,3 +418,4 @@ async def test_closing_ends_requests_and_processes_and_may_be_repeated(
         await engine.generate(request)
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
+    assert not scratch.exists()
