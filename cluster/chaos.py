@@ -2,18 +2,18 @@
 
     python -m cluster.chaos --config configs/shapes_cpu.yaml --kills 20 --seed 0
 
-Processes of the run are killed (SIGKILL) and frozen (SIGSTOP): rollout workers and their engines, reward workers, the
-trajectory queue, learner ranks. Redis and the launcher are killed, Redis is made late, the disk is filled, and replicas
-of rewards are told to misbehave for good (`cluster.faults.injuries`). What the run does not survive in place goes on by
-`cluster.launch --resume auto`. At the end the run is stopped, the invariants of `cluster.faults.invariants` are
-checked, and that no process outlives it.
+On one machine, processes of the run are killed (SIGKILL), frozen (SIGSTOP) and kept from getting memory: rollout
+workers and their engines, reward workers, the trajectory queue, learner ranks. Redis and the launcher are killed, Redis
+is made late, disk and /dev/shm are filled, and replicas of rewards are told to misbehave for good
+(`cluster.faults.injuries`). Then, on hosts made of namespaces, hosts are cut off and removed
+(`cluster.faults.hosts_supervisor`). What a run does not survive in place goes on by `cluster.launch --resume auto`. At
+the end each run is stopped, the invariants of `cluster.faults.invariants` are checked, and that no process outlives it.
 Exit codes: 0 all held; 1 something did not; 2 wrong config.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import signal
 import subprocess
 import sys
@@ -25,29 +25,29 @@ from pathlib import Path
 from statistics import median
 
 from cluster.benchmarks.report import Table, describe_machine
-from cluster.faults.injuries import (
-    DISK_FULL,
-    KINDS,
-    Injury,
-    choose,
-    find_injuries,
-    small_disk,
-    why_no_small_disk,
+from cluster.faults import hosts
+from cluster.faults.harness import injure_many, stop_and_check
+from cluster.faults.hosts_supervisor import (
+    HEAD,
+    NODE_KINDS,
+    HostsSupervisor,
+    cluster_of_hosts,
+    overrides_on_hosts,
 )
-from cluster.faults.invariants import check_ledger, check_metrics, check_rewards
-from cluster.faults.recovery import Fault, Recovery, read_registry
+from cluster.faults.injuries import KINDS as LOCAL_KINDS
+from cluster.faults.injuries import find_injuries
+from cluster.faults.recovery import Fault
 from cluster.faults.sabotage import ORDERS, orders_of, sabotage
+from cluster.faults.storage import DISK_FULL, SHM_FULL, own_shared_memory, small_disk, why_no_small_disk
 from cluster.faults.supervisor import Supervisor
 from cluster.reports.progress import format_duration
 from cluster.session.ray_connection import PROJECT_ROOT
 from configs.command_line import exit_code_of
 from configs.errors import RunError
 from configs.load import DEFAULT_CONFIG, load_config
-from configs.schema import RunConfig
 
+KINDS = (*LOCAL_KINDS, *NODE_KINDS)
 RUN_NAME = "chaos"
-MAX_PAUSE_S = 5.0
-"""Between a recovery and the next injury."""
 OVERRIDES = (
     f"run.name={RUN_NAME}",
     "run.steps=100000",
@@ -74,25 +74,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     directory = Path(options.output_dir or f"runs/chaos-{datetime.now(UTC):%Y%m%d-%H%M%S}").absolute()
-    overrides = [*OVERRIDES, *options.set, f"run.dir={directory}"]
-    config = load_config(options.config, overrides)
-    if set(options.kinds) & set(ORDERS):
-        overrides += sabotage(config, orders_of(directory))
-        config = load_config(options.config, overrides)
     directory.mkdir(parents=True)
     print(f"{describe_machine()}\n{options.kills} injuries, seed {options.seed}; all of it in {directory}", flush=True)
-    if config.warm_start is not None:
-        _warm_start(Path(options.config), overrides)
-    with ExitStack() as stack:
-        if DISK_FULL in options.kinds:
-            stack.enter_context(small_disk(directory))
-        supervisor = Supervisor(Path(options.config), overrides, directory, RUN_NAME, options.timeout)
-        stack.callback(supervisor.close)
-        faults = _injure_many(supervisor, options)
-        broken = _stop_and_check(supervisor, config, only_rewards=set(options.kinds) <= {"reward", *ORDERS})
+    faults: list[Fault] = []
+    broken: list[str] = []
+    local = [kind for kind in options.kinds if kind not in NODE_KINDS]
+    num_local = share_of(options.kills, local, options.kinds)
+    for phase, kinds, num in (
+        (_on_one_machine, local, num_local),
+        (_on_hosts, [kind for kind in options.kinds if kind in NODE_KINDS], options.kills - num_local),
+    ):
+        if num:
+            found, wrong = phase(options, kinds, num, directory)
+            faults += found
+            broken += wrong
     print(f"\n{_table(faults).markdown()}\n")
     print("\n".join(broken) if broken else f"all invariants hold after {len(faults)} of {options.kills} injuries")
     return 1 if broken else 0
+
+
+def share_of(num: int, part: Sequence[str], whole: Sequence[str]) -> int:
+    """How many of `num` injuries are of the kinds in `part`, where each kind of `whole` is as likely."""
+    return round(num * len(part) / len(whole))
+
+
+Outcome = tuple[list[Fault], list[str]]
+
+
+def _on_one_machine(options: argparse.Namespace, kinds: Sequence[str], num: int, root: Path) -> Outcome:
+    directory = root / "machine"
+    overrides = [*OVERRIDES, *options.set, f"run.dir={directory}"]
+    config = load_config(options.config, overrides)
+    if set(kinds) & set(ORDERS):
+        overrides += sabotage(config, orders_of(directory))
+        config = load_config(options.config, overrides)
+    directory.mkdir()
+    if config.warm_start is not None:
+        _warm_start(Path(options.config), overrides)
+    prefix = own_shared_memory() if SHM_FULL in kinds else ()
+    with ExitStack() as stack:
+        if DISK_FULL in kinds:
+            stack.enter_context(small_disk(directory))
+        supervisor = Supervisor(Path(options.config), overrides, directory, RUN_NAME, options.timeout, prefix)
+        stack.callback(supervisor.close)
+        faults = injure_many(supervisor, lambda: find_injuries(supervisor, kinds), num, options.seed)
+        only_rewards = set(kinds) <= {"reward", *ORDERS}
+        return faults, stop_and_check(supervisor, config, only_rewards=only_rewards)
+
+
+def _on_hosts(options: argparse.Namespace, kinds: Sequence[str], num: int, root: Path) -> Outcome:
+    directory = root / "hosts"
+    directory.mkdir()
+    with ExitStack() as stack:
+        made = stack.enter_context(cluster_of_hosts(directory))
+        overrides = [*OVERRIDES, *options.set, *overrides_on_hosts(made[HEAD].address)]
+        config = load_config(options.config, overrides)
+        supervisor = HostsSupervisor(Path(options.config), overrides, directory, RUN_NAME, options.timeout, hosts=made)
+        stack.callback(supervisor.close)
+        faults = injure_many(supervisor, lambda: supervisor.find_injuries(kinds), num, options.seed)
+        return faults, stop_and_check(supervisor, config, only_rewards=False)
 
 
 def _warm_start(config_path: Path, overrides: Sequence[str]) -> None:
@@ -102,58 +142,6 @@ def _warm_start(config_path: Path, overrides: Sequence[str]) -> None:
     exit_code = subprocess.run(command, cwd=PROJECT_ROOT, check=False).returncode
     if exit_code:
         raise RunError(f"the warm start ended with exit code {exit_code}; it says above why")
-
-
-def _injure_many(supervisor: Supervisor, options: argparse.Namespace) -> list[Fault]:
-    rng = random.Random(options.seed)
-    faults: list[Fault] = []
-    supervisor.wait_until(lambda: supervisor.num_steps >= 1, "the first step")
-    while len(faults) < options.kills:
-        supervisor.run_for(rng.uniform(0.0, MAX_PAUSE_S))
-        injury = choose(find_injuries(supervisor, options.kinds), rng)
-        if injury is None:
-            continue  # all that may be injured is being replaced
-        fault = _injure(supervisor, injury)
-        faults.append(fault)
-        how = f"resumed, {fault.steps_redone} steps redone" if fault.resumed else "in place"
-        print(
-            f"[{len(faults)}/{options.kills}] {fault.kind} after step {fault.step}: recovered {how} "
-            f"in {fault.recovery_s:.1f} s",
-            flush=True,
-        )
-    return faults
-
-
-def _injure(supervisor: Supervisor, injury: Injury) -> Fault:
-    recovery = Recovery(supervisor, injury.kind, injury.victim)
-    injury.inflict()
-    try:
-        lasted_s = 0.0
-        if injury.lasts_s:
-            lasted_s = supervisor.run_for(injury.lasts_s)
-            injury.end()
-            recovery.from_here()
-        recovered_s = supervisor.wait_until(recovery.is_over, f"recovery from {injury.kind}")
-    finally:
-        injury.end()
-    return recovery.fault(lasted_s + recovered_s)
-
-
-def _stop_and_check(supervisor: Supervisor, config: RunConfig, *, only_rewards: bool) -> list[str]:
-    """End the run in good order after two more steps; returns what is broken. only_rewards: only they were injured."""
-    last = supervisor.num_steps + 2
-    supervisor.wait_until(lambda: supervisor.num_steps >= last, "two more steps after the last injury")
-    exit_code = supervisor.stop()
-    algorithm = config.algorithm
-    max_in_flight = (algorithm.max_staleness + 1) * algorithm.groups_per_step
-    broken = check_metrics(supervisor.rows())
-    snapshot = read_registry(supervisor)
-    broken += check_ledger(snapshot, algorithm.groups_per_step, max_in_flight)
-    if only_rewards:
-        broken += check_rewards(snapshot, supervisor.rows(), algorithm.groups_per_step)
-    if exit_code != 143:
-        broken.append(f"the run did not end in good order on SIGTERM: exit code {exit_code}")
-    return broken + [f"a process has outlived the run: {process}" for process in supervisor.orphans()]
 
 
 def _table(faults: Sequence[Fault]) -> Table:
@@ -175,9 +163,9 @@ def _table(faults: Sequence[Fault]) -> Table:
         )
     return Table(
         "Faults",
-        "A name alone: killed with SIGKILL; freeze: SIGSTOP. Recovery: from the injury until another worker of the "
-        "pool was READY; for what there is one of, until the next step was made. A resumed run goes on from its last "
-        "whole checkpoint.",
+        "A name alone: killed with SIGKILL; freeze: SIGSTOP; memory: an actor's process gets no more. Recovery: from "
+        "the injury until another worker of the pool was READY; of a lost host, until four more steps were made; of "
+        "all else, until the next step was made. A resumed run goes on from its last whole checkpoint.",
         ("injury", "times", "of them resumed", "recovery, median", "groups rolled again", "steps redone"),
         tuple(rows),
     )
@@ -206,14 +194,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, with all kinds that this machine allows where none are named."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    reason = why_no_small_disk()
+    no_disk, no_hosts = why_no_small_disk(), hosts.why_not()
+    reasons = {DISK_FULL: no_disk, SHM_FULL: no_disk, **dict.fromkeys(NODE_KINDS, no_hosts)}
     if options.kinds is None:
-        options.kinds = [kind for kind in KINDS if kind != DISK_FULL or reason is None]
+        options.kinds = [kind for kind in KINDS if reasons.get(kind) is None]
     options.kinds = [kind for given in options.kinds for kind in given.split(",") if kind]
-    if unknown := sorted(set(options.kinds) - set(KINDS)):
-        parser.error(f"--kinds: '{unknown[0]}' is no kind of injury; use {', '.join(KINDS)}")
-    if DISK_FULL in options.kinds and reason is not None:
-        parser.error(f"--kinds {DISK_FULL}: {reason}")
+    for kind in options.kinds:
+        if kind not in KINDS:
+            parser.error(f"--kinds: '{kind}' is no kind of injury; use {', '.join(KINDS)}")
+        if (reason := reasons.get(kind)) is not None:
+            parser.error(f"--kinds {kind}: {reason}")
     return options
 
 

@@ -1,22 +1,20 @@
-"""What can be done to a run: kill a process, freeze one, make Redis late, fill the disk.
+"""What can be done to a run on one machine: kill a process, freeze one, make Redis late, fill disk and memory.
 
 kind                what happens                                                       it ends
 rollout, engine, …  SIGKILL to a process of that kind (`cluster.faults.victims`)       at once
 freeze-rollout, …   SIGSTOP: the process keeps its memory and its sockets, and is mute  when the run has replaced it
 redis-slow          Redis answers nobody for a while (CLIENT PAUSE)                    by itself, after SLOW_REDIS_S
-disk-full           the file system of the run directory has no byte left              after DISK_FULL_S
+memory              a process of an actor gets no more memory                          after STARVED_S
+disk-full, shm-full no byte is left where the run directory is, or in /dev/shm          after FULL_S
 reward-fails, …     a replica of a reward misbehaves (`cluster.faults.sabotage`)       when the run has replaced it
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import random
 import signal
-import subprocess
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
@@ -25,17 +23,16 @@ import psutil
 import redis
 
 from cluster.faults.sabotage import ORDERS, SLOW, give_order, orders_of
+from cluster.faults.storage import DISK_FULL, SHM_FULL, Full, shared_memory_of
 from cluster.faults.supervisor import Supervisor
 from cluster.faults.victims import KINDS as KILLS
-from cluster.faults.victims import find_victims
+from cluster.faults.victims import LAUNCHER, REDIS, find_victims
 
-FREEZES: Final = tuple(f"freeze-{kind}" for kind in KILLS if kind not in ("launcher", "redis"))
-REDIS_SLOW, DISK_FULL = "redis-slow", "disk-full"
-KINDS: Final = (*KILLS, *FREEZES, REDIS_SLOW, DISK_FULL, *ORDERS)
+FREEZES: Final = tuple(f"freeze-{kind}" for kind in KILLS if kind not in (LAUNCHER, REDIS))
+REDIS_SLOW, MEMORY = "redis-slow", "memory"
+KINDS: Final = (*KILLS, *FREEZES, REDIS_SLOW, MEMORY, DISK_FULL, SHM_FULL, *ORDERS)
 SLOW_REDIS_S: Final = 12.0
-DISK_FULL_S: Final = 10.0
-SMALL_DISK_MIB: Final = 512
-FILLER = "filler"
+STARVED_S: Final = 15.0
 
 
 class HasKind(Protocol):
@@ -113,25 +110,25 @@ class SlowRedis:
 
 
 @dataclass(frozen=True, slots=True)
-class FullDisk:
-    directory: Path
-    kind: str = DISK_FULL
+class Starve:
+    """A process gets no more memory than it has: each allocation that needs some fails. The machine is not touched."""
+
+    process: psutil.Process
+    kind: str = MEMORY
     victim: str = "run"
-    lasts_s: float = DISK_FULL_S
+    lasts_s: float = STARVED_S
 
     def inflict(self) -> None:
-        """Write until the file system takes no more byte."""
-        with (self.directory / FILLER).open("wb", buffering=0) as file:
-            for size in (2**20, 2**12, 1):
-                try:
-                    while file.write(bytes(size)) == size:
-                        pass
-                except OSError as error:
-                    if error.errno != errno.ENOSPC:
-                        raise
+        with suppress(psutil.NoSuchProcess):
+            self._limit(self.process.memory_info().vms)
 
     def end(self) -> None:
-        (self.directory / FILLER).unlink(missing_ok=True)
+        with suppress(psutil.NoSuchProcess):
+            self._limit(psutil.RLIM_INFINITY)
+
+    def _limit(self, num_bytes: int) -> None:
+        _, hard = self.process.rlimit(psutil.RLIMIT_AS)
+        self.process.rlimit(psutil.RLIMIT_AS, (num_bytes, hard))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +158,15 @@ def find_injuries(supervisor: Supervisor, kinds: Sequence[str]) -> list[Injury]:
     injuries: list[Injury] = []
     for found in find_victims(supervisor.launcher, server):
         injuries += [Kill(found.kind, found.process), Freeze(found.kind, found.process)]
+        if found.kind not in (LAUNCHER, REDIS):
+            injuries.append(Starve(found.process))
         if found.kind == "reward":
             injuries += [Misbehave(order, found.process, orders_of(supervisor.directory)) for order in ORDERS]
-    injuries += [SlowRedis(supervisor.redis.url), FullDisk(supervisor.directory)]
+    injuries += [
+        SlowRedis(supervisor.redis.url),
+        Full(DISK_FULL, supervisor.directory),
+        Full(SHM_FULL, shared_memory_of(supervisor.launcher)),
+    ]
     return [injury for injury in injuries if injury.kind in kinds]
 
 
@@ -179,21 +182,3 @@ def choose(found: Iterable[Of], rng: random.Random) -> Of | None:
     for each in found:
         by_kind.setdefault(each.kind, []).append(each)
     return rng.choice(by_kind[rng.choice(sorted(by_kind))]) if by_kind else None
-
-
-def why_no_small_disk() -> str | None:
-    """Why `disk-full` cannot be tried on this machine, or None."""
-    if os.name != "posix" or os.geteuid() != 0:
-        return "only root may mount a small file system for the run directory"
-    return None
-
-
-@contextmanager
-def small_disk(directory: Path) -> Iterator[None]:
-    """`directory` on a file system of its own, of SMALL_DISK_MIB MiB in memory, so that filling it harms nobody."""
-    options = f"size={SMALL_DISK_MIB}m,mode=700"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "bicot-chaos", str(directory)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(directory)], check=True)

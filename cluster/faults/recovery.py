@@ -3,6 +3,7 @@
 injured                                  recovered when
 rollout worker or engine, reward worker  another worker of its pool, that was not there before, is READY: also where it
                                          lives and fails, which has to be found out first
+a host                                   four more optimizer steps are made: some were under way when it went
 anything else                            the optimizer step after the one it died in is made
 """
 
@@ -47,7 +48,7 @@ class Recovery:
         self._kind = kind
         self._victim = victim
         self._step = self._lowest_step = supervisor.num_steps
-        self._until = self._step + 2
+        self._until = self._step + (4 if victim == "host" else 2)
         self._num_rolled_again = self._rolled_again()
         self._num_resumes = supervisor.num_resumes
         self._known = self._ready_workers()
@@ -102,4 +103,4 @@ def read_registry(supervisor: Supervisor) -> RunSnapshot:
         async with Registry(supervisor.redis.url, key_of(supervisor.run_directory)) as registry:
             return await registry.snapshot()
 
-    return asyncio.run(read())
+    return supervisor.inside(lambda: asyncio.run(read()))

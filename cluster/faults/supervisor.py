@@ -9,9 +9,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
@@ -23,6 +24,7 @@ from configs.errors import RunError
 from configs.local.environment import REDIS_URL_VARIABLE
 
 POLL_S = 0.2
+T = TypeVar("T")
 SHOWN_LINES = 15
 
 
@@ -36,6 +38,8 @@ class Supervisor:
     """The harness's own; the run's is a folder in it."""
     run_name: str
     timeout_s: float
+    prefix: Sequence[str] = ()
+    """What comes before the launcher's command."""
     num_resumes: int = 0
     redis: PrivateRedis = field(init=False)
     _launcher: subprocess.Popen[bytes] = field(init=False)
@@ -43,7 +47,7 @@ class Supervisor:
     """Every process that the run ever had, by pid and start time."""
 
     def __post_init__(self) -> None:
-        self.redis = PrivateRedis(self.directory / "redis")
+        self.redis = self.inside(lambda: PrivateRedis(self.directory / "redis"))
         self._launcher = self._launch()
 
     @property
@@ -81,15 +85,23 @@ class Supervisor:
         if not (self.run_directory / "config.yaml").exists():
             raise RunError(f"the run ended before it began:\n{self.last_lines()}")
         if not self.redis.is_running:
-            self.redis.stop()
-            self.redis = PrivateRedis(self.directory / "redis")
+            self.inside(self.redis.stop)
+            self.redis = self.inside(lambda: PrivateRedis(self.directory / "redis"))
         self.num_resumes += 1
         self._launcher = self._launch()
+
+    def inside(self, call: Callable[[], T]) -> T:
+        """Call it where the registry's server can be reached."""
+        return call()
+
+    def find_processes(self) -> list[psutil.Process]:
+        """All that end with the run. Raises psutil.NoSuchProcess when the launcher has ended."""
+        return [self.launcher, *self.launcher.children(recursive=True)]
 
     def note_processes(self) -> None:
         """Remember the run's processes, to look for those that outlive it."""
         try:
-            for process in [self.launcher, *self.launcher.children(recursive=True)]:
+            for process in self.find_processes():
                 self._seen[process.pid, process.create_time()] = process
         except psutil.NoSuchProcess:
             return  # it ends just now; what it started was noted before
@@ -129,7 +141,7 @@ class Supervisor:
             if process.is_running():
                 process.kill()
         self._launcher.wait()
-        self.redis.stop()
+        self.inside(self.redis.stop)
 
     def last_lines(self) -> str:
         lines = self.output.read_text(errors="replace").splitlines()
@@ -138,8 +150,17 @@ class Supervisor:
     def _launch(self) -> subprocess.Popen[bytes]:
         sets = [argument for override in self.overrides for argument in ("--set", override)]
         command = [sys.executable, "-m", "cluster.launch", "--config", str(self.config), "--resume", "auto", *sets]
-        environment = {**os.environ, REDIS_URL_VARIABLE: self.redis.url}  # on a command line, all users would see it
+        # By the environment: on a command line, all users would see it.
+        return self.start_process([*self.prefix, *command], {REDIS_URL_VARIABLE: self.redis.url})
+
+    def start_process(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Start the launcher; what it prints goes to `output`."""
         with self.output.open("ab") as file:
             return subprocess.Popen(
-                command, cwd=PROJECT_ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+                command,
+                cwd=PROJECT_ROOT,
+                env={**os.environ, **environment},
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,12 +30,13 @@ class Victim:
 
 def find_victims(launcher: psutil.Process, redis: psutil.Process) -> list[Victim]:
     """Every process of the run that has a kind, those of the run's actors by their titles."""
-    victims = [Victim(LAUNCHER, launcher), Victim(REDIS, redis)]
-    for process in launcher.children(recursive=True):
-        kind = kind_of(_title(process))
-        if kind is not None:
-            victims.append(Victim(kind, process))
-    return victims
+    return [Victim(LAUNCHER, launcher), Victim(REDIS, redis), *find_workers(launcher.children(recursive=True))]
+
+
+def find_workers(processes: Iterable[psutil.Process]) -> list[Victim]:
+    """Those that are actors of a run, or their engines."""
+    kinds = ((kind_of(_title(process)), process) for process in processes)
+    return [Victim(kind, process) for kind, process in kinds if kind is not None]
 
 
 def kind_of(title: str) -> str | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts.hosts import Host, several_hosts, why_not
-from tests.hosts.ray_cluster import join, ray_environment, start_head
+from cluster.faults.host_ray import join, ray_environment, start_head
+from cluster.faults.hosts import Host, several_hosts, why_not
 from tests.tiny_models import tiny_janus_folder
 
 MakeCluster = Callable[..., dict[str, Host]]

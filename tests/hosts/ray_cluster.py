@@ -1,14 +1,9 @@
-"""A Ray cluster over several hosts, one raylet on each, and a launcher on one of them.
-
-Ray's own token authentication is on: every process of the cluster and the launcher hold the same token, as
-docs/untrusted_networks.md tells a user to do it.
-"""
+"""A launcher on one of several hosts."""
 
 from __future__ import annotations
 
 import json
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -17,49 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.hosts.hosts import PROJECT_ROOT, Host
+from cluster.faults.host_ray import GCS_PORT
+from cluster.faults.hosts import Host
+from cluster.session.ray_connection import PROJECT_ROOT
 from tests.waiting import wait_until
 
-GCS_PORT = 6379
-OBJECT_STORE_BYTES = 150_000_000
 CONFIG = PROJECT_ROOT / "configs" / "shapes_cpu.yaml"
-
-
-def ray_environment() -> dict[str, str]:
-    """What every host's Ray processes and the launcher have in common."""
-    return {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-        # A lost node is noticed within seconds, so that a story does not take minutes.
-        "RAY_health_check_initial_delay_ms": "2000",
-        "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_timeout_ms": "3000",
-        "RAY_health_check_failure_threshold": "3",
-    }
-
-
-def start_head(host: Host, num_cpus: int = 0) -> None:
-    """The GCS and a raylet; by default without CPUs, so that no worker comes there."""
-    head = ("--head", f"--port={GCS_PORT}", "--include-dashboard=false")
-    _start_ray(host, *head, num_cpus=num_cpus)
-
-
-def join(host: Host, head: Host, num_cpus: int) -> None:
-    """A raylet on `host`, in the cluster of `head`."""
-    _start_ray(host, f"--address={head.address}:{GCS_PORT}", num_cpus=num_cpus)
-
-
-def _start_ray(host: Host, *arguments: str, num_cpus: int) -> None:
-    ray = str(Path(sys.executable).parent / "ray")
-    options = (f"--node-ip-address={host.address}", f"--num-cpus={num_cpus}", "--block", "--disable-usage-stats")
-    command = [ray, "start", *arguments, *options, f"--object-store-memory={OBJECT_STORE_BYTES}"]
-    process, log = host.start(command, "ray.log")
-    wait_until(
-        lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 90, f"no Ray on {host.name}"
-    )
-    assert process.poll() is None, log.read_text()
 
 
 @dataclass

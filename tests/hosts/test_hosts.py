@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from tests.hosts.hosts import several_hosts
+from cluster.faults.hosts import several_hosts
 from tests.waiting import wait_until
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.faults.host_ray import join
+from cluster.faults.hosts import Host
 from tests.hosts.conftest import MakeCluster
-from tests.hosts.hosts import Host
-from tests.hosts.ray_cluster import base_settings, join, launch, resume
+from tests.hosts.ray_cluster import base_settings, launch, resume
 from tests.waiting import wait_until
 
 SHARED = "/srv/shared"

@@ -15,10 +15,20 @@ import numpy as np
 import psutil
 import pytest
 
-from cluster.chaos import parse
-from cluster.faults.injuries import KINDS, Freeze, FullDisk, choose, small_disk, why_no_small_disk
+from cluster.chaos import KINDS, parse, share_of
+from cluster.faults import hosts
+from cluster.faults.injuries import Freeze, Starve, choose
 from cluster.faults.invariants import check_ledger, check_metrics, check_rewards
 from cluster.faults.sabotage import FAILS, SHAPE, give_order, sabotage
+from cluster.faults.storage import (
+    DISK_FULL,
+    SHARED_MEMORY_MIB,
+    Full,
+    own_shared_memory,
+    shared_memory_of,
+    small_disk,
+    why_no_small_disk,
+)
 from cluster.faults.victims import Victim, kind_of
 from cluster.reports.metrics import MetricsRow
 from cluster.state.ledger import GroupState
@@ -113,7 +123,7 @@ def test_a_frozen_process_answers_again_when_the_freeze_ends() -> None:
 @pytest.mark.skipif(why_no_small_disk() is not None, reason="only root may mount a small file system")
 def test_a_full_disk_takes_no_byte_more_and_is_free_again_after(tmp_path: Path) -> None:
     with small_disk(tmp_path):
-        disk = FullDisk(tmp_path)
+        disk = Full(DISK_FULL, tmp_path)
         disk.inflict()
         with pytest.raises(OSError, match="No space left"), (tmp_path / "more").open("wb", buffering=0) as file:
             file.write(b"x")
@@ -121,6 +131,57 @@ def test_a_full_disk_takes_no_byte_more_and_is_free_again_after(tmp_path: Path) 
         (tmp_path / "more").write_bytes(b"x")
         disk.end()
     assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.skipif(why_no_small_disk() is not None, reason="only root may mount a small file system")
+def test_a_command_with_shared_memory_of_its_own_sees_it_full_and_nobody_else_does() -> None:
+    child = subprocess.Popen([*own_shared_memory(), "sh", "-c", "df --output=size /dev/shm; read line"],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        assert child.stdout is not None
+        assert [child.stdout.readline().strip() for _ in range(2)][1] == str(SHARED_MEMORY_MIB << 10)
+        seen = shared_memory_of(psutil.Process(child.pid))
+        (seen / "mark").touch()
+        assert not Path("/dev/shm/mark").exists()
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_starved_process_gets_memory_again_when_the_injury_ends() -> None:
+    code = """
+for size in iter(input, ""):
+    try:
+        print("ok" if bytearray(int(size)) else "", flush=True)
+    except MemoryError:
+        print("none", flush=True)
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask() -> str:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(f"{1 << 26}\n")
+        child.stdin.flush()
+        return child.stdout.readline().strip()
+
+    try:
+        starve = Starve(psutil.Process(child.pid))
+        assert ask() == "ok"
+        starve.inflict()
+        assert ask() == "none"
+        starve.end()
+        assert ask() == "ok"
+    finally:
+        child.kill()
+        child.wait()
+    starve.end()  # of a process that is gone
+
+
+def test_injuries_are_shared_between_one_machine_and_hosts_by_their_kinds() -> None:
+    assert share_of(40, ["a"] * 18, ["a"] * 20) == 36
+    assert share_of(3, [], ["a"]) == 0
+    assert share_of(3, ["a"], ["a"]) == 3
 
 
 def test_steps_that_are_whole_and_in_order_break_nothing() -> None:
@@ -160,7 +221,8 @@ def test_a_ledger_that_does_not_add_up_is_named(state: RunSnapshot, complaint: s
 
 def test_a_reward_replica_may_be_killed_or_told_to_misbehave() -> None:
     assert parse(["--kinds", "reward-fails,reward-slow", "reward"]).kinds == ["reward-fails", "reward-slow", "reward"]
-    assert {*KINDS} - {"disk-full"} <= set(parse([]).kinds)
+    away = [reason for reason in (why_no_small_disk(), hosts.why_not()) if reason is not None]
+    assert len(parse([]).kinds) == len(KINDS) - 2 * len(away)
     with pytest.raises(SystemExit):
         parse(["--kinds", "reward-fails,rewards"])
 

@@ -1,4 +1,5 @@
-"""Several hosts on one machine, made of Linux namespaces, so that a test sees what one machine hides.
+"""Several hosts on one machine, made of Linux namespaces, so that a test or the chaos harness sees what one
+machine hides.
 
                      bridge (a network namespace of its own)
                     /        |          |          \\
@@ -17,20 +18,33 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-from tests.waiting import wait_until
+from cluster.session.ray_connection import PROJECT_ROOT
+from configs.errors import RunError
+from configs.local.owned_folder import OwnedFolder, sweep
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 NETWORK = "10.77.0"
 SHM_MIB = 600
 TOOLS = ("ip", "nsenter", "unshare", "mount", "tc")
+PREFIX = "bicot-hosts-"
+BASE = Path("/var/tmp")
+"""Not /tmp, which every host has of its own."""
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, otherwise: str) -> None:
+    """Look a few times a second. Raises RunError with `otherwise` when the time is over."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            raise RunError(otherwise)
+        time.sleep(0.1)
 
 
 def why_not() -> str | None:
@@ -144,11 +158,10 @@ def several_hosts(
 
     shared: a folder that every host sees as /srv/shared; without, no host sees another's disk.
     """
-    # Not in /tmp, which every host has of its own.
-    root = Path(tempfile.mkdtemp(prefix="bicot-hosts-", dir="/var/tmp"))
+    sweep(PREFIX, BASE, lambda _, tag: _end_namespaces(tag))
     tag = f"b{os.getpid() % 100000}"
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, root, ignore_errors=True)
+        root = stack.enter_context(OwnedFolder(PREFIX, BASE, tag)).path
         switch = f"{tag}-switch"
         _add_namespace(stack, switch)
         _run(["ip", "-n", switch, "link", "add", "br0", "type", "bridge"])
@@ -164,6 +177,16 @@ def several_hosts(
             stack.callback(_end, host)
             hosts[name] = host
         yield hosts
+
+
+def _end_namespaces(tag: str) -> None:
+    """Of hosts whose maker was killed."""
+    for line in _run(["ip", "netns", "list"]).stdout.splitlines():
+        if (name := line.split()[0]).startswith(f"{tag}-"):
+            for pid in _run(["ip", "netns", "pids", name], check=False).stdout.split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            _run(["ip", "netns", "del", name], check=False)
 
 
 def _add_namespace(stack: ExitStack, name: str) -> None:
