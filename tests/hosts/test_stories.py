@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -94,20 +95,28 @@ def test_two_learner_ranks_meet_though_their_host_names_are_loopback_addresses(
     assert len(list((run.run_dir / "checkpoints/step_000006/state").glob("rank_*"))) == 2
 
 
+# Groups of 40 pictures of 64 x 64: half a megabyte each, which lies in the object store and not in the answer.
+LARGE_GROUPS = {"algorithm.group_size": 40, "learner.micro_batch_size": 40, "algorithm.max_staleness": 2}
+
+
 @long_story
 @pytest.mark.timeout(900)
-def test_a_rollout_host_that_is_lost_costs_a_new_rollout_and_not_the_run(make_cluster: MakeCluster, disk: Path) -> None:
-    hosts = make_cluster({"a": 2, "b": 1, "c": 1}, shared=disk)
+@pytest.mark.parametrize(
+    ("actor", "settings"), [("RolloutActor", LARGE_GROUPS), ("RewardActor", LARGE_GROUPS), ("LearnerActor", {})]
+)
+def test_a_host_that_is_lost_is_replaced_and_the_run_makes_its_steps(
+    make_cluster: MakeCluster, disk: Path, actor: str, settings: dict[str, Any]
+) -> None:
+    """With its pictures; what a lost learner has made since its last checkpoint is made again."""
+    hosts = make_cluster({"a": 2, "b": 2, "c": 2}, shared=disk)  # any two of them hold all workers
     head = hosts["head"]
-    # Groups of 40 pictures of 64 x 64: half a megabyte each, which lies in the object store and not in the answer.
-    sizes = {"algorithm.group_size": 40, "learner.micro_batch_size": 40, "algorithm.max_staleness": 2}
-    run = launch(head, "lost", RUNS, disk / "runs", {**base_settings(head, MODEL), **sizes, "run.steps": 8})
-    run.wait_for_steps(2, timeout_s=300)
-    lost = host_with({name: hosts[name] for name in ("b", "c")}, "RolloutActor")
+    run = launch(head, "lost", RUNS, disk / "runs", {**base_settings(head, MODEL), **settings, "run.steps": 10})
+    run.wait_for_steps(3, timeout_s=300)
+    lost = host_with({name: hosts[name] for name in ("a", "b", "c")}, actor)
     lost.cut_off()
     lost.kill()
     assert run.wait(500) == 0, run.text
-    assert run.num_steps() == 8
+    assert run.num_steps() == 10
 
 
 @long_story
@@ -124,22 +133,6 @@ def test_a_rollout_host_whose_cable_is_out_for_a_while_comes_back(make_cluster: 
     run.wait_for_steps(before + 3, timeout_s=240)
     run.process.terminate()
     run.wait(120)
-
-
-@long_story
-@pytest.mark.timeout(900)
-def test_a_learner_host_that_is_lost_is_replaced_from_the_last_checkpoint(
-    make_cluster: MakeCluster, disk: Path
-) -> None:
-    hosts = make_cluster({"a": 2, "b": 1, "c": 2}, shared=disk)
-    head = hosts["head"]
-    run = launch(head, "learner", RUNS, disk / "runs", {**base_settings(head, MODEL), "run.steps": 10})
-    run.wait_for_steps(3)
-    lost = host_with({name: hosts[name] for name in ("a", "c")}, "LearnerActor")
-    lost.cut_off()
-    lost.kill()
-    assert run.wait(500) == 0, run.text
-    assert run.num_steps() == 10
 
 
 @long_story
