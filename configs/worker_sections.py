@@ -81,7 +81,11 @@ class RolloutConfig(Section):
     kv_cache_gib: float = Field(1.0, gt=0, le=2**20, description="KV cache of an engine on CPU")
     enforce_eager: bool = Field(False, description="no graph capture, no compilation: slower steps, quicker start")
     max_attempts: int = Field(4, ge=1, description="times a group is rolled before its prompt is given up")
-    group_timeout_s: float = Field(600.0, gt=0, description="a group that takes longer counts as failed")
+    group_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="a group that takes longer counts as failed, and a worker that answers none so long as hanging",
+    )
     system_prompt: str | None = Field(
         None, description="of the semantic prompt; null: the one stored with the checkpoint, or bicot's"
     )

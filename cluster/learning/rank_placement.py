@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
-import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from cluster.session.nodes import usable_nodes
 from configs.errors import PlacementError
 from configs.schema import RunConfig
 
@@ -39,7 +39,7 @@ async def place_ranks(config: RunConfig, note: Callable[[str], None]) -> Placeme
     and the user is told.
     """
     bundle, num_ranks, timeout_s = bundle_of(config), config.learner.num_ranks, config.run.start_timeout_s
-    if num_ranks > 1 and fits_one_node(bundle, num_ranks, await asyncio.to_thread(_nodes)):
+    if num_ranks > 1 and fits_one_node(bundle, num_ranks, await asyncio.to_thread(usable_nodes)):
         try:
             return await _placed(bundle, num_ranks, "STRICT_PACK", TOGETHER_SHARE * timeout_s)
         except TimeoutError:
@@ -65,8 +65,3 @@ async def _placed(bundle: Mapping[str, float], num: int, strategy: str, timeout_
         remove_placement_group(group)
         raise
     return group
-
-
-def _nodes() -> list[dict[str, Any]]:
-    """Blocks for a round trip to Ray's head."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

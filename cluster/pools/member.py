@@ -61,6 +61,8 @@ class PoolHooks:
     weights: LiveWeights = field(default_factory=NoWeights)
     end: Callable[[ActorHandle], None] = ray.kill
     """Ends a worker at once, whatever it does."""
+    give_up: Callable[[Any], None] | None = None
+    """Has a worker leave the call whose answer is this reference, for workers that can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,17 @@ class Member:
     """Empty until its first answer."""
     heard_s: float = -math.inf
     """When it last answered anything; monotonic."""
+    answered_s: float = -math.inf
+    """When it last answered a call; monotonic."""
 
     def hear(self) -> None:
         """It has answered something."""
         self.heard_s = time.monotonic()
+
+    def answer(self) -> None:
+        """It has answered a call, if only with an error of its own."""
+        self.hear()
+        self.answered_s = self.heard_s
 
     @property
     def state(self) -> HealthState:

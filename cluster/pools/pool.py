@@ -122,7 +122,7 @@ class ActorPool(Membership):
     async def call_member(self, member: Member, invoke: Callable[[ActorHandle], Any], timeout_s: float) -> Any:
         """The same on one given member, whether it is busy or not."""
         try:
-            answer = await ask(member, invoke, timeout_s)
+            answer = await ask(member, invoke, timeout_s, self.hooks.give_up)
         except WorkerLostError as error:
             await self._lose(member, f"died: {told(error.__cause__ or error)}", in_call=True)
             raise

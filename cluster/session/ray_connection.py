@@ -9,11 +9,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import ray
 from ray.exceptions import RayError
 
 from cluster.session.local_ray import OBJECT_STORE_BYTES, User, local_ray
-from cluster.session.placement import PlacementPlan, check_fits
+from cluster.session.nodes import check_cluster
+from cluster.session.placement import PlacementPlan
 from cluster.session.ray_address import JOB_VARIABLE, find_ray_address, knock, no_answer
 from cluster.session.ray_thread import RayThread
 from configs.errors import PlacementError
@@ -53,8 +53,7 @@ def ray_session(
         else:
             stack.callback(_connect(address, source, options, user).stop)
         if not config.autoscaling:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            check_fits(plan, ray.cluster_resources(), nodes)
+            check_cluster(plan)
         yield
 
 

@@ -20,6 +20,7 @@ from cluster.reports.metrics_file import MetricsWriter
 from cluster.session import PrivateRedis, StopSignals, plan_placement, ray_session
 from cluster.session.bounded_loop import run_bounded
 from cluster.session.local_ray import User
+from cluster.session.nodes import check_registry_is_reached, usable_nodes
 from cluster.session.ray_address import is_local
 from cluster.state import Checkpoints, Registry, RunDirectory, RunState
 from cluster.training.run import Run
@@ -100,6 +101,7 @@ class LaunchedRun:
             user = User(progress.note, self.signals.check, self.signals.held)
             size = object_store_size(config)
             with ray_session(config.cluster, plan_placement(config), directory.logs_dir, user, size):
+                check_registry_is_reached(config, len(usable_nodes()))
                 log = RunLog(config, directory, registry, progress, metrics, checkpoints)
                 run = Run(config, self.train, self.evaluation, log, state, checkpoint)
                 with self.signals.calling(run.stop):

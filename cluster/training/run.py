@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
@@ -97,6 +98,7 @@ class Run:
                 self._hooks(self._spawn_rollout, self._start_rollout),
                 weights=self._weights,
                 end=self._own_placement.end,
+                give_up=ray.cancel,
             ),
             patience,
         )

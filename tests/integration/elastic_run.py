@@ -26,6 +26,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
+from cluster.session.nodes import usable_nodes
 from cluster.state.registry import GroupState
 from rollout.records import ScoredGroup
 from tests.integration.own_cluster import REPORT, own_cluster
@@ -49,6 +50,8 @@ class Story:
         self.happened: dict[str, float] = {}
         self.known: list[frozenset[str]] = []
         """Who had drawn when a node was added, each time."""
+        self.usable = (0, 0)
+        """Nodes that count for a placement before and after one was told to go."""
 
     async def act(self, log: RecordingLog, event: str, number: int) -> None:
         """Called after each step: the next event, once what it waits for has come."""
@@ -72,8 +75,10 @@ class Story:
 
         client = GcsClient(address=ray.get_runtime_context().gcs_address)
         deadline_ms = int((time.time() + 600) * 1000)
+        before = len(usable_nodes())
         accepted, reason = client.drain_node(self._node.node_id, PREEMPTION, "spot notice", deadline_ms)
         assert accepted, reason
+        self.usable = (before, len(usable_nodes()))
         self._waits_for = lambda log: any(" leaves: " in note for note in log.notes)
 
     async def _stop(self, log: RecordingLog) -> None:
@@ -122,6 +127,7 @@ def report(outcome: Outcome, story: Story) -> dict[str, Any]:
         "error": None if outcome.error is None else repr(outcome.error),
         "status": None if outcome.summary is None else outcome.summary.status,
         "events": list(story.happened),
+        "usable": story.usable,
         "sequences": [group.rollout.request.sequence for group in groups],
         "workers": sorted(set(drawers_of(groups))),
         "shares": [share_of_newcomer(outcome.log, known) for known in story.known],

@@ -44,3 +44,4 @@ def test_a_worker_whose_node_is_told_to_go_leaves_without_losing_a_group(run: di
     last = run["workers"][2]
     assert any(note.startswith(f"{last} leaves: its node is told to go") for note in run["notes"])
     assert last not in run["failed_on"]
+    assert run["usable"] == [2, 1], "and no plan counts on it any more"

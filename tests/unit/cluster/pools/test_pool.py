@@ -93,6 +93,8 @@ class Scene:
     pool: ActorPool = field(init=False)
     has_room: bool = True
     """Whether the cluster has a place for workers from now on."""
+    given_up: list[Any] = field(default_factory=list)
+    """Answers that workers were told to leave."""
 
     def __post_init__(self) -> None:
         hooks = PoolHooks(
@@ -102,6 +104,7 @@ class Scene:
             note=self.notes.append,
             weights=self.weights,
             end=LocalActor.kill,
+            give_up=self.given_up.append,
         )
         self.pool = ActorPool("worker", self.size, self.max_calls, hooks, self.patience, fatal=(ModelError,))
 
@@ -395,6 +398,30 @@ async def test_whatever_a_call_raises_is_an_error_of_the_pools_own(
     assert type(caught.value) is raised
     assert scene.pool.num_lost == (raised is WorkerLostError), "only a worker that is gone is replaced"
     await scene.call()
+    await scene.pool.close()
+
+
+async def test_a_worker_that_is_late_with_one_call_and_answers_others_is_told_to_leave_it_and_stays() -> None:
+    """An overloaded fleet must not be killed as a whole."""
+    scene = await started(Scene(size=1, max_calls=2))
+    scene.workers[0].released.clear()
+    late = asyncio.create_task(scene.pool.call(lambda handle: handle.work.remote(), 0.1))
+    await asyncio.sleep(0)
+    with pytest.raises(CallFailedError, match="ValueError"):
+        await scene.pool.call(lambda handle: handle.fail.remote(task_error(ValueError("quick"))), WAIT_S)
+    with pytest.raises(CallFailedError, match=r"did not answer within 0\.1 s, though it did others"):
+        await late
+    assert len(scene.given_up) == 1
+    assert scene.pool.num_lost == 0
+    await scene.pool.close()
+
+
+async def test_a_worker_that_answers_nothing_for_as_long_as_a_call_may_take_is_replaced() -> None:
+    scene = await started(Scene(size=1))
+    scene.workers[0].released.clear()
+    with pytest.raises(WorkerLostError, match=r"did not answer within 0\.1 s"):
+        await scene.pool.call(lambda handle: handle.work.remote(), 0.1)
+    assert (scene.pool.num_lost, scene.given_up) == (1, [])
     await scene.pool.close()
 
 

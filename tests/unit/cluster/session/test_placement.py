@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cluster.session import plan_placement
+from cluster.session.nodes import check_registry_is_reached
 from cluster.session.placement import PlacementPlan, check_fits
 from configs.errors import PlacementError
 from configs.schema import RunConfig
@@ -145,3 +146,19 @@ def test_a_fraction_lies_on_one_gpu_when_places_are_counted():
 
 def test_a_plan_without_gpus_fits_a_cluster_without_gpus():
     check_against(plan_of(), [{"CPU": 3.0}])
+
+
+def test_scores_cannot_be_kept_in_a_redis_that_other_nodes_do_not_reach() -> None:
+    tree: dict[str, Any] = {
+        "model": {"path": "janus", "dtype": "float32"},
+        "data": {"train": "prompts.txt"},
+        "rewards": [{"name": "shapes", "cache": True}],
+    }
+    own = RunConfig.model_validate(tree)
+    check_registry_is_reached(own, 1)
+    with pytest.raises(
+        PlacementError, match=r"rewards\.shapes\.cache: the cluster has 2 nodes, .* set registry\.redis_url"
+    ):
+        check_registry_is_reached(own, 2)
+    check_registry_is_reached(RunConfig.model_validate({**tree, "registry": {"redis_url": "redis://here:6379"}}), 2)
+    check_registry_is_reached(RunConfig.model_validate({**tree, "rewards": [{"name": "shapes"}]}), 2)
