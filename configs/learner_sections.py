@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.model_sections import MAX_WORKERS, Section
+from configs.model_sections import MAX_WORKERS, NodeLabels, Section
 
 LANGUAGE_MODEL = ("model.language_model.*", "lm_head.*")
 """The parameters that T2I-R1 trains."""
@@ -38,6 +38,7 @@ class LearnerConfig(Section):
         default_factory=dict,
         description="of its processes, such as NCCL_SOCKET_IFNAME or HF_HOME; before bicot's own",
     )
+    node_labels: NodeLabels = Field(default_factory=dict, description="that a Ray node must have to be given one")
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0, description="what DeepSpeed shards over the ranks: nothing, optimizer state, gradients too, parameters too"
     )

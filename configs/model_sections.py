@@ -100,6 +100,13 @@ def _kinds_in(annotation: Any) -> Iterator[Any]:
         yield from _kinds_in(inner)
 
 
+_LABEL_KEY = r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"
+_LABEL = r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"
+NodeLabels = dict[Annotated[str, Field(pattern=_LABEL_KEY)], Annotated[str, Field(pattern=_LABEL)]]
+"""Labels that a Ray node must have to be given an actor: `ray start --labels`, or Ray's own such as
+`ray.io/accelerator-type`."""
+
+
 class TinyJanusConfig(Section):
     """Shape of a Janus that is built on the spot for a warm start (transformers' own class, random weights)."""
 

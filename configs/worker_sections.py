@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from configs.algorithm_section import RewardNormalization
-from configs.model_sections import MAX_WORKERS, Section
+from configs.model_sections import MAX_WORKERS, NodeLabels, Section
 
 _REWARD_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d][\w.]*)?")
 RUNTIME_ENV_KEYS = ("pip", "uv", "conda", "py_modules", "py_executable", "working_dir", "image_uri", "env_vars")
@@ -70,6 +70,7 @@ class RolloutConfig(Section):
         default_factory=dict,
         description="of its processes, such as NCCL_SOCKET_IFNAME or HF_HOME; before bicot's own",
     )
+    node_labels: NodeLabels = Field(default_factory=dict, description="that a Ray node must have to be given one")
     max_prompt_tokens: int = Field(256, ge=4, description="longer prompts are skipped, by name")
     max_cot_tokens: int = Field(128, ge=1, description="a semantic CoT is cut after so many tokens")
     guidance_scale: float = Field(5.0, ge=1.0, le=1000, description="w in u + w(c - u); 1 is no guidance")
@@ -161,6 +162,7 @@ class RewardConfig(Section):
     gpus_per_replica: float = Field(
         0.0, ge=0, le=1024, description="share of a GPU that Ray reserves for each; 0: on CPU"
     )
+    node_labels: NodeLabels = Field(default_factory=dict, description="that a Ray node must have to be given one")
     batch_size: int = Field(32, ge=1, description="pictures a call, across groups")
     max_wait_ms: float = Field(5.0, ge=0, le=3.6e6, description="how long a picture waits for others to fill the batch")
     timeout_s: float = Field(120.0, gt=0, description="how long a batch may take; then its replica is replaced")

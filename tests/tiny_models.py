@@ -5,6 +5,7 @@ Weights are large, so that next-token distributions are far from uniform and a m
 
 from __future__ import annotations
 
+import atexit
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -12,18 +13,22 @@ from pathlib import Path
 import torch
 from transformers import JanusForConditionalGeneration
 
+from configs.local.owned_folder import OwnedFolder, sweep
 from configs.schema import TinyJanusConfig
 from learner.warm_start.tiny_janus import build_tiny_janus, save_pretrained_model
 
 WORDS = tuple(f"word{index}" for index in range(80))
 _WEIGHT_STD = 0.06
-_FOLDERS = tempfile.TemporaryDirectory(prefix="bicot-tiny-")  # removed when the session ends
+_PREFIX = "bicot-tiny-"
+sweep(_PREFIX, Path(tempfile.gettempdir()))
+_FOLDERS = OwnedFolder(_PREFIX, Path(tempfile.gettempdir()))
+atexit.register(_FOLDERS.close)
 
 
 @cache
 def tiny_janus_folder(num_kv_heads: int = 2, seed: int = 0) -> Path:
     """A Hugging Face folder: 4 layers, 4 heads that share `num_kv_heads` key-value heads, 64 image tokens."""
-    folder = Path(_FOLDERS.name) / f"kv{num_kv_heads}-seed{seed}"
+    folder = _FOLDERS.path / f"kv{num_kv_heads}-seed{seed}"
     template, tokenizer = build_tiny_janus(TinyJanusConfig(seed=seed), WORDS, _WEIGHT_STD)
     config = template.config
     config.text_config.num_key_value_heads = num_kv_heads

@@ -26,8 +26,11 @@ class OwnPlacement:
     def spawn(self, actor_class: type, *args: Any, num_cpus: float, num_gpus: float, **options: Any) -> ActorHandle:
         """As `cluster.actors.spawn`; neither waits for the place nor for the actor."""
         asked = {"CPU": num_cpus, "GPU": num_gpus}
+        labels = options.pop("label_selector", None)
         group = placement_group(
-            [{name: amount for name, amount in asked.items() if amount > 0}], strategy="STRICT_PACK"
+            [{name: amount for name, amount in asked.items() if amount > 0}],
+            strategy="STRICT_PACK",
+            bundle_label_selector=[labels] if labels else None,
         )
         handle = spawn(
             actor_class,

@@ -61,10 +61,13 @@ def spawn(actor_class: type, *args: Any, name: str, **options: Any) -> ray.actor
     """Make an actor of `actor_class`, without waiting. It is never restarted by Ray: the pools and the
     launcher know what a newcomer must be told, Ray does not. runtime_env: what it has of its own; its
     variables go before ours, and those that are not `needed_at_start` the actor must set itself.
-    concurrency_groups: name -> threads, of an actor with sync methods."""
+    concurrency_groups: name -> threads, of an actor with sync methods. label_selector: labels of the nodes it may go
+    to; empty: any."""
     threads = options.pop("threads", None)
     groups = options.pop("concurrency_groups", None)
     own: Mapping[str, Any] = options.pop("runtime_env", {})
+    if not options.get("label_selector"):
+        options.pop("label_selector", None)
     environment = {**quiet_environment(), **thread_environment(threads, options.get("num_gpus", 0))}
     environment[VARIABLE] = sources_digest()
     runtime_env = {**own, "env_vars": {**environment, **needed_at_start(own.get("env_vars", {}))}}

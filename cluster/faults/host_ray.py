@@ -39,8 +39,8 @@ def start_head(host: Host, num_cpus: int = 0) -> None:
 
 
 def join(host: Host, head: Host, num_cpus: int) -> None:
-    """A raylet on `host`, in the cluster of `head`."""
-    _start_ray(host, f"--address={head.address}:{GCS_PORT}", num_cpus=num_cpus)
+    """A raylet on `host`, in the cluster of `head`; the label `host` has its name."""
+    _start_ray(host, f"--address={head.address}:{GCS_PORT}", f"--labels=host={host.name}", num_cpus=num_cpus)
 
 
 def _start_ray(host: Host, *arguments: str, num_cpus: int) -> None:

@@ -210,6 +210,7 @@ class RewardPools:
                 num_cpus=reward.cpus_per_replica,
                 num_gpus=reward.gpus_per_replica,
                 runtime_env=reward.runtime_env,
+                label_selector=reward.node_labels,
             )
 
         async def start(handle: Any) -> None:

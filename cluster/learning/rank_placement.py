@@ -38,17 +38,18 @@ async def place_ranks(config: RunConfig, note: Callable[[str], None]) -> Placeme
     On one node, strictly, where one is large enough; where it is not, or others have taken its place, on several,
     and the user is told.
     """
-    bundle, num_ranks, timeout_s = bundle_of(config), config.learner.num_ranks, config.run.start_timeout_s
-    if num_ranks > 1 and fits_one_node(bundle, num_ranks, await asyncio.to_thread(usable_nodes)):
+    bundle, learner, timeout_s = bundle_of(config), config.learner, config.run.start_timeout_s
+    num_ranks = learner.num_ranks
+    if num_ranks > 1 and fits_one_node(bundle, num_ranks, await asyncio.to_thread(_nodes, learner.node_labels)):
         try:
-            return await _placed(bundle, num_ranks, "STRICT_PACK", TOGETHER_SHARE * timeout_s)
+            return await _placed(config, "STRICT_PACK", TOGETHER_SHARE * timeout_s)
         except TimeoutError:
             note(
                 f"the {num_ranks} learner ranks find no place together on one node within "
                 f"{TOGETHER_SHARE * timeout_s:g} s, and are spread over several: each step then waits for their network"
             )
     try:
-        return await _placed(bundle, num_ranks, "PACK", timeout_s)
+        return await _placed(config, "PACK", timeout_s)
     except TimeoutError as error:
         raise PlacementError(
             f"{num_ranks} learner ranks with {bundle} each were not placed within {timeout_s:g} s; free resources, "
@@ -56,8 +57,11 @@ async def place_ranks(config: RunConfig, note: Callable[[str], None]) -> Placeme
         ) from error
 
 
-async def _placed(bundle: Mapping[str, float], num: int, strategy: str, timeout_s: float) -> PlacementGroup:
-    group = placement_group([dict(bundle)] * num, strategy=strategy)
+async def _placed(config: RunConfig, strategy: str, timeout_s: float) -> PlacementGroup:
+    num, labels = config.learner.num_ranks, config.learner.node_labels
+    group = placement_group(
+        [bundle_of(config)] * num, strategy=strategy, bundle_label_selector=[labels] * num if labels else None
+    )
     try:
         async with asyncio.timeout(timeout_s):
             await group.ready()
@@ -65,3 +69,8 @@ async def _placed(bundle: Mapping[str, float], num: int, strategy: str, timeout_
         remove_placement_group(group)
         raise
     return group
+
+
+def _nodes(labels: Mapping[str, str]) -> list[dict[str, float]]:
+    """Resources of the nodes with these labels."""
+    return [node["Resources"] for node in usable_nodes() if labels.items() <= node["Labels"].items()]

@@ -7,25 +7,27 @@ from typing import Any
 import ray
 from ray._private.state import state
 
-from cluster.session.placement import PlacementPlan, check_fits
+from cluster.session.placement import PlacementPlan, check_fits, check_labels
 from configs.errors import PlacementError
 from configs.schema import RunConfig
 
 
 def usable_nodes() -> list[dict[str, Any]]:
-    """Resources of each node that is there and stays: not of one that Ray has been told will go.
+    """Each node that is there and stays, as Ray tells of it: not one that Ray has been told will go.
 
     Blocks for two round trips to Ray's head.
     """
     leaving = state.get_draining_nodes()  # Ray has no public way to ask
-    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
 
 
 def check_cluster(plan: PlacementPlan) -> None:
     """Raises PlacementError when the cluster can never hold the plan."""
     nodes = usable_nodes()
-    together = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
-    check_fits(plan, together, nodes)
+    resources = [node["Resources"] for node in nodes]
+    together = {name: sum(node.get(name, 0.0) for node in resources) for name in ("CPU", "GPU")}
+    check_fits(plan, together, resources)
+    check_labels(plan, [node["Labels"] for node in nodes])
 
 
 def check_registry_is_reached(config: RunConfig, num_nodes: int) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from configs.errors import PlacementError
@@ -31,6 +31,8 @@ class Bundle:
     name: str
     cpus: float
     gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """That its node must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +112,24 @@ def check_fits(plan: PlacementPlan, available: Mapping[str, float], nodes: Seque
         _check_places(plan, resource, [node.get(resource, 0.0) for node in nodes])
 
 
+def check_labels(plan: PlacementPlan, nodes: Sequence[Mapping[str, str]]) -> None:
+    """Raises PlacementError when an actor asks for labels that none of the nodes (their labels) has."""
+    for bundle in plan.bundles:
+        if bundle.labels and not any(bundle.labels.items() <= node.items() for node in nodes):
+            raise PlacementError(
+                f"{bundle.role}.node_labels: no node of the cluster has {dict(bundle.labels)}; start one with "
+                "`ray start --labels`, or change the field"
+            )
+
+
 def _bundles(config: RunConfig) -> Iterator[Bundle]:
     learner, rollout = config.learner, config.rollout
     for rank in range(learner.num_ranks):
-        yield Bundle("learner", f"learner-{rank}", learner.cpus_per_rank, learner.gpus_per_rank)
+        yield Bundle("learner", f"learner-{rank}", learner.cpus_per_rank, learner.gpus_per_rank, learner.node_labels)
     for worker in range(rollout.num_workers.min):
-        yield Bundle("rollout", f"rollout-{worker}", rollout.cpus_per_worker, rollout.gpus_per_worker)
+        yield Bundle(
+            "rollout", f"rollout-{worker}", rollout.cpus_per_worker, rollout.gpus_per_worker, rollout.node_labels
+        )
     for reward in config.rewards:
         for replica in range(reward.replicas.min):
             yield Bundle(
@@ -123,6 +137,7 @@ def _bundles(config: RunConfig) -> Iterator[Bundle]:
                 f"{reward.name}-{replica}",
                 reward.cpus_per_replica,
                 reward.gpus_per_replica,
+                reward.node_labels,
             )
     yield Bundle("service", "trajectory-queue", 0.0, 0.0)  # it waits, and passes references on
 

@@ -314,6 +314,7 @@ class Run:
             num_gpus=rollout.gpus_per_worker,
             threads=rollout.threads_per_worker,
             runtime_env={"env_vars": dict(rollout.env_vars)},
+            label_selector=rollout.node_labels,
         )
 
     async def _start_rollout(self, handle: ActorHandle) -> None:

@@ -43,9 +43,12 @@ def host_with(hosts: dict[str, Host], actor: str) -> Host:
 
 @pytest.mark.timeout(600)
 def test_a_run_over_three_hosts_makes_its_steps_and_resumes(make_cluster: MakeCluster, disk: Path) -> None:
-    hosts = make_cluster({"a": 2, "b": 1}, shared=disk)
+    hosts = make_cluster({"a": 3, "b": 3}, shared=disk)
     head = hosts["head"]
-    run = launch(head, "base", RUNS, disk / "runs", base_settings(head, MODEL))
+    places = {"learner.node_labels": {"host": "a"}, "rollout.node_labels": {"host": "b"}}
+    run = launch(head, "base", RUNS, disk / "runs", {**base_settings(head, MODEL), **places})
+    run.wait_for_steps(1)
+    assert (host_with(hosts, "LearnerActor"), host_with(hosts, "RolloutActor")) == (hosts["a"], hosts["b"])
     assert run.wait() == 0, run.text
     assert run.num_steps() == 6
     assert sorted(path.name for path in (run.run_dir / "checkpoints").iterdir())[-1] == "step_000006"

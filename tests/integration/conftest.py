@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.short_folder import short_folder
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,7 +19,7 @@ def ray_cluster() -> Iterator[None]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="bt-", ignore_cleanup_errors=True) as directory:
+    with short_folder() as directory:
         ray.init(
             num_cpus=16,
             include_dashboard=False,
@@ -26,7 +27,7 @@ def ray_cluster() -> Iterator[None]:
             runtime_env={"env_vars": {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}},
             log_to_driver=False,
             logging_level="ERROR",
-            _temp_dir=directory,
+            _temp_dir=str(directory),
             _system_config={"worker_niceness": 0},  # Ray's own 15 would tie the tests' speed to what else runs
             _node_ip_address="127.0.0.1",
         )

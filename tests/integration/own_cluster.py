@@ -11,7 +11,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
+
+from tests.short_folder import short_folder
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 REPORT = "report.json"
@@ -45,13 +46,13 @@ def run_story(module: str, directory: Path, timeout_s: float) -> dict[str, Any]:
 def own_cluster(system_config: dict[str, Any], **head: Any) -> Iterator[Cluster]:
     """head: options of its node."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    with tempfile.TemporaryDirectory(prefix="bt-", ignore_cleanup_errors=True) as temporary:
+    with short_folder() as temporary:
         # Where Ray leaves the address for others to find: nobody is to find this one.
-        os.environ["RAY_TMPDIR"] = temporary
-        (Path(temporary) / "ray").mkdir()
+        os.environ["RAY_TMPDIR"] = str(temporary)
+        (temporary / "ray").mkdir()
         cluster = Cluster()
         system = {"worker_niceness": 0, **system_config}
-        cluster.add_node(**head, include_dashboard=False, temp_dir=temporary, _system_config=system)
+        cluster.add_node(**head, include_dashboard=False, temp_dir=str(temporary), _system_config=system)
         environment = {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
         ray.init(
             address=cluster.address,

@@ -372,7 +372,8 @@ async def test_an_engine_without_the_entry_point_draws_the_same_and_ends_with_it
     expected = await engine.generate(request)
     script = tmp_path / "bare.py"
     script.write_text(BARE)
-    temporary = Path(tempfile.mkdtemp(prefix="bt-"))  # short, because of the sockets
+    folder_of_test = tempfile.TemporaryDirectory(prefix="bt-")  # short, because of the sockets
+    temporary = Path(folder_of_test.name)
     bare = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "VLLM_PLUGINS": "", "TMPDIR": str(temporary)}
     arguments = [str(folder), CONFIG.model_dump_json(), str(prompt.tolist())]
     process = await asyncio.create_subprocess_exec(
@@ -393,7 +394,7 @@ async def test_an_engine_without_the_entry_point_draws_the_same_and_ends_with_it
     assert left.name.startswith(PREFIX)
     assert len(list(left.iterdir())) > 1, "sockets, and the owner's name"
     sweep(PREFIX, temporary)
-    temporary.rmdir()
+    assert not list(temporary.iterdir())
 
 
 async def test_closing_ends_requests_and_processes_and_may_be_repeated(

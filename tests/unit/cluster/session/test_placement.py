@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cluster.session import plan_placement
 from cluster.session.nodes import check_registry_is_reached
-from cluster.session.placement import PlacementPlan, check_fits
+from cluster.session.placement import PlacementPlan, check_fits, check_labels
 from configs.errors import PlacementError
 from configs.schema import RunConfig
 
@@ -162,3 +163,14 @@ def test_scores_cannot_be_kept_in_a_redis_that_other_nodes_do_not_reach() -> Non
         check_registry_is_reached(own, 2)
     check_registry_is_reached(RunConfig.model_validate({**tree, "registry": {"redis_url": "redis://here:6379"}}), 2)
     check_registry_is_reached(RunConfig.model_validate({**tree, "rewards": [{"name": "shapes"}]}), 2)
+
+
+def test_labels_that_no_node_has_are_refused_by_the_field() -> None:
+    plan = plan_of(rollout={"node_labels": {"ray.io/accelerator-type": "H200", "zone": "a"}})
+    check_labels(plan, [{"zone": "b"}, {"zone": "a", "ray.io/accelerator-type": "H200", "ray.io/node-id": "1"}])
+    with pytest.raises(
+        PlacementError, match=r"rollout\.node_labels: no node of the cluster has \{'ray\.io/acc.* --labels"
+    ):
+        check_labels(plan, [{"zone": "a"}, {"ray.io/accelerator-type": "H200"}])
+    with pytest.raises(ValidationError, match="pattern"):
+        plan_of(rollout={"node_labels": {"zone": "in(a, b)"}})
