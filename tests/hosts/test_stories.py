@@ -178,12 +178,17 @@ def test_a_host_with_other_code_is_named(make_cluster: MakeCluster, disk: Path) 
 def test_the_warm_start_of_one_host_is_found_by_the_others(make_cluster: MakeCluster, disk: Path) -> None:
     hosts = make_cluster({"a": 2, "b": 1}, shared=disk)
     head = hosts["head"]
-    settings = base_settings(head, MODEL)
-    for key in ("model.path", "model.tiny", "warm_start"):
-        del settings[key]
-    short = {"warm_start.steps": 20, "warm_start.vq.steps": 100, "warm_start.num_examples": 200, "run.steps": 2}
+    tiny = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "max_positions": 256, "num_codes": 128}
+    short = {"examples": "shapes", "num_examples": 200, "steps": 20, "vq": {"steps": 100, "autoencoder_steps": 0}}
+    settings = {
+        **base_settings(head, "tiny-janus"),
+        "model.tiny": {**tiny, "image_size": 64, "patch_size": 8},
+        "warm_start": short,
+        "run.steps": 2,
+        "run.start_timeout_s": 400,
+    }
     # The cache lies in each host's home: what one host made, the others do not see.
-    run = launch(head, "warm", RUNS, disk / "runs", {**settings, **short, "run.start_timeout_s": 400})
+    run = launch(head, "warm", RUNS, disk / "runs", settings)
     assert run.wait(700) == 0, run.text
 
 
