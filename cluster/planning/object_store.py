@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +48,17 @@ def weight_bytes(config: RunConfig) -> int | None:
         return None  # the learner will say what is wrong with it
     parameters = shape.trainable if set(config.learner.trainable) != {"*"} else shape.drawing
     return parameters * _DTYPE_BYTES.get(config.model.dtype, 2)
+
+
+def shortage_on_nodes(config: RunConfig, sizes: Sequence[float]) -> str | None:
+    """What to tell the user when weights will not fit into the object stores of a cluster's nodes, of these bytes."""
+    weights = weight_bytes(config)
+    if not weights or not sizes or min(sizes) >= (wanted := VERSIONS * weights):
+        return None
+    return (
+        f"an object store of {min(sizes) / GIB:.1f} GiB is the smallest of the cluster's nodes, two versions of the "
+        f"weights want {wanted / GIB:.1f}: the rest goes through the disk; `ray start --object-store-memory` enlarges it"
+    )
 
 
 def shortage(config: RunConfig) -> str | None:

@@ -8,7 +8,8 @@
 
 A checkpoint is written under a name that ends in `.partial`, and renamed when it is whole: when all that the
 learner's ranks say they have written is seen here, too. One that does not agree with its manifest is moved aside to a
-name that ends in `.damaged`, and the one before it is used. Whatever else lies in the folder is left alone.
+name that ends in `.damaged`, and the one before it is used; it goes when `checkpoint.keep_last` newer ones are whole.
+Whatever else lies in the folder is left alone.
 """
 
 from __future__ import annotations
@@ -179,6 +180,11 @@ class Checkpoints:
         for path in paths:
             if not self.is_kept(path.name, names):
                 self._drop(path)
+        oldest = step_of(names[-self.config.keep_last :][0]) or 0
+        for path in self._entries():
+            step = step_of(path.name.removesuffix(DAMAGED))
+            if path.name.endswith(DAMAGED) and step is not None and step < oldest:
+                self._drop(path)  # it was left to be looked at, and takes as much room as a whole one
 
     def _drop(self, folder: Path) -> None:
         """Remove a folder of ours. That it cannot be, since somebody reads it, is no reason to end a run."""

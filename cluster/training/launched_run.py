@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.planning.object_store import object_store_size, shortage
+from cluster.planning.object_store import object_store_size, shortage, shortage_on_nodes
 from cluster.reports import Progress, RunLog
 from cluster.reports.live import pulse
 from cluster.reports.metrics import RunSummary
@@ -101,7 +101,12 @@ class LaunchedRun:
             user = User(progress.note, self.signals.check, self.signals.held)
             size = object_store_size(config)
             with ray_session(config.cluster, plan_placement(config), directory.logs_dir, user, size):
-                check_registry_is_reached(config, len(usable_nodes()))
+                nodes = usable_nodes()
+                check_registry_is_reached(config, len(nodes))
+                if not is_local(config.cluster.address):
+                    stores = [size for node in nodes if (size := node["Resources"].get("object_store_memory"))]
+                    if (complaint := shortage_on_nodes(config, stores)) is not None:
+                        progress.note(complaint)
                 log = RunLog(config, directory, registry, progress, metrics, checkpoints)
                 run = Run(config, self.train, self.evaluation, log, state, checkpoint)
                 with self.signals.calling(run.stop):

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.planning import object_store
 from cluster.planning.model_shape import ModelShape
-from cluster.planning.object_store import GIB, object_store_size, shortage, weight_bytes
+from cluster.planning.object_store import GIB, object_store_size, shortage, shortage_on_nodes, weight_bytes
 from configs.schema import RunConfig
 
 LARGE = {"text_config": {"hidden_size": 4096, "num_hidden_layers": 30, "vocab_size": 102400}, "model_type": "janus"}
@@ -60,6 +60,14 @@ def test_less_room_is_taken_and_told(model: str, monkeypatch: pytest.MonkeyPatch
     assert "--shm-size" in complaint
     with_room(monkeypatch, 0.06)
     assert object_store_size(config_of(model)) == GIB, "on disk then, as Ray does it"
+
+
+def test_a_node_of_a_cluster_whose_object_store_is_too_small_is_told(model: str) -> None:
+    complaint = shortage_on_nodes(config_of(model), [200 * GIB, 9.5 * GIB])
+    assert complaint is not None
+    assert "9.5 GiB is the smallest" in complaint
+    assert shortage_on_nodes(config_of(model), [200 * GIB, 30 * GIB]) is None
+    assert shortage_on_nodes(config_of("owner/model"), [GIB]) is None
 
 
 def test_the_config_decides_where_it_says_a_size(model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,17 @@ async def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert await shelf.checkpoints.newest() == (directory / "step_000020", RunState(step=20))
 
 
+async def test_a_damaged_checkpoint_goes_when_enough_newer_ones_are_whole(directory: Path):
+    shelf = Shelf(directory, keep_last=2)
+    await shelf.save(10, 20)
+    (directory / "step_000020" / "run.json").unlink()
+    await shelf.checkpoints.newest()
+    await shelf.save(30)
+    assert (directory / "step_000020.damaged").exists()
+    await shelf.save(40)
+    assert sorted(path.name for path in directory.iterdir()) == ["step_000030", "step_000040"]
+
+
 @pytest.mark.parametrize("scheme", ["file", "memory"])
 async def test_copies_at_a_url_are_whole_follow_the_policy_and_come_back(directory: Path, scheme: str):
     url = f"file://{directory.parent.parent}/copies" if scheme == "file" else "memory://copies"
