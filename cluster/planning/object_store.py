@@ -57,7 +57,8 @@ def shortage_on_nodes(config: RunConfig, sizes: Sequence[float]) -> str | None:
         return None
     return (
         f"an object store of {min(sizes) / GIB:.1f} GiB is the smallest of the cluster's nodes, two versions of the "
-        f"weights want {wanted / GIB:.1f}: the rest goes through the disk; `ray start --object-store-memory` enlarges it"
+        f"weights want {wanted / GIB:.1f}: the rest goes through the disk; `ray start "
+        "--object-store-memory` enlarges it"
     )
 
 
