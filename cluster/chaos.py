@@ -58,6 +58,7 @@ OVERRIDES = (
     "cluster.heartbeat_timeout_s=10",
     "registry.patience_s=30",
     "rollout.group_timeout_s=60",
+    "weight_sync.timeout_s=20",
     "run.step_timeout_s=60",
     "run.max_restarts=1000",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,22 @@ from rollout.records import NO_VERSION, GroupRequest, GroupRollout, UInt8Array, 
 
 if TYPE_CHECKING:
     from rollout.worker import RolloutWorker
+
+
+async def fetch(references: Sequence[Awaitable[WeightBucket]], patience_s: float) -> list[WeightBucket]:
+    """The buckets, however long all of them take. Raises WeightSyncError when none has come for `patience_s`: Ray may
+    wait for ever for one that it could not map into a process without memory."""
+    fetching = [asyncio.ensure_future(reference) for reference in references]
+    try:
+        while left := [each for each in fetching if not each.done()]:
+            if not (await asyncio.wait(left, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED))[0]:
+                raise WeightSyncError(
+                    f"{len(left)} of {len(fetching)} buckets of weights did not come for {patience_s:g} s"
+                )
+        return [each.result() for each in fetching]
+    finally:
+        for each in fetching:
+            each.cancel()
 
 
 class RolloutActor:
@@ -81,7 +97,7 @@ class RolloutActor:
         """
         async with self._loading:
             if version > self._held:
-                buckets = await asyncio.gather(*references)
+                buckets = await fetch(references, self._config.weight_sync.timeout_s)
                 with self._ending_with_engine() as worker:
                     await worker.update_weights(version.number, buckets)
                 self._held = version

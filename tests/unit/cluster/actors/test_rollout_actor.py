@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from cluster.actors import RolloutActor
-from configs.errors import RolloutError
+from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RunConfig
 from rollout.records import WeightBucket, WeightVersion
 
@@ -26,8 +26,18 @@ class Engine:
         self.loaded.append(version)
 
 
+CONFIG = RunConfig.model_validate(
+    {
+        "model": {"path": "janus", "dtype": "float32"},
+        "data": {"train": "prompts.txt"},
+        "rewards": [{"name": "shapes"}],
+        "weight_sync": {"timeout_s": 0.2},
+    }
+)
+
+
 def actor_with(engine: Engine) -> RolloutActor:
-    actor = RolloutActor(cast(RunConfig, None), "~/model", "rollout-0")
+    actor = RolloutActor(CONFIG, "~/model", "rollout-0")
     actor._worker = cast(Any, engine)
     return actor
 
@@ -50,6 +60,21 @@ async def test_a_version_of_an_earlier_life_does_not_replace_one_of_a_later_life
     assert engine.loaded == [11, 8, 9]
 
 
+async def test_a_version_of_which_nothing_comes_does_not_keep_the_next_one_out() -> None:
+    engine = Engine()
+    actor = actor_with(engine)
+    came: Any = asyncio.get_running_loop().create_future()
+    came.set_result(None)
+    never: Any = asyncio.get_running_loop().create_future()
+    stuck = asyncio.create_task(actor.update_weights(WeightVersion(0, 1), [came, never]))
+    await asyncio.sleep(0)
+    after = asyncio.create_task(actor.update_weights(WeightVersion(0, 2), [came]))
+    with pytest.raises(WeightSyncError, match=r"1 of 2 buckets of weights did not come for 0\.2 s"):
+        await stuck
+    assert await after == WeightVersion(0, 2)
+    assert engine.loaded == [2]
+
+
 async def test_the_first_version_of_a_new_worker_is_loaded_even_when_it_is_version_0() -> None:
     engine = Engine()
     assert await actor_with(engine).update_weights(WeightVersion(0, 0), []) == WeightVersion(0, 0)
@@ -57,6 +82,6 @@ async def test_the_first_version_of_a_new_worker_is_loaded_even_when_it_is_versi
 
 
 async def test_a_worker_that_has_not_been_started_says_so() -> None:
-    actor = RolloutActor(cast(RunConfig, None), "~/model", "rollout-3")
+    actor = RolloutActor(CONFIG, "~/model", "rollout-3")
     with pytest.raises(RolloutError, match="rollout-3 has not been started"):
         await actor.update_weights(WeightVersion(0, 1), [])
