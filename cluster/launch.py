@@ -121,8 +121,8 @@ def _start(options: argparse.Namespace, signals: StopSignals) -> int:
 
 
 def _describe(config: RunConfig, card: str | None) -> int:
-    from cluster.training.first_checks import check_first
     from cluster.session.dry_run import describe_run
+    from cluster.training.first_checks import check_first
 
     check_first(config)
     planned = describe_run(config, card)

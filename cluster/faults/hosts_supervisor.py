@@ -44,7 +44,10 @@ def overrides_on_hosts(address: str) -> list[str]:
     return [
         f"cluster.address={address}:{GCS_PORT}",
         f"run.dir={SHARED}",
-        "rollout.engine=transformers",
+        "rollout.engine=transformers",  # starts sooner, and draws slowly: hence small steps
+        "algorithm.groups_per_step=2",
+        "algorithm.group_size=4",
+        "learner.micro_batch_size=8",
         "rollout.cpus_per_worker=1",
         "learner.cpus_per_rank=1.5",
     ]

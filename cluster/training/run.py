@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from cluster.actors import RolloutActor, spawn
@@ -284,10 +283,8 @@ class Run:
         return self.state.step > 0 and self._pipeline is not None and self._pipeline.is_between_steps
 
     def _make_weight_sync(self) -> WeightSync:
-        config = self.config.weight_sync
-        if config.backend == "nccl":
-            return NcclSync(config, self.config.rollout.tensor_parallel_size, self.log.note)
-        return ObjectStoreSync(config)
+        config, size = self.config.weight_sync, self.config.rollout.tensor_parallel_size
+        return NcclSync(config, size, self.log.note) if config.backend == "nccl" else ObjectStoreSync(config)
 
     def _make_elasticity(self) -> Elasticity:
         def is_awaited() -> bool:
@@ -300,7 +297,7 @@ class Run:
     def _hooks(self, make_actor: Any, start: Any) -> PoolHooks:
         return PoolHooks(spawn=make_actor, start=start, on_change=self.log.worker, note=self.log.note)
 
-    def _spawn_rollout(self, worker_id: str) -> ActorHandle:
+    def _spawn_rollout(self, worker_id: str) -> ray.actor.ActorHandle:
         rollout = self.config.rollout
         make = self._own_placement.spawn if rollout.tensor_parallel_size > 1 else spawn
         return make(
@@ -317,7 +314,7 @@ class Run:
             label_selector=rollout.node_labels,
         )
 
-    async def _start_rollout(self, handle: ActorHandle) -> None:
+    async def _start_rollout(self, handle: ray.actor.ActorHandle) -> None:
         await self._model.bring_to(handle)
         await handle.start.remote()
         await self._live_weights.wait()

@@ -11,19 +11,20 @@ Semantic CoTs and pictures are both plain requests to vLLM and share its batch. 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import ModelError, RolloutError, WeightSyncError
+from configs.errors import RolloutError, WeightSyncError
 from configs.local.owned_folder import OwnedFolder
 from rollout.engine import EngineFigures, EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import WeightBucket
-from rollout.vllm.layout import check_arguments, check_vllm
+from rollout.vllm.layout import check_vllm
 from rollout.vllm.requests import check_request, result_of, sampling_params
 from rollout.vllm.scratch import make_scratch, scratch_environment, temporary_files_in
 from rollout.vllm.settings import context_length, engine_arguments, environment, environment_set
+from rollout.vllm.starting import make_llm
 from rollout.weights import WeightManifest
 from rollout.weights.buckets import bucket_file
 
@@ -83,7 +84,7 @@ class VllmEngine:
             with environment_set(variables), temporary_files_in(scratch.path):
                 check_vllm(variables)
                 figures = EngineFigures() if settings.counts else None
-                llm = _make_llm(engine_arguments(settings, checkpoint), checkpoint, figures)
+                llm = make_llm(engine_arguments(settings, checkpoint), checkpoint, figures)
             await llm.update_weight_version("0")
             on_error.pop_all()
         return cls(checkpoint, manifest, max_model_len, llm, scratch, figures)
@@ -307,23 +308,3 @@ class VllmEngine:
 
 def _already_shut_down(timeout: float | None = None) -> None:
     """In place of `AsyncLLM.shutdown`, once that has been called."""
-
-
-def _make_llm(arguments: Mapping[str, Any], checkpoint: JanusCheckpoint, figures: EngineFigures | None) -> AsyncLLM:
-    """Start vLLM in the loop that is running. figures: are kept up to date. Raises ModelError, LibraryError."""
-    check_arguments(arguments)
-    from vllm import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    from rollout.vllm.plugin import register
-    from rollout.vllm.statistics import FiguresLogger
-
-    register()
-    loggers = None if figures is None else [lambda *_: FiguresLogger(figures)]
-    try:
-        # In this thread: vLLM ties its output handler to the loop that is running here.
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=loggers)
-    except (RuntimeError, ValueError, OSError) as error:
-        # What vLLM calls "above" is in a log where this is an actor.
-        reason = str(error).replace("See root cause above.", "The output of this process says why.")
-        raise ModelError(f"vLLM cannot run model {checkpoint.folder}: {reason}") from error

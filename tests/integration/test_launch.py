@@ -153,7 +153,7 @@ def test_a_job_whose_launcher_is_lost_goes_on_when_the_same_job_is_submitted_aga
         time.sleep(0.2)
     (launched,) = [process for process in psutil.process_iter() if _command_line(process)[-5:] == list(launcher)[-5:]]
     launched.kill()
-    while "FAILED" not in (status := ray_job(job_environment, "status", "first")).stdout + status.stderr:
+    while "failed" not in (status := ray_job(job_environment, "status", "first")).stdout + status.stderr:
         assert time.monotonic() < deadline, status.stdout
         time.sleep(0.5)
     again = ray_job(job_environment, "submit", *entry)
