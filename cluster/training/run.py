@@ -37,7 +37,7 @@ from cluster.state.run_state import digest_of
 from cluster.training.pipeline import Machinery, Pipeline
 from cluster.training.preparation import StartingModel, prompts_that_fit
 from cluster.training.run_evaluation import RunEvaluation
-from cluster.training.run_finish import keep_summary, noted, summarize
+from cluster.training.run_finish import leave_behind, noted, summarize
 from configs.errors import BicotError, CheckpointError, LearnerError, RunError
 from configs.schema import RunConfig
 from rollout.prompts import PromptSet, PromptSource
@@ -263,10 +263,7 @@ class Run:
                     self.log.progress.stage("writing the last checkpoint")
                     checkpoint = str(await self.log.checkpoints.save(self._learner, self.state) / "model")
             summary = summarize(self.log, self.state, status, self._evaluation.changes, checkpoint, error)
-            with noted(note, "the summary could not be written"):
-                keep_summary(self.log, summary)
-            with noted(note, "the curves could not be drawn"):
-                await self.log.draw_curves()
+            await leave_behind(self.log, summary)
             with noted(note, "the registry could not be told of the end"):
                 await self.log.status(status)
                 await self.log.close()

@@ -3,6 +3,7 @@ breaks must neither hide why the run ended nor leave its processes behind."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -48,6 +49,21 @@ def summarize(
         slowest_reward=slowest_reward(rows),
         error=None if error is None else mask_text(f"{type(error).__name__}: {error}"),
     )
+
+
+async def leave_behind(log: RunLog, summary: RunSummary) -> None:
+    """Write the files of a run's end: its summary, curves, timeline and report. What cannot be written is a note."""
+    with noted(log.note, "the summary could not be written"):
+        keep_summary(log, summary)
+    with noted(log.note, "the curves could not be drawn"):
+        await log.draw_curves()
+    with noted(log.note, "the timeline could not be written"):
+        log.end_timeline()
+    if log.config.watching.report:
+        from cluster.report import write_report
+
+        with noted(log.note, "the report could not be written"):
+            await asyncio.to_thread(write_report, [log.directory.path], log.directory.report_path)
 
 
 def keep_summary(log: RunLog, summary: RunSummary) -> None:

@@ -19,6 +19,8 @@ COMMANDS: Mapping[str, str] = {
     "rewards.benchmark": "Draws the prompts of a benchmark and scores them as its authors do.",
     "rewards.ask": "Has a language model write the questions that a judge asks of each prompt's pictures.",
     "learner.warm_start": "Trains a model on captioned pictures, without reinforcement learning.",
+    "cluster.report": "Writes one HTML file that shows how runs went.",
+    "cluster.watch": "Shows runs in a browser while they go on.",
     "cluster.boards": "Writes the Grafana board and the Prometheus alerts.",
     "cluster.study": "Answers a question about the algorithm by several runs that differ in one thing.",
     "cluster.bench": "Measures the stages of the pipeline on this machine.",

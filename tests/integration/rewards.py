@@ -82,3 +82,13 @@ class KeyedReward:
 
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         return [Score(float(picture.mean() / 255)) for picture in pictures]
+
+
+class ChannelReward:
+    """How bright one colour of the picture is: differs from picture to picture, also with a policy that draws noise."""
+
+    def __init__(self, device: str, channel: int) -> None:
+        self.channel = channel
+
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+        return [Score(float(picture[..., self.channel].mean()) / 255) for picture in pictures]

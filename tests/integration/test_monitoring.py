@@ -26,11 +26,13 @@ from tests.integration.training import RecordingLog, run_tree, train
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.proof,
     pytest.mark.timeout(400),
     pytest.mark.usefixtures("ray_cluster"),
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is missing: apt-get install prometheus"),
 ]
 NAME = "monitored"
+CHANNEL = "tests.integration.rewards:ChannelReward"
 PATIENCE_S = 150.0
 NEEDS_OF_OTHERS = {"a GPU"}
 """What this run has not."""
@@ -92,12 +94,14 @@ def queries() -> dict[str, str]:
     return found
 
 
-async def until(is_so: Callable[[], bool], complaint: Callable[[], str]) -> None:
-    """Ask now and then, from a thread: the run goes on meanwhile."""
+async def becomes(is_so: Callable[[], bool]) -> bool:
+    """Ask now and then, from a thread, since the run goes on meanwhile. False when patience has ended."""
     deadline = time.monotonic() + PATIENCE_S
     while not await asyncio.to_thread(is_so):
-        assert time.monotonic() < deadline, complaint()
+        if time.monotonic() > deadline:
+            return False
         await asyncio.sleep(2)
+    return True
 
 
 def asking(server: Prometheus, missing: dict[str, str]) -> Callable[[RecordingLog, str, int], Awaitable[None]]:
@@ -110,11 +114,9 @@ def asking(server: Prometheus, missing: dict[str, str]) -> Callable[[RecordingLo
         return not missing
 
     async def watch(log: RecordingLog) -> None:
-        try:
-            await until(all_have_data, lambda: f"without data: {missing}")
-        finally:
-            assert log.run is not None
-            log.run.stop()
+        await becomes(all_have_data)
+        assert log.run is not None
+        log.run.stop()
 
     async def act(log: RecordingLog, event: str, number: int) -> None:
         if event == "step" and not watching:
@@ -136,8 +138,8 @@ async def test_every_panel_of_the_board_has_data_and_a_run_that_ended_early_rais
         rollout={"engine": "vllm"},
         data={"evaluation": {"heldout": "shapes:heldout:1"}, "num_evaluation_prompts": 1, "evaluate_every_steps": 2},
         rewards=[
-            {"name": "shapes", "cpus_per_replica": 0.1},
-            {"name": "again", "kind": "shapes", "weight": 0.5, "cpus_per_replica": 0.1},
+            {"name": name, "kind": CHANNEL, "options": {"channel": channel}, "cpus_per_replica": 0.1}
+            for channel, name in enumerate(("red", "green"))
         ],
     )
     missing = queries()
@@ -148,4 +150,4 @@ async def test_every_panel_of_the_board_has_data_and_a_run_that_ended_early_rais
         assert outcome.summary.status == "stopped"
         assert "BicotRunEnded" not in firing(server)
         # Ray's agent drops the launcher's gauges 20 s after they were told last.
-        await until(lambda: "BicotRunEnded" in firing(server), lambda: f"firing: {firing(server)}")
+        assert await becomes(lambda: "BicotRunEnded" in firing(server))

@@ -53,7 +53,8 @@ FLOORS: dict[str, list[set[str]]] = {
         {"groups", "learning"},
         {"state"},
         {"reports"},
-        {"training"},
+        {"report"},
+        {"training", "watch"},
         {"", "benchmarks", "faults", "studies", "boards", "submission"},
     ],
     "rollout": [
