@@ -1,5 +1,6 @@
 """What the rewards' models cost outside the model, and what another precision does to their scores.
 
+rewards         each reward by itself: one picture after the other, against batches, with a small model of its class
 preprocessing   one picture after the other through transformers' own processor, against the batch of `Preprocessing`
 precision       bfloat16 against float32 on random models of each class: how far scores move beside the spread within
                 a group, and how many pairs of a group's pictures change their order
@@ -7,40 +8,35 @@ precision       bfloat16 against float32 on random models of each class: how far
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import kendalltau
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    CLIPConfig,
     CLIPImageProcessorPil,
-    CLIPModel,
     GroundingDinoImageProcessorPil,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
     SiglipImageProcessorPil,
     ViTImageProcessorPil,
 )
 
 from cluster.benchmarks.report import Scope, Table, ratio, spread
-from configs.errors import RewardError
-from rewards.alignment.orm import BEFORE_PICTURE, QUESTION
+from cluster.benchmarks.small_models import SMALL_MODELS, save_clip, save_llava, save_qwen
+from configs.errors import ConfigError, RewardError
+from rewards.calling import LoadedReward
 from rewards.pictures import Preprocessing, QwenPatches
 from rewards.registry import create_reward
 from rollout.records import Prompt, Score, UInt8Array
+from rollout.shapes import load_split
+from rollout.shapes.world import IMAGE_SIZE
 
 PICTURE_SIZE = 384
 GROUP_SIZE = 8
@@ -53,6 +49,65 @@ _PROCESSORS: dict[str, Any] = {
     "vqa_score, 384 to 392": Qwen2VLImageProcessorPil(),
     "nsfw, 384 to 224": ViTImageProcessorPil(),
 }
+
+
+WITHOUT_FILES: Final = ("ocr", "open_nsfw", "shapes")
+"""Rewards whose weights are in a package, or that have none."""
+PROMPT: Final = Prompt(
+    "bench",
+    "a red cat above a blue dog",
+    nouns=("cat", "dog"),
+    attr_nouns=("a red cat", "a blue dog"),
+    metadata={
+        "tag": "colors",
+        "include": [{"class": "cat", "count": 1, "color": "red"}, {"class": "dog", "count": 1}],
+        "ocr_text": "red cat",
+    },
+)
+
+
+def measure_rewards(scope: Scope) -> Table:
+    """Pictures a second of each reward, one after the other and in batches, in turns."""
+    num_pictures, num_rounds = scope.pick(quick=8, full=32), scope.pick(quick=2, full=5)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="bicot-bench-") as directory:
+        for name, reward in _all_rewards(Path(directory)):
+            side = IMAGE_SIZE if name == "shapes" else PICTURE_SIZE
+            pictures = np.random.default_rng(0).integers(0, 256, (num_pictures, side, side, 3), np.uint8)
+            prompts = load_split("train", num_pictures) if name == "shapes" else [PROMPT] * num_pictures
+            speeds: dict[str, list[float]] = {"one": [], "batch": []}
+            for number in range(num_rounds + 1):
+                moments = [time.perf_counter()]
+                alone = [reward.score(pictures[i : i + 1], prompts[i : i + 1])[0] for i in range(num_pictures)]
+                moments.append(time.perf_counter())
+                together = reward.score(pictures, prompts)
+                moments.append(time.perf_counter())
+                np.testing.assert_allclose(_values(together), _values(alone), atol=1e-3)
+                if number:  # the first round warms both up
+                    for key, started_s, ended_s in zip(speeds, moments, moments[1:], strict=False):
+                        speeds[key].append(num_pictures / (ended_s - started_s))
+            rows.append((name, spread(speeds["one"]), spread(speeds["batch"]), ratio(speeds["batch"], speeds["one"])))
+    return Table(
+        "Each reward: pictures a second",
+        f"{num_pictures} pictures of noise, {PICTURE_SIZE} pixels a side ({IMAGE_SIZE} for `shapes`), "
+        f"{scope.num_threads} thread(s), on a CPU; small random models that see pictures in their published size, real "
+        "weights for `ocr` and `open_nsfw`. Both sides give the same scores.",
+        ("", "one at a time", "batch", "batch against one"),
+        tuple(rows),
+    )
+
+
+def _all_rewards(directory: Path) -> Iterator[tuple[str, LoadedReward]]:
+    for name, save in SMALL_MODELS.items():
+        torch.manual_seed(0)
+        folder = directory / name
+        folder.mkdir()
+        yield name, create_reward(name, save(folder), "cpu")
+    for name in WITHOUT_FILES:
+        try:
+            yield name, create_reward(name, {}, "cpu")
+        except ConfigError as error:  # of the extra `rewards`
+            print(error)
 
 
 def measure_preprocessing(scope: Scope) -> Table:
@@ -84,13 +139,29 @@ def measure_preprocessing(scope: Scope) -> Table:
     )
 
 
+LARGER_CLIP: Final[dict[str, Any]] = {
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+}
+"""23 M parameters."""
+_WIDE_RANGE: Final[dict[str, Callable[[Path], Any]]] = {
+    "hps": partial(save_clip, **LARGER_CLIP),
+    "orm": partial(save_llava, image_size=96, patch_size=8),
+    "vqa_score": partial(save_qwen, patch_size=8, max_side=96),
+}
+"""Reward -> a model whose scores differ between pictures by more than rounding."""
+
+
 def measure_precision(scope: Scope) -> Table:
     """Scores in bfloat16 against those in float32, on random models."""
     num_groups, rows = scope.pick(quick=2, full=8), []
     rng = np.random.default_rng(1)
     with tempfile.TemporaryDirectory(prefix="bicot-bench-") as directory:
-        for name, save in (("hps", save_clip), ("orm", _save_llava), ("vqa_score", _save_qwen)):
+        for name, save in _WIDE_RANGE.items():
             folder = Path(directory) / name
+            torch.manual_seed(0)
             save(folder)
             exact, rounded = (
                 create_reward(name, {"model": str(folder), "dtype": dtype}, "cpu") for dtype in ("float32", "bfloat16")
@@ -127,103 +198,3 @@ def _similar_pictures(rng: np.random.Generator) -> UInt8Array:
     details = rng.integers(-40, 41, (GROUP_SIZE, 8, 8, 3))
     tiles = np.clip(base + details, 0, 255).astype(np.uint8)
     return tiles.repeat(12, axis=1).repeat(12, axis=2)
-
-
-def save_clip(folder: Path) -> str:
-    """A random CLIP with a tokenizer of a few words; returns its size."""
-    words = ("<start>", "<unk>", "a", "red", "blue", "star", "above", "circle", "<end>")
-    tokenizer = _word_tokenizer(words, "<unk>")
-    ids = {word: index for index, word in enumerate(words)}
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", ids["<end>"])]
-    )
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<end>").save_pretrained(folder)
-    tower = {"num_hidden_layers": 6, "num_attention_heads": 6, "hidden_size": 384, "intermediate_size": 1536}
-    config = CLIPConfig(
-        vision_config={**tower, "image_size": 224, "patch_size": 32},
-        text_config={**tower, "vocab_size": len(words), "bos_token_id": 0, "eos_token_id": ids["<end>"]},
-        projection_dim=256,
-    )
-    torch.manual_seed(0)
-    model = CLIPModel(config)
-    model.save_pretrained(folder)
-    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.0f} M parameters"
-
-
-def _word_tokenizer(words: tuple[str, ...], unknown: str) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=unknown))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return tokenizer
-
-
-_CHAT = ("[UNK]", "[PAD]", "<image>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>", "<|im_end|>")
-_WORDS = (
-    *_CHAT,
-    *sorted(set(re.findall(r"\w+|[^\w\s]", f"Yes yes no figure show a red blue star {BEFORE_PICTURE} {QUESTION}"))),
-)
-_TEXT = {
-    "vocab_size": len(_WORDS),
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.06,
-}
-
-
-def _save_chat_tokenizer(folder: Path) -> None:
-    PreTrainedTokenizerFast(
-        tokenizer_object=_word_tokenizer(_WORDS, "[UNK]"),
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        additional_special_tokens=list(_CHAT[2:]),
-    ).save_pretrained(folder)
-
-
-def _save_llava(folder: Path) -> None:
-    vision = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
-    config = LlavaOnevisionConfig(
-        vision_config={
-            "model_type": "siglip_vision_model",
-            "image_size": 96,
-            "patch_size": 8,
-            "vision_use_head": False,
-            **vision,
-        },
-        text_config={"model_type": "qwen2", **_TEXT},
-        image_token_index=_WORDS.index("<image>"),
-        video_token_index=len(_WORDS) - 1,
-        vision_aspect_ratio="pad",
-    )
-    torch.manual_seed(0)
-    LlavaOnevisionForConditionalGeneration(config).save_pretrained(folder)
-    _save_chat_tokenizer(folder)
-
-
-def _save_qwen(folder: Path) -> None:
-    config = Qwen2_5_VLConfig(
-        vision_config={
-            "depth": 4,
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_heads": 4,
-            "out_hidden_size": _TEXT["hidden_size"],
-            "patch_size": 8,
-            "window_size": 64,
-            "fullatt_block_indexes": [3],
-        },
-        text_config={
-            **_TEXT,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
-        },
-        image_token_id=_WORDS.index("<image>"),
-        vision_start_token_id=_WORDS.index("<|vision_start|>"),
-        vision_end_token_id=_WORDS.index("<|vision_end|>"),
-    )
-    torch.manual_seed(0)
-    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
-    Qwen2VLImageProcessorPil(patch_size=8, size={"shortest_edge": 32 * 32, "longest_edge": 96 * 96}).save_pretrained(
-        folder
-    )
-    _save_chat_tokenizer(folder)

@@ -20,7 +20,8 @@ import numpy as np
 import ray
 
 from cluster.benchmarks.report import Scope, Table, ratio, spread
-from cluster.benchmarks.reward_models import measure_precision, measure_preprocessing, save_clip
+from cluster.benchmarks.reward_models import LARGER_CLIP, measure_precision, measure_preprocessing, measure_rewards
+from cluster.benchmarks.small_models import save_clip
 from cluster.groups import RewardPools
 from cluster.pools import Patience, PoolHooks
 from cluster.session import ray_session
@@ -47,12 +48,12 @@ class ConstantReward:
 
 
 def measure(scope: Scope) -> list[Table]:
-    """All four tables."""
+    """All five tables."""
     num_groups, num_rounds = scope.pick(quick=4, full=16), scope.pick(quick=2, full=5)
     num_batches = scope.pick(quick=50, full=300)
     with tempfile.TemporaryDirectory(prefix="bicot-bench-", ignore_cleanup_errors=True) as directory:
         folder = Path(directory) / "clip"
-        size = save_clip(folder)
+        save_clip(folder, **LARGER_CLIP)
         hps = RewardConfig(name="hps", options={"model": str(folder)}, batch_size=32, cpus_per_replica=0.1)
         constant = RewardConfig(name=CONSTANT, max_wait_ms=0, cpus_per_replica=0.1)
         with ray_session(ClusterConfig(num_cpus=4), PlacementPlan(()), Path(directory) / "ray-logs"):
@@ -60,12 +61,14 @@ def measure(scope: Scope) -> list[Table]:
             latencies_ms = asyncio.run(_measure_latency(constant, num_batches))
     plain = speeds["plain"]
     return [
+        measure_rewards(scope),
         measure_preprocessing(scope),
         measure_precision(scope),
         Table(
             "Reward pool: pictures a second",
-            f"HPS on a random CLIP of {size}, {num_groups} groups of {GROUP_SIZE} pictures of {PICTURE_SIZE} pixels a "
-            f"round, {scope.num_threads} thread(s) a process. Plain: one picture after the other. Pool: batches of 32.",
+            f"HPS on a random CLIP of 23 M parameters, {num_groups} groups of {GROUP_SIZE} pictures of {PICTURE_SIZE} "
+            f"pixels a round, {scope.num_threads} thread(s) a process. Plain: one picture after the other. Pool: in "
+            "batches of 32.",
             ("", "pictures a second", "against the plain loop"),
             tuple((name, spread(values), ratio(values, plain)) for name, values in speeds.items()),
         ),
