@@ -16,6 +16,9 @@ It may have more, each by itself:
     applies_to     static method (prompt, options) -> bool: what is known without a picture. The config's options are
                    a mapping. Prompts to which no reward applies are then left out before a run begins
     is_random      true: it may score the same picture differently another time, and `cache: true` is refused
+    prepare        method (pictures, prompts) -> anything: the part of the work that can be done in another thread while
+                   the batch before is scored. `score` is then given the result as `prepared`, and None where nothing
+                   was prepared
     close          called at the end: a place to end threads and connections
 
 A reward that raises fails for the batch that it was given, which is then halved to find the picture that is at fault;

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from rewards.loading import resolve_dtype
 from rewards.loading.clip_embedder import load_clip
 from rollout.records import Prompt, Score, UInt8Array
@@ -41,9 +43,13 @@ class PickScoreReward:
         dtype = resolve_dtype(dtype, device, GPU_DTYPE)
         self._clip, self._prepare = load_clip("pick_score", model, processor or model, dtype, device)
 
-    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+    def prepare(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> Tensor:
+        """Pixels as the model takes them, on its device: what can be done while the batch before is scored."""
+        return self._prepare(pictures, self._clip.device)
+
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt], prepared: Tensor | None = None) -> list[Score]:
         """The scaled cosine for each picture; pictures uint8 [B, height, width, 3]. Parts: the cosine."""
-        pixels = self._prepare(pictures, self._clip.device)
+        pixels = self.prepare(pictures, prompts) if prepared is None else prepared
         cosines = self._clip.cosines(pixels, [prompt.text for prompt in prompts]).tolist()
         return [Score(self._clip.scale * cosine, parts={"cosine": cosine}) for cosine in cosines]
 
@@ -66,8 +72,12 @@ class ClipScoreReward:
         self._clip, self._prepare = load_clip("clip_score", model, model, dtype, device)
         self._prefix = prefix
 
-    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+    def prepare(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> Tensor:
+        """Pixels as the model takes them, on its device: what can be done while the batch before is scored."""
+        return self._prepare(pictures, self._clip.device)
+
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt], prepared: Tensor | None = None) -> list[Score]:
         """The clipped, scaled cosine for each picture; pictures uint8 [B, height, width, 3]. Parts: the cosine."""
-        pixels = self._prepare(pictures, self._clip.device)
+        pixels = self.prepare(pictures, prompts) if prepared is None else prepared
         cosines = self._clip.cosines(pixels, [f"{self._prefix}{prompt.text}" for prompt in prompts]).tolist()
         return [Score(CLIP_SCORE_FACTOR * max(cosine, 0.0), parts={"cosine": cosine}) for cosine in cosines]

@@ -75,12 +75,17 @@ class GitVqaReward:
         """Whether there is something to ask. T2I-R1's rules have a number for every prompt."""
         return bool(options.get("t2i_r1_compat") or Questions().nouns(prompt))
 
+    def prepare(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> Tensor:
+        """Pixels as the model takes them, on its device: what can be done while the batch before is scored."""
+        return self._prepare(pictures, self._git.device)
+
     @torch.inference_mode()
-    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt], prepared: Tensor | None = None) -> list[Score]:
         """Mean over the questions for each picture; pictures uint8 [B, height, width, 3].
 
         Parts: question -> probability.
         """
+        pixels = self.prepare(pictures, prompts) if prepared is None else prepared
         # Pictures with equally many questions go together: GIT tiles a picture's features over its questions.
         by_num_questions: dict[int, list[int]] = defaultdict(list)
         questions = [[f"{noun}?" for noun in self._questions.nouns(prompt)] for prompt in prompts]
@@ -90,12 +95,12 @@ class GitVqaReward:
         for num_questions, indices in by_num_questions.items():
             if num_questions == 0:
                 continue
-            probabilities = self._probabilities(pictures[indices], [questions[i] for i in indices])
+            probabilities = self._probabilities(pixels[indices], [questions[i] for i in indices])
             for i, answers in zip(indices, probabilities.tolist(), strict=True):
                 scores[i] = Score(sum(answers) / num_questions, parts=dict(zip(questions[i], answers, strict=True)))
         return scores
 
-    def _probabilities(self, pictures: UInt8Array, questions: Sequence[Sequence[str]]) -> Tensor:
+    def _probabilities(self, pixels: Tensor, questions: Sequence[Sequence[str]]) -> Tensor:
         """P(yes) / (P(yes) + P(no)), float32 [B, Q], of Q questions to each of B pictures."""
         num_pictures, num_questions = len(questions), len(questions[0])
         # Row q * B + b holds question q of picture b: the order in which GIT repeats the pictures' features.
@@ -107,8 +112,9 @@ class GitVqaReward:
         for row, ids in zip(padded, token_ids, strict=True):
             row[: len(ids)] = torch.tensor(ids)
         device = self._git.device
-        pixels = self._prepare(pictures, device).to(self._git.dtype)
-        hidden = self._git.git(input_ids=padded.to(device), pixel_values=pixels, use_cache=False).last_hidden_state
+        hidden = self._git.git(
+            input_ids=padded.to(device), pixel_values=pixels.to(self._git.dtype), use_cache=False
+        ).last_hidden_state
         num_image_tokens = hidden.shape[1] - padded.shape[1]
         last = hidden[torch.arange(len(rows), device=device), (num_image_tokens + lengths - 1).to(device)]
         logits = self._git.output(last).float()

@@ -17,8 +17,7 @@ other scores). T2I-R1 forces `pad`, whatever the checkpoint says, and so does `v
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -104,7 +103,7 @@ class OrmReward:
             tokenizer = load_tokenizer(model)
             self._yes_id = single_token_id(tokenizer, "yes")
             self._no_id = single_token_id(tokenizer, "no")
-            self._embed_pictures = choose_view(self._llava, "pad" if t2i_r1_compat else view)
+            self._view = choose_view(self._llava, "pad" if t2i_r1_compat else view)
         self._tokenizer = tokenizer
         self._read: Reply
         if t2i_r1_compat:
@@ -114,13 +113,18 @@ class OrmReward:
         else:
             self._read = LikelierReply(temperature, self._yes_id, self._no_id)
 
+    def prepare(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> Any:
+        """Pictures as the model sees them: what can be done while the batch before is scored."""
+        return self._view.prepare(pictures)
+
     @torch.inference_mode()
-    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt], prepared: Any = None) -> list[Score]:
         """Probability of "yes" for each picture; pictures uint8 [B, height, width, 3]. Parts: the likelier answer."""
+        seen = self.prepare(pictures, prompts) if prepared is None else prepared
         before = self._embed(BEFORE_PICTURE)
         rows = [
             torch.cat([before, patches, self._embed(QUESTION.format(prompt=prompt.text))])
-            for patches, prompt in zip(self._embed_pictures(pictures), prompts, strict=True)
+            for patches, prompt in zip(self._view.embed(seen), prompts, strict=True)
         ]
         return self._read.scores(self._last_logits(rows))
 
@@ -145,43 +149,64 @@ class OrmReward:
         return logits.float()
 
 
-def choose_view(llava: LlavaOnevisionForConditionalGeneration, view: str) -> Callable[[UInt8Array], Tensor]:
-    """How pictures are seen, uint8 [B, height, width, 3] to embeddings [B, N_image, d]; `view`: one of VIEWS.
+class View(Protocol):
+    """How pictures are seen."""
 
-    Raises ValueError for an aspect ratio rule of the checkpoint that is neither `pad` nor `anyres_max_N`.
+    def prepare(self, pictures: UInt8Array) -> Any:
+        """uint8 [B, height, width, 3] to what `embed` takes; without the model."""
+
+    def embed(self, prepared: Any) -> Tensor:
+        """Embeddings [B, N_image, d], as they stand among those of the text."""
+
+
+def choose_view(llava: LlavaOnevisionForConditionalGeneration, view: str) -> View:
+    """`view`: one of VIEWS. Raises ValueError for an aspect ratio rule of the checkpoint that is neither `pad` nor
+    `anyres_max_N`.
     """
     rule = "pad" if view == "pad" else llava.config.vision_aspect_ratio
     if rule == "pad":
-        return partial(_see_as_square, llava, Preprocessing.of(SiglipImageProcessorPil(**_preprocessing(llava))))
+        return SquareView(llava)
     if re.fullmatch(r"anyres_max_\d+", rule):
-        pinpoints = llava.config.image_grid_pinpoints
-        processor = LlavaOnevisionImageProcessorPil(image_grid_pinpoints=pinpoints, **_preprocessing(llava))
-        return partial(_see_in_tiles, llava, processor)
+        return TiledView(llava)
     raise ValueError(f"its image_aspect_ratio is '{rule}'; only pad and anyres_max_N are supported")
 
 
-def _see_as_square(
-    llava: LlavaOnevisionForConditionalGeneration, prepare: Preprocessing, pictures: UInt8Array
-) -> Tensor:
-    model = llava.model
-    pixels = prepare(pad_to_square(pictures, PADDING_GRAY), model.device).to(model.dtype)
-    seen = model.vision_tower(pixels, output_hidden_states=True)
-    projected = model.multi_modal_projector(seen.hidden_states[-1])
-    newline = model.image_newline.expand(len(pictures), 1, -1)
-    return torch.cat([projected, newline], dim=1)
+class SquareView:
+    """One square, with even gray around a picture that is none."""
+
+    def __init__(self, llava: LlavaOnevisionForConditionalGeneration) -> None:
+        self._model = llava.model
+        self._prepare = Preprocessing.of(SiglipImageProcessorPil(**_preprocessing(llava)))
+
+    def prepare(self, pictures: UInt8Array) -> Tensor:
+        return self._prepare(pad_to_square(pictures, PADDING_GRAY), self._model.device)
+
+    def embed(self, prepared: Tensor) -> Tensor:
+        seen = self._model.vision_tower(prepared.to(self._model.dtype), output_hidden_states=True)
+        projected = self._model.multi_modal_projector(seen.hidden_states[-1])
+        newline = self._model.image_newline.expand(len(prepared), 1, -1)
+        return torch.cat([projected, newline], dim=1)
 
 
-def _see_in_tiles(
-    llava: LlavaOnevisionForConditionalGeneration, processor: LlavaOnevisionImageProcessorPil, pictures: UInt8Array
-) -> Tensor:
-    model = llava.model
-    inputs = processor(to_pil(pictures), return_tensors="pt")
-    embedded = model.get_image_features(
-        inputs.pixel_values.to(model.device, model.dtype),
-        inputs.image_sizes,
-        vision_aspect_ratio=llava.config.vision_aspect_ratio,
-    ).pooler_output
-    return torch.stack(list(embedded))
+class TiledView:
+    """A square, and tiles of full resolution."""
+
+    def __init__(self, llava: LlavaOnevisionForConditionalGeneration) -> None:
+        self._model, self._rule = llava.model, llava.config.vision_aspect_ratio
+        self._processor = LlavaOnevisionImageProcessorPil(
+            image_grid_pinpoints=llava.config.image_grid_pinpoints, **_preprocessing(llava)
+        )
+
+    def prepare(self, pictures: UInt8Array) -> Any:
+        return self._processor(to_pil(pictures), return_tensors="pt")
+
+    def embed(self, prepared: Any) -> Tensor:
+        embedded = self._model.get_image_features(
+            prepared.pixel_values.to(self._model.device, self._model.dtype),
+            prepared.image_sizes,
+            vision_aspect_ratio=self._rule,
+        ).pooler_output
+        return torch.stack(list(embedded))
 
 
 def _preprocessing(llava: LlavaOnevisionForConditionalGeneration) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from configs.errors import ConfigError
 from rewards.loading import load_model, load_tokenizer, model_errors, resolve_dtype
 from rewards.loading.pretrained import plain_token_ids, single_token_id
 from rewards.pictures import QwenPatches
+from rewards.pictures.qwen_patches import SeenPictures
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -59,10 +60,16 @@ class VqaScoreReward:
                 raise ValueError(f"it is a {kind}; only {' and '.join(SYSTEM)} are supported")
         self._before = f"{SYSTEM[kind]}{BEFORE_PICTURE}"
 
+    def prepare(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> SeenPictures:
+        """Patches as the model takes them, on its device: what can be done while the batch before is scored."""
+        return self._see(pictures, self._vlm.device)
+
     @torch.inference_mode()
-    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+    def score(
+        self, pictures: UInt8Array, prompts: Sequence[Prompt], prepared: SeenPictures | None = None
+    ) -> list[Score]:
         """P("Yes") for each picture; pictures uint8 [B, height, width, 3]. Parts: the likeliest first token."""
-        seen = self._see(pictures, self._vlm.device)
+        seen = self.prepare(pictures, prompts) if prepared is None else prepared
         rows = [self._token_ids(prompt.text, seen.token_ids(self._vlm.config)) for prompt in prompts]
         logits = self._vlm(**seen.model_inputs(rows, self._vlm), logits_to_keep=1).logits[:, -1]
         probabilities = torch.softmax(logits.float(), dim=-1)

@@ -20,6 +20,7 @@ class LoadedReward:
     is_group_wise: it sees the pictures of one prompt together, and a call holds no others.
     reads_plans: it is given the plan that each picture was drawn by.
     is_random: it may score the same picture differently another time.
+    prepares: it has a method `prepare`, for which another thread may be used.
     """
 
     def __init__(self, made: Any, options: Mapping[str, Any], applies: Applies | None = None) -> None:
@@ -33,17 +34,28 @@ class LoadedReward:
         self._score: Callable[..., Any] = getattr(made, method) if is_object else made
         self._options = {} if is_object else dict(options)
         self.reads_plans = takes(self._score, "plans")
+        self.prepares = is_object and not self.is_group_wise and hasattr(made, "prepare")
         self._needs_plans = self.reads_plans and _is_required(self._score, "plans")
         self._runner: asyncio.Runner | None = None
 
+    def prepare(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> Any:
+        """What `score` of the same pictures may be given as `prepared`; None where the reward applies to none."""
+        shown = [i for i, prompt in enumerate(prompts) if self.applies_to(prompt)]
+        return self._made.prepare(pictures[shown], [prompts[i] for i in shown]) if shown else None
+
     def score(
-        self, pictures: UInt8Array, prompts: Sequence[Prompt], plans: Sequence[str] | None = None
+        self,
+        pictures: UInt8Array,
+        prompts: Sequence[Prompt],
+        plans: Sequence[str] | None = None,
+        prepared: Any = None,
     ) -> list[Answer]:
         """One Score or RewardError a picture, in order.
 
         pictures: uint8 [B, height, width, 3], RGB; prompts: the B prompts they were drawn for, of a group-wise reward
-        all the same one; plans: the B plans, None where there are none. What the reward does not apply to is not
-        shown to it. Raises WrongAnswerError, and whatever the reward raises.
+        all the same one; plans: the B plans, None where there are none; prepared: by `prepare` of the same pictures, or
+        None. What the reward does not apply to is not shown to it.
+        Raises WrongAnswerError, and whatever the reward raises.
         """
         shown = [i for i, prompt in enumerate(prompts) if self.applies_to(prompt)]
         answers: list[Answer] = [Score(None)] * len(prompts)
@@ -51,7 +63,7 @@ class LoadedReward:
             return answers
         given: list[Any] = [pictures if len(shown) == len(prompts) else pictures[shown]]
         given.append(prompts[0] if self.is_group_wise else [prompts[i] for i in shown])
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {} if prepared is None else {"prepared": prepared}
         if self.reads_plans and plans is not None:
             more["plans"] = [plans[i] for i in shown]
         elif self._needs_plans:

@@ -79,7 +79,11 @@ class GroundingDinoReward:
         """Whether there is something to look for. T2I-R1's rules have a number for every prompt."""
         return bool(options.get("t2i_r1_compat") or wanted_nouns(prompt))
 
-    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+    def prepare(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> Tensor:
+        """Pixels as the model takes them, on its device: what can be done while the batch before is scored."""
+        return self._prepare(pictures, self._detector.device)
+
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt], prepared: Tensor | None = None) -> list[Score]:
         """Presence, relation or count for each picture; pictures uint8 [B, height, width, 3].
 
         Not applicable to a prompt without nouns, or with more of them than the detector reads.
@@ -90,7 +94,9 @@ class GroundingDinoReward:
         asked = [i for i in captions if i not in too_long]
         found: list[dict[str, Candidates]] = [{} for _ in prompts]
         if asked:
-            for i, candidates in zip(asked, self.detect(pictures[asked], [captions[i] for i in asked]), strict=True):
+            pixels = self.prepare(pictures, prompts) if prepared is None else prepared
+            pixels = pixels if len(asked) == len(prompts) else pixels[asked]
+            for i, candidates in zip(asked, self.detect(pixels, [captions[i] for i in asked]), strict=True):
                 found[i] = candidates
         height, width = pictures.shape[1:3]
         reason = f"its nouns take more than {self._max_tokens} tokens"
@@ -109,14 +115,13 @@ class GroundingDinoReward:
         return len(self._tokenizer(caption.text).input_ids)
 
     @torch.inference_mode()
-    def detect(self, pictures: UInt8Array, captions: Sequence[Caption]) -> list[dict[str, Candidates]]:
-        """Phrase -> its Candidates, for each picture, uint8 [B, height, width, 3], and its own caption."""
+    def detect(self, pixels: Tensor, captions: Sequence[Caption]) -> list[dict[str, Candidates]]:
+        """Phrase -> its Candidates, for each of the pictures that `prepare` made into pixels, and its own caption."""
         encoding = self._tokenizer([caption.text for caption in captions], padding=True, return_tensors="pt")
         device = self._detector.device
         # All pictures of a call have one size, so none is padded, and the batch changes no score.
-        pixels = self._prepare(pictures, device).to(self._detector.dtype)
         outputs = self._detector(
-            pixel_values=pixels,
+            pixel_values=pixels.to(self._detector.dtype),
             pixel_mask=torch.ones(len(pixels), *pixels.shape[2:], dtype=torch.long, device=device),
             input_ids=encoding.input_ids.to(device),
             attention_mask=encoding.attention_mask.to(device),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import SiglipImageProcessorPil, SiglipVisionModel
 
 from rewards.loading import load_model, model_errors, resolve_dtype
@@ -47,9 +48,13 @@ class AestheticV25Reward:
             if width != siglip.config.hidden_size:
                 raise ValueError(f"it takes embeddings of {width}, {model} gives {siglip.config.hidden_size}")
 
+    def prepare(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> Tensor:
+        """Pixels as the model takes them, on its device: what can be done while the batch before is scored."""
+        return self._prepare(pictures, self._siglip.device)
+
     @torch.inference_mode()
-    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt], prepared: Tensor | None = None) -> list[Score]:
         """The head's number for each picture; pictures uint8 [B, height, width, 3]."""
-        pixels = self._prepare(pictures, self._siglip.device)
+        pixels = self.prepare(pictures, prompts) if prepared is None else prepared
         embedded = self._siglip(pixel_values=pixels.to(self._siglip.dtype)).pooler_output
         return [Score(value) for value in self._head(normalize(embedded))[:, 0].tolist()]

@@ -56,9 +56,13 @@ class HPSReward:
         with model_errors("hps", tokenizer):
             self._clip = ClipEmbedder(clip, load_tokenizer(tokenizer))
 
-    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+    def prepare(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> Tensor:
+        """Pixels as the model takes them, on its device: what can be done while the batch before is scored."""
+        return preprocess(torch.tensor(pictures).to(self._clip.device), self._clip.image_size)
+
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt], prepared: Tensor | None = None) -> list[Score]:
         """The cosine for each picture; pictures uint8 [B, height, width, 3]."""
-        pixels = preprocess(torch.tensor(pictures).to(self._clip.device), self._clip.image_size)
+        pixels = self.prepare(pictures, prompts) if prepared is None else prepared
         embedded = self._clip.embed(pixels, [clean_text(prompt.text) for prompt in prompts])
         return [Score(value) for value in self._cosines(*embedded).tolist()]
 

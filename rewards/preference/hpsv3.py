@@ -20,6 +20,7 @@ from rewards.loading import load_tokenizer, model_errors, resolve_dtype
 from rewards.loading.pretrained import fetch_file, fill_model, plain_token_ids, read_state_dict
 from rewards.loading.state_dicts import linear_layer
 from rewards.pictures import QwenPatches
+from rewards.pictures.qwen_patches import SeenPictures
 from rollout.records import Prompt, Score, UInt8Array
 
 DEFAULT_MODEL = "MizzenAI/HPSv3/HPSv3.safetensors"
@@ -93,10 +94,16 @@ class Hpsv3Reward:
             self._head = build_reward_head(weights).to(device)
             self._qwen = _load_qwen(config, weights, self._reward_id, model, dtype, device)
 
+    def prepare(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> SeenPictures:
+        """Patches as the model takes them, on its device: what can be done while the batch before is scored."""
+        return self._see(pictures, self._qwen.device)
+
     @torch.inference_mode()
-    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+    def score(
+        self, pictures: UInt8Array, prompts: Sequence[Prompt], prepared: SeenPictures | None = None
+    ) -> list[Score]:
         """The mean for each picture; pictures uint8 [B, height, width, 3]. Parts: the uncertainty."""
-        seen = self._see(pictures, self._qwen.device)
+        seen = self.prepare(pictures, prompts) if prepared is None else prepared
         rows = [self._token_ids(prompt.text, seen.token_ids(self._qwen.config)) for prompt in prompts]
         hidden = self._qwen(**seen.model_inputs(rows, self._qwen)).last_hidden_state
         outputs = self._head(hidden[:, -1].float()).tolist()  # the last token of each row is <|Reward|>

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import BlipTextModel, BlipVisionModel, CLIPImageProcessorPil
 
 from rewards.loading import load_tokenizer, model_errors, resolve_dtype
@@ -64,12 +65,15 @@ class ImageReward:
             CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
         )
 
+    def prepare(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> Tensor:
+        """Pixels as the model takes them, on its device: what can be done while the batch before is scored."""
+        return self._prepare(pictures, self._vision.device)
+
     @torch.inference_mode()
-    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt], prepared: Tensor | None = None) -> list[Score]:
         """The normalised number for each picture; pictures uint8 [B, height, width, 3]."""
-        device = self._vision.device
-        pixels = self._prepare(pictures, device).to(self._vision.dtype)
-        patches = self._vision(pixel_values=pixels).last_hidden_state
+        pixels = self.prepare(pictures, prompts) if prepared is None else prepared
+        patches = self._vision(pixel_values=pixels.to(self._vision.dtype)).last_hidden_state
         encoding = self._tokenizer(
             [prompt.text for prompt in prompts],
             padding=True,
@@ -78,8 +82,8 @@ class ImageReward:
             return_tensors="pt",
         )
         hidden = self._text(
-            input_ids=encoding.input_ids.to(device),
-            attention_mask=encoding.attention_mask.to(device),
+            input_ids=encoding.input_ids.to(self._vision.device),
+            attention_mask=encoding.attention_mask.to(self._vision.device),
             encoder_hidden_states=patches,
             is_decoder=False,
         ).last_hidden_state

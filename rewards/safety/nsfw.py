@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import ViTForImageClassification, ViTImageProcessorPil
 
 from configs.errors import ConfigError
@@ -52,10 +53,14 @@ class NsfwReward:
         self._unsafe = [labels[label] for label in unsafe_labels]
         self._labels = {index: label for label, index in labels.items()}
 
+    def prepare(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> Tensor:
+        """Pixels as the model takes them, on its device: what can be done while the batch before is scored."""
+        return self._prepare(pictures, self._classifier.device)
+
     @torch.inference_mode()
-    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt], prepared: Tensor | None = None) -> list[Score]:
         """1 - P(unsafe) for each picture; pictures uint8 [B, height, width, 3]. Parts: the likeliest label."""
-        pixels = self._prepare(pictures, self._classifier.device)
+        pixels = self.prepare(pictures, prompts) if prepared is None else prepared
         logits = self._classifier(pixel_values=pixels.to(self._classifier.dtype)).logits
         probabilities = torch.softmax(logits.float(), dim=-1)
         safe = 1 - probabilities[:, self._unsafe].sum(dim=-1)

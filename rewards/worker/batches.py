@@ -8,7 +8,8 @@
           └──── a Score or a RewardError each ◄──────────────────────────────┘
 
 A picture is pending until the dispatcher takes it; the dispatcher sleeps until pictures arrive, and
-is busy while a batch runs, so pictures gather meanwhile. The reward runs in one thread, always the same.
+is busy while a batch runs, so pictures gather meanwhile. The reward runs in one thread, always the same; what it has
+to prepare, such as resizing, is done in another one for the next batch, if that is full (`rewards.worker.lookahead`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import math
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,26 +31,14 @@ from rewards.pictures import check_pictures
 from rewards.registry import create_reward
 from rewards.worker.failures import OutOfMemoryError, as_reward_error, free_gpu_memory, naming
 from rewards.worker.figures import RewardFigures
+from rewards.worker.lookahead import Ahead, LookAhead
+from rewards.worker.pending import Pending, PendingPictures
 from rollout.records import Prompt, UInt8Array
 
 CLOSE_S = 5.0
 """For a reward's own `close`."""
 MAX_FAILURES_MORE = 4
 """Calls in a row that may fail of one batch, beyond those that lead to one bad picture, before the rest is given up."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pending:
-    """One picture that waits for its score."""
-
-    picture: UInt8Array
-    prompt: Prompt
-    plan: str | None
-    group: object
-    """The same of all pictures of one call of `score`."""
-    arrived_s: float
-    """Clock of the event loop."""
-    answer: asyncio.Future[Answer]
 
 
 class RewardWorker:
@@ -65,11 +54,12 @@ class RewardWorker:
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
         self._reward: LoadedReward | None = None
-        self._pending: list[_Pending] = []
+        self._pending = PendingPictures()
         self._unfinished: set[asyncio.Future[Answer]] = set()
         self._arrival = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"reward-{config.name}")
         self._dispatcher: asyncio.Task[None] | None = None
+        self._ahead = LookAhead(self._take_full, self._prepare, self._arrival, f"prepare-{config.name}")
         self._batch_size = config.batch_size
         """At most; smaller than the config's where that does not fit."""
         self._running: asyncio.Future[list[Answer]] | None = None
@@ -124,11 +114,11 @@ class RewardWorker:
         arrived_s, group = loop.time(), object()
         shown_plans: Sequence[str | None] = [None] * len(prompts) if plans is None else plans
         calls = [
-            _Pending(picture, prompt, plan, group, arrived_s, loop.create_future())
+            Pending(picture, prompt, plan, group, arrived_s, loop.create_future())
             for picture, prompt, plan in zip(pictures, prompts, shown_plans, strict=True)
         ]
         futures = [call.answer for call in calls]
-        self._pending.extend(calls)
+        self._pending.add(calls)
         self._unfinished.update(futures)
         self._arrival.set()
         try:
@@ -162,44 +152,65 @@ class RewardWorker:
         self._reward = None
 
     async def _dispatch(self) -> None:
+        ahead: Ahead[Pending] | None = None
         try:
             while True:
-                await self._score_batch(await self._next_batch())
+                batch = await self._next_batch() if ahead is None else ahead.batch
+                self._figures.queue_s += sum(asyncio.get_running_loop().time() - call.arrived_s for call in batch)
+                if not self.reward.prepares:
+                    await self._score_batch(batch)
+                    continue
+                self._ahead.begin()
+                await self._score_batch(batch, None if ahead is None else ahead.prepared)
+                ahead = await self._end_ahead()
         finally:
+            self._ahead.close()
             for future in self._unfinished:
                 if not future.done():
                     reason = f"reward '{self._config.name}' was closed before it answered"
                     future.set_exception(RewardBrokenError(reason))
 
-    async def _next_batch(self) -> list[_Pending]:
+    async def _next_batch(self) -> list[Pending]:
         """The oldest picture, and what came after it of its size: up to batch_size, after at most max_wait_ms."""
         loop = asyncio.get_running_loop()
         while True:
-            self._pending = [call for call in self._pending if not call.answer.done()]
-            batch = self._with_oldest()
+            group_wise = self.reward.is_group_wise
+            batch = self._pending.next_group() if group_wise else self._pending.next_batch(self._batch_size)
             wait_s: float | None = None
             if batch:
                 wait_s = batch[0].arrived_s + self._config.max_wait_ms / 1000 - loop.time()
-                if len(batch) >= self._batch_size or wait_s <= 0 or self.reward.is_group_wise:
-                    taken = set(map(id, batch))
-                    self._pending = [call for call in self._pending if id(call) not in taken]
-                    self._figures.queue_s += sum(loop.time() - call.arrived_s for call in batch)
+                if len(batch) >= self._batch_size or wait_s <= 0 or group_wise:
+                    self._pending.take(batch)
                     return batch
             self._arrival.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._arrival.wait()
 
-    def _with_oldest(self) -> list[_Pending]:
-        if not self._pending:
-            return []
-        oldest = self._pending[0]
-        if self.reward.is_group_wise:
-            return [call for call in self._pending if call.group is oldest.group]
-        return [call for call in self._pending if call.picture.shape == oldest.picture.shape][: self._batch_size]
+    async def _end_ahead(self) -> Ahead[Pending] | None:
+        """The batch that was prepared meanwhile. One whose preparation hangs is failed as one that hangs itself."""
+        started_s = asyncio.get_running_loop().time()
+        try:
+            ahead = await self._ahead.end(self._config.timeout_s)
+        except TimeoutError:
+            _end(self._ahead.batch, self._timeout_error(self._ahead.batch))
+            return None
+        self._figures.busy_s += asyncio.get_running_loop().time() - started_s
+        return ahead
 
-    async def _score_batch(self, batch: list[_Pending]) -> None:
-        """Give every picture of the batch its score, or a RewardError."""
+    def _take_full(self) -> list[Pending]:
+        """A full batch of those that wait, taken from them; empty where they do not fill one."""
+        batch = self._pending.next_batch(self._batch_size)
+        if len(batch) < self._batch_size:
+            return []
+        self._pending.take(batch)
+        return batch
+
+    def _prepare(self, batch: Sequence[Pending]) -> Any:
+        return self.reward.prepare(np.stack([call.picture for call in batch]), [call.prompt for call in batch])
+
+    async def _score_batch(self, batch: list[Pending], prepared: Any = None) -> None:
+        """Give every picture of the batch its score, or a RewardError. prepared: of the whole batch, or None."""
         parts = [batch]
         may_fail = math.ceil(math.log2(len(batch))) + 1 + MAX_FAILURES_MORE
         num_failed = 0  # in a row
@@ -211,7 +222,7 @@ class RewardWorker:
             if not part:
                 continue
             try:
-                answers = await self._call_reward(part)
+                answers = await self._call_reward(part, prepared if len(part) == len(batch) else None)
                 num_failed = 0
                 self._deliver(part, answers)
             except (RewardTimeoutError, RewardBrokenError) as error:
@@ -242,23 +253,25 @@ class RewardWorker:
             f"{fitting} from now on; set its batch_size to {fitting}"
         )
 
-    async def _call_reward(self, batch: list[_Pending]) -> list[Answer]:
+    async def _call_reward(self, batch: list[Pending], prepared: Any) -> list[Answer]:
         """One call of the reward, in its thread, for at most timeout_s."""
         loop = asyncio.get_running_loop()
         started_s = loop.time()
-        running = loop.run_in_executor(self._thread, _call, self._config.name, self.reward, batch)
+        running = loop.run_in_executor(self._thread, _call, self._config.name, self.reward, batch, prepared)
         self._running = running
         await asyncio.wait({running}, timeout=self._config.timeout_s)
         self._figures.num_calls += 1
         self._figures.busy_s += loop.time() - started_s
         if not running.done():
             running.cancel()
-            reason = RewardError(f"no answer within timeout_s ({self._config.timeout_s} s)")
-            error = as_reward_error(self._config.name, [call.prompt for call in batch], reason)
-            raise RewardTimeoutError(str(error))
+            raise self._timeout_error(batch)
         return running.result()
 
-    def _deliver(self, batch: Sequence[_Pending], answers: Sequence[Answer]) -> None:
+    def _timeout_error(self, batch: Sequence[Pending]) -> RewardTimeoutError:
+        reason = RewardError(f"no answer within timeout_s ({self._config.timeout_s} s)")
+        return RewardTimeoutError(str(as_reward_error(self._config.name, [call.prompt for call in batch], reason)))
+
+    def _deliver(self, batch: Sequence[Pending], answers: Sequence[Answer]) -> None:
         self._figures.num_pictures += len(batch)
         self._figures.num_failed += sum(isinstance(answer, RewardError) for answer in answers)
         for call, answer in zip(batch, answers, strict=True):
@@ -266,13 +279,13 @@ class RewardWorker:
                 call.answer.set_result(answer)
 
 
-def _call(name: str, reward: LoadedReward, batch: Sequence[_Pending]) -> list[Answer]:
+def _call(name: str, reward: LoadedReward, batch: Sequence[Pending], prepared: Any) -> list[Answer]:
     """Call the reward. Raises RewardError, naming the reward and the prompts, whatever it raises."""
     prompts = [call.prompt for call in batch]
     plans = [call.plan for call in batch if call.plan is not None]
     pictures = np.stack([call.picture for call in batch])
     try:
-        answers = reward.score(pictures, prompts, plans if len(plans) == len(batch) else None)
+        answers = reward.score(pictures, prompts, plans if len(plans) == len(batch) else None, prepared)
     except BaseException as error:  # noqa: BLE001 - SystemExit or CancelledError would end the dispatcher
         raise as_reward_error(name, prompts, error) from None
     return [
@@ -288,7 +301,7 @@ def _close(reward: LoadedReward) -> None:
         print(f"a reward could not be closed: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def _end(batch: Sequence[_Pending], error: RewardError) -> None:
+def _end(batch: Sequence[Pending], error: RewardError) -> None:
     """Fail these pictures' calls, each with an error of its own: one raised in two places mixes their tracebacks."""
     for call in batch:
         if not call.answer.done():

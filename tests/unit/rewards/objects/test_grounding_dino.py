@@ -109,7 +109,7 @@ def test_detections_are_those_of_the_model_run_on_one_picture(reward: GroundingD
         [["dog"], ["cat"], ["truck"]],
     ]
     num_boxes = 0
-    detected = reward.detect(pictures, [caption_of(names) for names in nouns])
+    detected = reward.detect(reward.prepare(pictures, ()), [caption_of(names) for names in nouns])
     for picture, words, names, found in zip(pictures, pieces, nouns, detected, strict=True):
         expected = slow_detections(folder, picture, words)
         height, width = picture.shape[:2]
@@ -145,7 +145,7 @@ def test_t2i_r1_compat_scores_the_same_boxes_by_its_own_rules(reward: GroundingD
     for i in (1, 2):
         caption = rules.caption(prompts[i])
         assert caption is not None
-        (candidates,) = reward.detect(pictures[i : i + 1], [caption])
+        (candidates,) = reward.detect(reward.prepare(pictures[i : i + 1], ()), [caption])
         expected.append(rules.score(prompts[i], candidates, 1, 1))
     scores = compat.score(pictures, prompts)
     assert [score.value for score in scores] == pytest.approx([score.value for score in expected], abs=1e-5)
