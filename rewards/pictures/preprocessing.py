@@ -98,7 +98,7 @@ class Preprocessing:
 
     def resized(self, pictures: UInt8Array, device: torch.device | str) -> Tensor:
         """uint8 [B, height, width, 3] to uint8 [B, new height, new width, 3] on the device, resized and cropped."""
-        pixels = torch.tensor(pictures).to(device)
+        pixels = torch.tensor(np.ascontiguousarray(pictures)).to(device)
         if self.crop is not None:
             height, width = pixels.shape[1:3]
             longest = MAX_ASPECT * min(height, width)
