@@ -1,6 +1,7 @@
 """Measure the stages of the pipeline on this machine, side by side.
 
-    python -m cluster.bench [rollout] [overlap] [sync] [learner] [rewards] [controller] [--quick] [--threads N] [--gpu]
+    python -m cluster.bench [rollout] [overlap] [sync] [learner] [rewards] [reward_models]
+                            [controller] [--quick] [--threads N] [--gpu]
 
 Each benchmark runs both sides in one go, in turns (A B A B ...), in a process of its own, and reports
 medians with the spread over rounds. What it prints at the end is a markdown page for BENCHMARKS.md.
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "sync": "milliseconds and MB/s of weight sync through the object store",
     "learner": "peak memory of chunked log-probabilities, and tokens a second of the learner",
     "rewards": "pictures a second of the reward pool against one picture at a time, and the pool's own latency",
+    "reward_models": "pictures a second of each reward by itself, batched against one at a time",
     "controller": "groups a second that the launcher can drive, and what ledger and heartbeats cost",
 }
 

@@ -3,7 +3,7 @@
 plain loop   one picture after the other through the reward, as T2I-R1 does
 pool         groups through RewardPools: replicas are Ray actors that batch across groups
 
-Before these, what the models cost beside their pool: cluster/benchmarks/reward_models.py.
+What each reward costs by itself: cluster/benchmarks/reward_models.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 import ray
 
 from cluster.benchmarks.report import Scope, Table, ratio, spread
-from cluster.benchmarks.reward_models import LARGER_CLIP, measure_precision, measure_preprocessing, measure_rewards
-from cluster.benchmarks.small_models import save_clip
+from cluster.benchmarks.reward_models.small_models import save_clip
+from cluster.benchmarks.reward_models.tables import LARGER_CLIP
 from cluster.groups import RewardPools
 from cluster.pools import Patience, PoolHooks
 from cluster.session import ray_session
@@ -48,7 +48,7 @@ class ConstantReward:
 
 
 def measure(scope: Scope) -> list[Table]:
-    """All five tables."""
+    """Both tables."""
     num_groups, num_rounds = scope.pick(quick=4, full=16), scope.pick(quick=2, full=5)
     num_batches = scope.pick(quick=50, full=300)
     with tempfile.TemporaryDirectory(prefix="bicot-bench-", ignore_cleanup_errors=True) as directory:
@@ -61,9 +61,6 @@ def measure(scope: Scope) -> list[Table]:
             latencies_ms = asyncio.run(_measure_latency(constant, num_batches))
     plain = speeds["plain"]
     return [
-        measure_rewards(scope),
-        measure_preprocessing(scope),
-        measure_precision(scope),
         Table(
             "Reward pool: pictures a second",
             f"HPS on a random CLIP of 23 M parameters, {num_groups} groups of {GROUP_SIZE} pictures of {PICTURE_SIZE} "

@@ -4,7 +4,7 @@ rollout   each decoding step reads the weights once and every running picture's 
           `num_image_tokens` steps, its plan some more. With n pictures at once: n / (steps x seconds a step).
 learner   forward and backward pass of every token: 6 FLOP a parameter and token, 2 more for the reference, 2 more with
           gradient checkpointing (recomputed forward pass).
-rewards   not computed: their models' sizes are not in the config. `python -m cluster.bench rewards` measures them.
+rewards   not computed: their models' sizes are not in the config. `cluster.bench reward_models` measures them.
 
 The stages overlap when `algorithm.max_staleness` is above 0: the slowest bounds the speed; at 0 they add up.
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.benchmarks.reward_models import PROMPT, WITHOUT_FILES
-from cluster.benchmarks.small_models import SMALL_MODELS
+from cluster.benchmarks.reward_models.small_models import SMALL_MODELS
+from cluster.benchmarks.reward_models.tables import PROMPT, WITHOUT_FILES
 from rewards.registry import REGISTERED, create_reward
 from tests.pictures import tiled_pictures
 

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from cluster.benchmarks.report import Scope, Table, ratio, spread
-from cluster.benchmarks.small_models import SMALL_MODELS, save_clip, save_llava, save_qwen
+from cluster.benchmarks.reward_models.small_models import SMALL_MODELS, save_clip, save_llava, save_qwen
 from configs.errors import ConfigError, RewardError
 from rewards.calling import LoadedReward
 from rewards.pictures import Preprocessing, QwenPatches
@@ -66,9 +66,14 @@ PROMPT: Final = Prompt(
 )
 
 
+def measure(scope: Scope) -> list[Table]:
+    """All three tables."""
+    return [measure_rewards(scope), measure_preprocessing(scope), measure_precision(scope)]
+
+
 def measure_rewards(scope: Scope) -> Table:
     """Pictures a second of each reward, one after the other and in batches, in turns."""
-    num_pictures, num_rounds = scope.pick(quick=8, full=32), scope.pick(quick=2, full=5)
+    num_pictures, num_rounds = scope.pick(quick=4, full=32), scope.pick(quick=2, full=5)
     rows = []
     with tempfile.TemporaryDirectory(prefix="bicot-bench-") as directory:
         for name, reward in _all_rewards(Path(directory)):
