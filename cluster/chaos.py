@@ -8,6 +8,7 @@ is made late, disk and /dev/shm are filled, and replicas of rewards are told to 
 (`cluster.faults.injuries`). Then, on hosts made of namespaces, hosts are cut off and removed
 (`cluster.faults.hosts_supervisor`). What a run does not survive in place goes on by `cluster.launch --resume auto`. At
 the end each run is stopped, the invariants of `cluster.faults.invariants` are checked, and that no process outlives it.
+Ctrl-C ends the injuries, and checks what was survived so far.
 Exit codes: 0 all held; 1 something did not; 2 wrong config.
 """
 

@@ -19,10 +19,27 @@ MAX_PAUSE_S: Final = 5.0
 def injure_many(
     supervisor: Supervisor, find: Callable[[], Sequence[Injury]], num_injuries: int, seed: int
 ) -> list[Fault]:
-    """find: all that can be done to the run as it is at the moment; told on the screen, one line each."""
+    """find: all that can be done to the run as it is at the moment; told on the screen, one line each.
+
+    Ctrl-C ends it before its time: what was survived so far is returned.
+    """
     rng = random.Random(seed)
     faults: list[Fault] = []
     supervisor.wait_until(lambda: supervisor.num_steps >= 1, "the first step")
+    try:
+        _go_on_injuring(supervisor, find, num_injuries, rng, faults)
+    except KeyboardInterrupt:
+        print("no more injuries; the run is stopped and checked (Ctrl-C once more to end at once)", flush=True)
+    return faults
+
+
+def _go_on_injuring(
+    supervisor: Supervisor,
+    find: Callable[[], Sequence[Injury]],
+    num_injuries: int,
+    rng: random.Random,
+    faults: list[Fault],
+) -> None:
     while len(faults) < num_injuries:
         supervisor.run_for(rng.uniform(0.0, MAX_PAUSE_S))
         injury = choose(find(), rng)
@@ -36,7 +53,6 @@ def injure_many(
             f"in {fault.recovery_s:.1f} s",
             flush=True,
         )
-    return faults
 
 
 def _injure(supervisor: Supervisor, injury: Injury) -> Fault:

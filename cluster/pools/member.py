@@ -155,9 +155,9 @@ class Membership:
         return member
 
     def describe(self) -> str:
-        """`rollout: 1 of 2 READY; rollout-1 JOINING, without a place in the cluster`."""
+        """`rollout: 1 of 2 READY; rollout-1 JOINING, without a process yet`."""
         others = [
-            f"{m.worker_id} {m.state}{'' if m.node_id else ', without a place in the cluster'}"
+            f"{m.worker_id} {m.state}{'' if m.node_id else ', without a process yet'}"
             for m in self._members
             if m.state is not HealthState.READY
         ]

@@ -334,7 +334,7 @@ async def test_the_description_names_who_is_not_ready() -> None:
     forever = asyncio.Event()
     scene = await started(Scene(size=1, start=lambda number: forever.wait() if number else None))
     await scene.pool.resize(2)
-    assert scene.pool.describe() == "worker: 1 of 2 READY; worker-1 JOINING, without a place in the cluster"
+    assert scene.pool.describe() == "worker: 1 of 2 READY; worker-1 JOINING, without a process yet"
     await scene.pool.close()
 
 
