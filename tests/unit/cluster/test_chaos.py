@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ import pytest
 
 from cluster.chaos import KINDS, parse, share_of
 from cluster.faults import hosts
+from cluster.faults.harness import injure_many
 from cluster.faults.injuries import Freeze, Starve, choose
 from cluster.faults.invariants import check_ledger, check_metrics, check_rewards
 from cluster.faults.sabotage import FAILS, SHAPE, give_order, sabotage
@@ -29,6 +31,7 @@ from cluster.faults.storage import (
     small_disk,
     why_no_small_disk,
 )
+from cluster.faults.supervisor import Supervisor
 from cluster.faults.victims import Victim, kind_of
 from cluster.reports.metrics import MetricsRow
 from cluster.state.ledger import GroupState
@@ -176,6 +179,20 @@ for size in iter(input, ""):
         child.kill()
         child.wait()
     starve.end()  # of a process that is gone
+
+
+def test_ctrl_c_ends_the_injuries_and_keeps_what_was_survived() -> None:
+    class Interrupted:
+        num_steps = 1
+
+        def wait_until(self, is_so: Callable[[], bool], what: str) -> float:
+            assert is_so()
+            return 0.0
+
+        def run_for(self, duration_s: float) -> float:
+            raise KeyboardInterrupt
+
+    assert injure_many(cast(Supervisor, Interrupted()), list, 3, 0) == []
 
 
 def test_injuries_are_shared_between_one_machine_and_hosts_by_their_kinds() -> None:
