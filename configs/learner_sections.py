@@ -90,26 +90,37 @@ class LearnerConfig(Section):
 
 
 class ParityConfig(Section):
-    """The parity gate: engine and learner must give a token the same log-probability under the same weights.
+    """The parity gate: engines and learner must give a token the same log-probability under the same weights, and
+    sample as the config says.
 
-    It costs nothing: the learner compares what its first pass over a batch finds with what the engine recorded, for
-    trajectories sampled wholly under the learner's own weight version.
+    In every step the learner compares what its first pass over a batch finds with what engines recorded, for tokens
+    that its own weight version sampled. The first two versions that are compared end the run when they differ; later
+    differences are noted.
     """
 
     max_abs: float | None = Field(
         None,
         gt=0,
-        description="largest mean |difference| of a phase's log-probabilities, in nats: at the first step that can be "
-        "compared, more ends the run; later it is noted. null: 1e-3 in float32, 0.05 in bfloat16, and 2w - 1 times as "
-        "much for the image tokens of a guided policy, since guidance magnifies rounding so much",
+        description="largest mean |difference| of a worker's log-probabilities in a phase, in nats. null: 1e-3 in "
+        "float32, and 2w - 1 times as much for the image tokens of a guided policy, since guidance magnifies rounding "
+        "so much; in bfloat16 four times the learner's own rounding noise, measured at the first step (0.2 where "
+        "it cannot be)",
     )
-    every_steps: int = Field(10, ge=1, description="steps between two comparisons after the first")
+    max_sampling_error: float = Field(
+        0.05,
+        gt=0,
+        description="largest share by which the temperature and the guidance scale that the sampled tokens show may "
+        "differ from the config's",
+    )
+    every_steps: int = Field(
+        20, ge=1, description="steps between two looks at how tokens were sampled, and between two notes"
+    )
 
     def limit(self, dtype: str, magnification: float = 1.0) -> float:
         """`max_abs`, or what it is by default for a model of `dtype` whose rounding is magnified."""
         if self.max_abs is not None:
             return self.max_abs
-        return magnification * (1e-3 if dtype == "float32" else 0.05)
+        return magnification * (1e-3 if dtype == "float32" else 0.2)
 
 
 class WeightSyncConfig(Section):

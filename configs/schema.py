@@ -86,6 +86,7 @@ class RunConfig(Section):
             self._check_weights,
             self._check_determinism,
             self._check_phases,
+            self._check_top_k,
         ):
             check()
         return self
@@ -149,6 +150,14 @@ class RunConfig(Section):
             raise ValueError(
                 f"run.deterministic with algorithm.max_staleness {self.algorithm.max_staleness}: the moment at which "
                 "new weights reach a group that is being rolled would decide its tokens; set max_staleness to 0"
+            )
+
+    def _check_top_k(self) -> None:
+        if self.rollout.cot_top_k is not None and self.algorithm.records_sampled_logprobs:
+            raise ValueError(
+                f"rollout.cot_top_k {self.rollout.cot_top_k} with algorithm.policy {self.algorithm.policy} and "
+                f"old_logprobs {self.algorithm.old_logprobs}: engines then record log-probabilities among the "
+                "likeliest tokens alone, which the learner does not compute; set rollout.cot_top_k to null"
             )
 
     def _check_phases(self) -> None:

@@ -75,6 +75,12 @@ class RolloutConfig(Section):
     max_cot_tokens: int = Field(128, ge=1, description="a semantic CoT is cut after so many tokens")
     guidance_scale: float = Field(5.0, ge=1.0, le=1000, description="w in u + w(c - u); 1 is no guidance")
     temperature: float = Field(1.0, ge=0.01, le=100, description="of sampling, for plan and picture")
+    cot_top_k: int | None = Field(
+        None,
+        ge=1,
+        description="CoT tokens are sampled among so many likeliest ones; null: among all. The ratio's "
+        "log-probabilities stay those of the whole vocabulary, as in T2I-R1, which samples among 50",
+    )
     max_num_seqs: int = Field(128, ge=1, description="sequences that the engine runs at once")
     max_groups_per_worker: int = Field(16, ge=1, description="groups that one worker is given at once")
     decode_batch_size: int = Field(64, ge=1, description="pictures a call of the VQ decoder")

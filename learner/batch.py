@@ -10,8 +10,9 @@ Micro-batch j has the same padded shape on every rank, as ZeRO-3 demands.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from learner.objective.advantages import advantages_by_phase, share_without_spre
 from learner.objective.group_rewards import columns_of, rewards_of
 from learner.objective.loss import normalization
 from learner.objective.phase_tokens import PhaseTokens
-from rollout.records import Trajectory, TrajectoryBatch
+from rollout.records import Float32Array, GroupRollout, Int32Array, Trajectory, TrajectoryBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +78,23 @@ class PhaseBatch:
     guidance_scales: Tensor
     """float32 [B]: what the pictures were drawn with."""
     versions: Tensor
-    """int64 [B]: the weight version that sampled all of a trajectory; -1 where there were several."""
+    """int64 [B, N]: the weight version that sampled each token; 0 where the mask is False."""
+    versions_of_all_ranks: frozenset[int]
+    """Of the tokens of this phase and micro-batch on all ranks, so that all decide alike what to compute."""
+    workers: Tensor
+    """int64 [B]: the place in `StepPlan.workers` of the rollout worker that sampled each."""
+
+    def first_rows(self, count: int) -> PhaseBatch:
+        """Of its trajectories the first so many."""
+        return self._with_each(lambda tensor: tensor[:count], self.tokens.first_rows(count))
 
     def to(self, device: torch.device) -> PhaseBatch:
-        return PhaseBatch(
-            self.tokens.to(device),
-            self.behaviour_logprobs.to(device),
-            self.advantages.to(device),
-            None if self.row_weights is None else self.row_weights.to(device),
-            self.guidance_scales.to(device),
-            self.versions.to(device),
-        )
+        return self._with_each(lambda tensor: tensor.to(device), self.tokens.to(device))
+
+    def _with_each(self, change: Callable[[Tensor], Tensor], tokens: PhaseTokens) -> PhaseBatch:
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, tokens=tokens, **changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,8 @@ class StepPlan:
     """int64 [num_trajectories]."""
     advantages: Tensor
     """float32 [num_trajectories]."""
+    workers: tuple[str, ...]
+    """Ids of the rollout workers that sampled the batch."""
     groups_without_spread: float
     """Share of groups that teach nothing, since all their rewards are equal."""
 
@@ -153,14 +162,17 @@ def plan_step(batch: TrajectoryBatch, settings: PlanSettings, rank: int) -> Step
     advantages = {phase: of_phase.flatten() for phase, of_phase in by_phase.items()}
     is_kept = ~rewards.isnan().flatten()
     trajectories = [trajectory for group in batch.groups for trajectory in group.rollout.trajectories]
+    worker_ids = [group.rollout.worker_id for group in batch.groups for _ in group.rollout.trajectories]
+    workers = tuple(sorted(set(worker_ids)))
     if len(batch.groups) % settings.num_mini_batches:
         raise LearnerError(
             f"step {batch.step}: {len(batch.groups)} groups do not divide into learner.mini_batches "
             f"{settings.num_mini_batches}"
         )
     size = len(trajectories) // settings.num_mini_batches
+    learned = _Learned(advantages, is_kept, torch.tensor([workers.index(worker) for worker in worker_ids]))
     mini_batches = tuple(
-        _mini_batch(trajectories[part], _Learned.of(advantages, is_kept, part), settings, rank, batch.step)
+        _mini_batch(trajectories[part], learned.part(part), settings, rank, batch.step)
         for part in (slice(start, start + size) for start in range(0, len(trajectories), size))
     )
     kept = [trajectory for trajectory, is_own in zip(trajectories, is_kept.tolist(), strict=True) if is_own]
@@ -172,6 +184,7 @@ def plan_step(batch: TrajectoryBatch, settings: PlanSettings, rank: int) -> Step
         num_tokens_by_phase={phase: counts[phase] for phase in settings.phases},
         cot_lengths=cot_lengths,
         advantages=torch.stack(list(advantages.values())).mean(dim=0)[is_kept],
+        workers=workers,
         groups_without_spread=share_without_spread(rewards),
     )
 
@@ -185,9 +198,12 @@ class _Learned:
     is_kept: Tensor
     """bool [R]; False: the trajectory has no reward and passes the policy without counting, as shapes must not vary."""
 
-    @classmethod
-    def of(cls, advantages: Mapping[Phase, Tensor], is_kept: Tensor, part: slice | NDArray[np.intp]) -> _Learned:
-        return cls({phase: of_phase[part] for phase, of_phase in advantages.items()}, is_kept[part])
+    workers: Tensor
+    """int64 [R]: see `PhaseBatch`."""
+
+    def part(self, part: slice | NDArray[np.intp]) -> _Learned:
+        advantages = {phase: of_phase[part] for phase, of_phase in self.advantages.items()}
+        return _Learned(advantages, self.is_kept[part], self.workers[part])
 
 
 def _mini_batch(
@@ -213,13 +229,21 @@ def _mini_batch(
         micro_batches.append(
             _micro_batch(
                 [trajectories[index] for index in own],
-                _Learned.of(learned.advantages, learned.is_kept, own),
+                learned.part(own),
                 None if row_weights is None else row_weights[own],
-                _Widths.of([trajectories[index] for index in members]),
+                [trajectories[index] for index in members],
                 settings.phases,
             )
         )
     return MiniBatch(tuple(micro_batches), divisor)
+
+
+def phases_to_compare(rollout: GroupRollout, phases: Sequence[Phase], worker: int) -> tuple[PhaseBatch, ...]:
+    """A whole group for forward passes only. worker: the place of its worker in the tables of the caller."""
+    size = len(rollout.trajectories)
+    nothing = {phase: torch.zeros(size) for phase in phases}
+    learned = _Learned(nothing, torch.ones(size, dtype=torch.bool), torch.full((size,), worker))
+    return _micro_batch(rollout.trajectories, learned, None, rollout.trajectories, phases).phases
 
 
 def _max_tokens(trajectories: Sequence[Trajectory], settings: PlanSettings) -> int:
@@ -228,61 +252,50 @@ def _max_tokens(trajectories: Sequence[Trajectory], settings: PlanSettings) -> i
     return sum(most[phase] for phase in settings.phases)
 
 
-@dataclass(frozen=True, slots=True)
-class _Widths:
-    """Padded lengths of a micro-batch, over all ranks."""
-
-    semantic_prompt: int
-    cot: int
-    image_prompt: int
-    image: int
-
-    @classmethod
-    def of(cls, trajectories: Sequence[Trajectory]) -> _Widths:
-        return cls(
-            max(len(trajectory.semantic_prompt_ids) for trajectory in trajectories),
-            max(len(trajectory.cot_ids) for trajectory in trajectories),
-            max(len(trajectory.image_prompt_ids) for trajectory in trajectories),
-            max(len(trajectory.image_ids) for trajectory in trajectories),
-        )
-
-
 def _micro_batch(
     trajectories: Sequence[Trajectory],
     learned: _Learned,
     row_weights: Tensor | None,
-    widths: _Widths,
+    on_all_ranks: Sequence[Trajectory],
     phases: Sequence[Phase],
 ) -> MicroBatch:
+    """on_all_ranks: the trajectories that pass the policy at the same time, these among them."""
     scales = torch.tensor([trajectory.guidance_scale for trajectory in trajectories])
-    versions = torch.tensor([_version(trajectory) for trajectory in trajectories])
     batches = []
     for phase in phases:
-        tokens, behaviour = (_cot_tokens if phase == "cot" else _image_tokens)(trajectories, widths)
-        tokens = replace(tokens, target_mask=tokens.target_mask & learned.is_kept[:, None])
-        batches.append(PhaseBatch(tokens, behaviour, learned.advantages[phase], row_weights, scales, versions))
+        tokens, behaviour, versions = _phase_tokens(phase, trajectories, on_all_ranks)
+        batches.append(
+            PhaseBatch(
+                replace(tokens, target_mask=tokens.target_mask & learned.is_kept[:, None]),
+                behaviour,
+                learned.advantages[phase],
+                row_weights,
+                scales,
+                versions,
+                frozenset(version for one in on_all_ranks for version in _sequences(one, phase)[3].tolist()),
+                learned.workers,
+            )
+        )
     return MicroBatch(tuple(batches))
 
 
-def _version(trajectory: Trajectory) -> int:
-    same = trajectory.oldest_weight_version == trajectory.newest_weight_version
-    return trajectory.newest_weight_version if same else -1
+def _phase_tokens(
+    phase: Phase, trajectories: Sequence[Trajectory], on_all_ranks: Sequence[Trajectory]
+) -> tuple[PhaseTokens, Tensor, Tensor]:
+    """The tokens of a phase with their contexts, their behaviour log-probabilities, and their weight versions, padded
+    to the longest ones of all ranks."""
+    contexts, ids, logprobs, versions = map(list, zip(*(_sequences(one, phase) for one in trajectories), strict=True))
+    context_width, width = (max(len(_sequences(one, phase)[column]) for one in on_all_ranks) for column in (0, 1))
+    padded_ids, lengths = right_pad(ids, width)
+    tokens = PhaseTokens(phase, *right_pad(contexts, context_width), padded_ids, _mask(lengths, width))
+    return tokens, right_pad(logprobs, width)[0], right_pad(versions, width)[0]
 
 
-def _cot_tokens(trajectories: Sequence[Trajectory], widths: _Widths) -> tuple[PhaseTokens, Tensor]:
-    """The CoTs of a micro-batch and their behaviour log-probabilities."""
-    ids, lengths = right_pad([trajectory.cot_ids for trajectory in trajectories], widths.cot)
-    behaviour, _ = right_pad([trajectory.cot_logprobs for trajectory in trajectories], widths.cot)
-    contexts = right_pad([trajectory.semantic_prompt_ids for trajectory in trajectories], widths.semantic_prompt)
-    return PhaseTokens("cot", *contexts, ids, _mask(lengths, widths.cot)), behaviour
-
-
-def _image_tokens(trajectories: Sequence[Trajectory], widths: _Widths) -> tuple[PhaseTokens, Tensor]:
-    """The pictures of a micro-batch and their behaviour log-probabilities."""
-    ids, lengths = right_pad([trajectory.image_ids for trajectory in trajectories], widths.image)
-    behaviour, _ = right_pad([trajectory.image_logprobs for trajectory in trajectories], widths.image)
-    contexts = right_pad([trajectory.image_prompt_ids for trajectory in trajectories], widths.image_prompt)
-    return PhaseTokens("image", *contexts, ids, _mask(lengths, widths.image)), behaviour
+def _sequences(one: Trajectory, phase: Phase) -> tuple[Int32Array, Int32Array, Float32Array, Int32Array]:
+    """Context, tokens, behaviour log-probabilities and weight versions of a phase."""
+    if phase == "cot":
+        return one.semantic_prompt_ids, one.cot_ids, one.cot_logprobs, one.cot_versions
+    return one.image_prompt_ids, one.image_ids, one.image_logprobs, one.image_versions
 
 
 def right_pad(sequences: Sequence[NDArray[np.int32] | NDArray[np.float32]], width: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from learner.janus_policy import JanusPolicy
 from learner.nccl_sender import NcclSender
 from learner.zero import DeepSpeedEngine, OptimizerSettings, close_distributed, init_distributed
 from learner.zero.engine import StepInfo
-from rollout.records import TrajectoryBatch, WeightBucket
+from rollout.records import GroupRollout, TrajectoryBatch, WeightBucket
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +110,15 @@ class LearnerWorker:
         are made with it. A skipped update counts, too, since the bound on staleness is in steps of the run."""
         return self._engine.num_steps
 
-    def train_step(self, batch: TrajectoryBatch) -> StepReport:
-        """Train on a whole batch. Raises LearnerError for one that does not fit the config, and at the parity gate."""
+    def train_step(self, batch: TrajectoryBatch, probes: Sequence[GroupRollout] = ()) -> StepReport:
+        """Train on a whole batch. probes: groups that the present weight version sampled, only to be compared.
+
+        Raises LearnerError for a batch that does not fit the config, and at the parity gate.
+        """
         started_s = time.perf_counter()
         plan = plan_step(batch, PlanSettings.of(self._config, self._config.learner.num_ranks), self._rank)
         step_version = self.weight_version
-        outcome = self._updater.update(plan)
+        outcome = self._updater.update(plan, probes)
         metrics = {
             **outcome.metrics,
             **_staleness(batch, step_version),

@@ -78,6 +78,9 @@ class SequenceRequest:
     guidance_scale: float
     """w in `u + w (c - u)`; only for `image`. 1 is no guidance."""
     seed: int
+    top_k: int | None = None
+    """Sample among so many likeliest tokens; None: among all. What is recorded is not renormalised to them, unless the
+    engine was started with sampled_logprobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,16 @@ class SequenceResult:
     """float32 [N], nats, at temperature 1: of text tokens under the policy; of image tokens the *conditional* one.
     An engine started with sampled_logprobs records those of the distribution that it samples from instead: at the
     request's temperature (at 1 for a greedy one), and of image tokens the *guided* one."""
-    oldest_weight_version: int
-    newest_weight_version: int
+    weight_versions: Int32Array
+    """int32 [N]: the weight version that sampled each token; never falls."""
+
+    @property
+    def oldest_weight_version(self) -> int:
+        return int(self.weight_versions[0])
+
+    @property
+    def newest_weight_version(self) -> int:
+        return int(self.weight_versions[-1])
 
 
 @dataclass(slots=True)

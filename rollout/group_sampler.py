@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class SamplingSettings:
     num_image_tokens: int
     guidance_scale: float
     temperature: float
+    cot_top_k: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,34 @@ class GroupSampler:
             finished_s=time.time(),
         )
         return rollout, np.stack([picture for _, picture in drawn])
+
+    async def probe(self, request: GroupRequest, num_tokens: int) -> GroupRollout:
+        """A group of `num_tokens` tokens at most a CoT and a picture, without pictures, to compare engine and learner.
+
+        The pictures are begun from the prompt alone, so that they need not wait for the CoTs.
+        Raises what `sample` raises.
+        """
+        settings = self._settings
+        short = replace(
+            settings,
+            max_cot_tokens=min(num_tokens, settings.max_cot_tokens),
+            num_image_tokens=min(num_tokens, settings.num_image_tokens),
+        )
+        sampler = GroupSampler(self._engine, self._conversation, self._decoder, short, self._worker_id)
+        sampler._serial = self._serial
+        started_s, nothing = time.time(), _Cot(np.zeros(0, np.int32), None, "")
+        prompt_ids = sampler._semantic_prompt(request.prompt.text)
+        image_prompt_ids = sampler._image_prompt(request, nothing)
+        places = range(request.group_size)
+        async with self._turn, asyncio.TaskGroup() as group:
+            cots = [group.create_task(sampler._sample_cot(request, place, prompt_ids)) for place in places]
+            images = [sampler._image_request(request, place, image_prompt_ids) for place in places]
+            drawn = [group.create_task(self._engine.generate(image)) for image in images]
+        trajectories = [
+            sampler._trajectory(request, place, cots[place].result(), image_prompt_ids, drawn[place].result())
+            for place in places
+        ]
+        return GroupRollout(request, tuple(trajectories), self._worker_id, started_s, time.time())
 
     def _semantic_prompt(self, prompt: str) -> Int32Array:
         settings, conversation = self._settings, self._conversation
@@ -183,6 +212,7 @@ class GroupSampler:
             temperature=self._settings.temperature,
             guidance_scale=1.0,
             seed=derive_seed(request.seed, "cot", cot_index),
+            top_k=self._settings.cot_top_k,
         )
 
     def _cot(self, prompt_ids: Int32Array, sampled: SequenceResult) -> _Cot:
@@ -208,10 +238,10 @@ class GroupSampler:
     def _trajectory(
         self, request: GroupRequest, index: int, cot: _Cot, image_prompt_ids: Int32Array, drawn: SequenceResult
     ) -> Trajectory:
-        parts = [drawn] if cot.sampled is None else [cot.sampled, drawn]
+        nothing = np.zeros(0, np.int32)
         return Trajectory(
             semantic_prompt_ids=cot.prompt_ids,
-            cot_ids=np.zeros(0, np.int32) if cot.sampled is None else cot.sampled.token_ids,
+            cot_ids=nothing if cot.sampled is None else cot.sampled.token_ids,
             cot_logprobs=np.zeros(0, np.float32) if cot.sampled is None else cot.sampled.logprobs,
             image_prompt_ids=image_prompt_ids,
             image_ids=drawn.token_ids,
@@ -219,8 +249,8 @@ class GroupSampler:
             cot_text=cot.text,
             guidance_scale=self._settings.guidance_scale,
             seed=derive_seed(request.seed, "image", index),
-            oldest_weight_version=min(part.oldest_weight_version for part in parts),
-            newest_weight_version=max(part.newest_weight_version for part in parts),
+            cot_versions=nothing if cot.sampled is None else cot.sampled.weight_versions,
+            image_versions=drawn.weight_versions,
         )
 
     def _request_id(self, request: GroupRequest, what: str) -> str:

@@ -103,8 +103,21 @@ class Trajectory:
     """The CoT in words, without special tokens."""
     guidance_scale: float
     seed: int
-    oldest_weight_version: int
-    newest_weight_version: int
+    cot_versions: Int32Array
+    """int32 [N_cot]: the weight version that sampled each token."""
+    image_versions: Int32Array
+    """int32 [N_image]: likewise. Under which version the context was sampled does not matter to a token: an engine
+    computes it again under its new weights."""
+
+    @property
+    def oldest_weight_version(self) -> int:
+        """Of all its tokens."""
+        return int(min(versions.min() for versions in (self.cot_versions, self.image_versions) if len(versions)))
+
+    @property
+    def newest_weight_version(self) -> int:
+        """Of all its tokens."""
+        return int(max(versions.max() for versions in (self.cot_versions, self.image_versions) if len(versions)))
 
     def num_tokens(self, phases: Collection[str] = ("cot", "image")) -> int:
         """Sampled tokens of these phases."""

@@ -56,8 +56,7 @@ class _RunningSequence:
         return SequenceResult(
             token_ids=np.array(self.token_ids, dtype=np.int32),
             logprobs=np.array(self.logprobs, dtype=np.float32),
-            oldest_weight_version=min(self.weight_versions),
-            newest_weight_version=max(self.weight_versions),
+            weight_versions=np.array(self.weight_versions, dtype=np.int32),
         )
 
 
@@ -175,6 +174,9 @@ class TransformersEngine:
         else:
             policy_logits, unconditional = (self._model.model.generation_head(state).float().cpu() for state in hidden)
             sampling_logits = guided_logits(policy_logits, unconditional, request.guidance_scale)
+        if request.top_k is not None:
+            least = sampling_logits.topk(min(request.top_k, len(sampling_logits))).values[-1]
+            sampling_logits = sampling_logits.masked_fill(sampling_logits < least, -torch.inf)
         token_id = _sample(sampling_logits, request.temperature, sequence.generator)
         sequence.token_ids.append(token_id)
         recorded = sampling_logits / (request.temperature or 1.0) if self._sampled_logprobs else policy_logits

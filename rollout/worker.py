@@ -55,6 +55,10 @@ class RolloutWorker:
         """See `GroupSampler.sample`."""
         return await self._sampler.sample(request)
 
+    async def probe(self, request: GroupRequest, num_tokens: int) -> GroupRollout:
+        """See `GroupSampler.probe`."""
+        return await self._sampler.probe(request, num_tokens)
+
     async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
         """See `Engine.update_weights`."""
         await self._engine.update_weights(version, buckets)
@@ -131,6 +135,7 @@ async def make_sampler(
         num_image_tokens=conversation.checkpoint.num_image_tokens,
         guidance_scale=rollout.guidance_scale,
         temperature=rollout.temperature,
+        cot_top_k=rollout.cot_top_k,
     )
     batched = BatchedDecoder(decoder.decode, rollout.decode_batch_size)
     return GroupSampler(engine, conversation, batched, sampling, worker_id, settings.deterministic)

@@ -38,7 +38,7 @@ class FakeEngine:
 
     async def generate(self, request: SequenceRequest) -> SequenceResult:
         self.events.append(("start", request))
-        oldest_weight_version = self._weight_version
+        first_version = self._weight_version
         try:
             for _ in range(self.turns(request)):
                 await asyncio.sleep(0)
@@ -57,8 +57,7 @@ class FakeEngine:
         return SequenceResult(
             token_ids=token_ids.astype(np.int32),
             logprobs=-rng.random(len(token_ids)).astype(np.float32),
-            oldest_weight_version=oldest_weight_version,
-            newest_weight_version=self._weight_version,
+            weight_versions=np.array([first_version, *[self._weight_version] * (len(token_ids) - 1)], np.int32),
         )
 
     async def generate_together(self, requests: Sequence[SequenceRequest]) -> list[SequenceResult]:

@@ -32,8 +32,8 @@ def make_trajectory(oldest: int = 0, newest: int = 0, num_cot: int = 3, num_imag
         cot_text="red star top left",
         guidance_scale=2.0,
         seed=7,
-        oldest_weight_version=oldest,
-        newest_weight_version=newest,
+        cot_versions=np.full(num_cot, oldest, np.int32),
+        image_versions=np.full(num_image, newest, np.int32),
     )
 
 

@@ -15,7 +15,7 @@ from cluster.actors.network import free_port, use_network_of_node
 from cluster.actors.sources import check_same_sources
 from configs.errors import LearnerError
 from configs.schema import RunConfig
-from rollout.records import TrajectoryBatch, WeightBucket
+from rollout.records import GroupRollout, TrajectoryBatch, WeightBucket
 
 if TYPE_CHECKING:
     from learner.worker import LearnerWorker, StepReport
@@ -116,8 +116,8 @@ class LearnerActor:
             raise LearnerError(f"learner rank {self._rank} has not been set up")
         return self._worker
 
-    def train_step(self, batch: TrajectoryBatch) -> StepReport:
-        return self._started.train_step(batch)
+    def train_step(self, batch: TrajectoryBatch, probes: Sequence[GroupRollout] = ()) -> StepReport:
+        return self._started.train_step(batch, probes)
 
     def export_weights(self, version: int) -> Iterator[WeightBucket | int]:
         """All buckets, and at the end their number: an error would stand in its place.

@@ -87,6 +87,11 @@ class RolloutActor:
         with self._ending_with_engine() as worker:
             return await worker.roll_group(request)
 
+    async def probe(self, request: GroupRequest, num_tokens: int) -> GroupRollout:
+        """See `GroupSampler.probe`."""
+        with self._ending_with_engine() as worker:
+            return await worker.probe(request, num_tokens)
+
     async def update_weights(
         self, version: WeightVersion, references: Sequence[ray.ObjectRef[WeightBucket]]
     ) -> WeightVersion:

@@ -37,6 +37,8 @@ VOCABULARIES = (1_000, 16_000, 100_000)
 NUM_POSITIONS = 2_048
 WIDTH = 64
 MIB = 2**20
+_NUM_WARM_UPS = 2
+"""Rounds that make the optimizers' states, and in which the parity gate looks at more."""
 _M_MMAP_THRESHOLD = -3  # malloc.h
 CHUNK_SIZE: int = LearnerConfig.model_fields["logprob_chunk_tokens"].default
 
@@ -111,15 +113,17 @@ def _measure_speed(scope: Scope) -> Table:
         overrides = [
             f"algorithm.groups_per_step={num_groups}",
             f"learner.threads_per_rank={scope.num_threads}",
-            f"run.steps={num_rounds + 1}",
-            "parity.max_abs=1000",  # the batch's log-probabilities are made up
+            f"run.steps={num_rounds + _NUM_WARM_UPS}",
+            "parity.max_abs=1000",  # the batch is made up
+            "parity.max_sampling_error=1e9",
+            "parity.every_steps=1000000",
         ]
         config = shapes_config(folder, overrides)
         batch = make_batch(folder, config)
         guided = _worker(folder, shapes_config(folder, [*overrides, "algorithm.policy=guided"]))
         ours, plain = _worker(folder, config), PlainLearner(folder, config)
         speeds: dict[str, list[float]] = {"guided": [], "conditional": [], "plain": []}
-        for number in range(num_rounds + 1):
+        for number in range(num_rounds + _NUM_WARM_UPS):
             moments = [time.perf_counter()]
             guided.train_step(batch)
             moments.append(time.perf_counter())
@@ -129,7 +133,7 @@ def _measure_speed(scope: Scope) -> Table:
             moments.append(time.perf_counter())
             if not np.isclose(report.metrics["loss"], loss, rtol=1e-3, atol=1e-4):
                 raise RuntimeError(f"the two learners differ: losses {report.metrics['loss']} and {loss}")
-            if number:  # the first round makes the optimizers' states
+            if number >= _NUM_WARM_UPS:
                 for name, started_s, ended_s in zip(speeds, moments, moments[1:], strict=False):
                     speeds[name].append(num_tokens / (ended_s - started_s))
         for worker in (guided, ours):
@@ -241,8 +245,8 @@ def make_batch(folder: str, config: RunConfig) -> TrajectoryBatch:
             cot_text="",
             guidance_scale=config.rollout.guidance_scale,
             seed=0,
-            oldest_weight_version=0,
-            newest_weight_version=0,
+            cot_versions=np.zeros(num_cot, np.int32),
+            image_versions=np.zeros(num_image, np.int32),
         )
 
     groups = []

@@ -24,8 +24,8 @@ _TRAJECTORY = Trajectory(
     cot_text="a red star",
     guidance_scale=2.0,
     seed=0,
-    oldest_weight_version=0,
-    newest_weight_version=0,
+    cot_versions=np.zeros(24, np.int32),
+    image_versions=np.zeros(64, np.int32),
 )
 
 

@@ -33,6 +33,7 @@ from configs.schema import RunConfig
 
 if TYPE_CHECKING:
     from learner.worker import StepReport
+    from rollout.records import GroupRollout
 
 Result = TypeVar("Result")
 STARTING_FACTOR: Final = 5.0
@@ -155,15 +156,16 @@ class LearnerGroup:
         await self._gathered("setup", references, self._config.run.start_timeout_s)
         self._pulses.all_answered()
 
-    async def train_step(self, batch: ray.ObjectRef) -> StepReport:
-        """One optimizer step on the batch behind a reference; the report is that of all ranks together.
+    async def train_step(self, batch: ray.ObjectRef, probes: Sequence[GroupRollout] = ()) -> StepReport:
+        """One optimizer step on the batch behind a reference; the report is that of all ranks together. probes: see
+        `cluster.groups.parity_probes`.
 
         It may take run.step_timeout_s, or a few times as long as steps have taken so far, if that is less.
         """
         started_s = time.monotonic()
         at_least_s = STEP_FLOOR_FACTOR * self._config.cluster.heartbeat_timeout_s
         timeout_s = self._step_times.bound_s(at_least_s, self._config.run.step_timeout_s)
-        reports = await self._all("train_step", batch, timeout_s=timeout_s)
+        reports = await self._all("train_step", batch, probes, timeout_s=timeout_s)
         self._step_times.add(time.monotonic() - started_s)
         return reports[0]
 

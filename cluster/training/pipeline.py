@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.groups import Admission, GroupRoller, QueueClient
+from cluster.groups.parity_probes import ParityProbes
 from cluster.groups.roller import GroupGivenUpError, RolledGroup
 from cluster.learning import LearnerGroup, WeightSync
 from cluster.learning.skipped_steps import SkippedSteps
@@ -213,6 +214,7 @@ class Pipeline:
     async def _make_steps(self, deliveries: asyncio.TaskGroup) -> None:
         delivery: asyncio.Task[None] | None = None
         skipped = SkippedSteps(self.config.run.steps)
+        probes = ParityProbes(self.config, self.machinery.rollouts, self.log.note, self.start.step)
         for step in range(self.start.step, self.config.run.steps):
             self.log.check()
             times = StepTimes(started=time.monotonic())
@@ -225,7 +227,8 @@ class Pipeline:
             times.batch_arrived = time.monotonic()
             self._between_steps.clear()
             self.log.activity.phase("learning")
-            report = await self.machinery.learner.train_step(batch)
+            groups = [self._rolled[sequence].scored.rollout for sequence in self._sequences(step)]
+            report = await self.machinery.learner.train_step(batch, await probes.of_step(step, groups, delivery))
             times.learned = time.monotonic()
             self.log.activity.phase("syncing")
             if delivery is not None:
@@ -240,14 +243,17 @@ class Pipeline:
             await self._finish_step(step, {**report.metrics, **evaluated}, notes, times)
             skipped.check(step + 1)
 
+    def _sequences(self, step: int) -> range:
+        num_groups = self.config.algorithm.groups_per_step
+        return range(step * num_groups, (step + 1) * num_groups)
+
     async def _publish(self, version: int) -> None:
         learner = self.machinery.learner
         publishing = self.machinery.weights.publish(learner.ranks, version, self.machinery.rollouts)
         await learner.watched(publishing, f"publishing weight version {version}")
 
     async def _next_batch(self, step: int) -> Any:
-        """Reference to the batch of `step`; None when the run is told to stop. The batch itself goes from
-        the queue to the ranks without passing through here."""
+        """Reference to the batch of `step`, which itself does not pass through here; None when the run is to stop."""
         timeout_s = self.config.run.step_timeout_s
         try:
             return await self._unless_stopped(self.machinery.queue.get_batch(step), timeout_s)
@@ -258,9 +264,7 @@ class Pipeline:
             ) from None
 
     async def _unless_stopped(self, work: Awaitable[Result], timeout_s: float | None = None) -> Result | None:
-        """What `work` returns; None when the run is told to stop before. Raises TimeoutError.
-
-        The work has ended in every case: left behind, it would report the run's end as an error of its own."""
+        """What `work` returns; None when the run is told to stop before. Raises TimeoutError."""
         task = asyncio.ensure_future(work)
         stop = asyncio.create_task(self._stopping.wait())
         try:
@@ -271,7 +275,7 @@ class Pipeline:
                 raise TimeoutError
             return task.result()
         finally:
-            await end_tasks((task, stop))
+            await end_tasks((task, stop))  # left behind, it would report the run's end as an error of its own
 
     async def _deliver(self) -> None:
         version = await self.machinery.weights.deliver(self.machinery.rollouts)
@@ -294,8 +298,7 @@ class Pipeline:
         self, step: int, reported: Mapping[str, float], notes: Sequence[str | None], times: StepTimes
     ) -> None:
         self.log.activity.phase("reporting")
-        groups_per_step = self.config.algorithm.groups_per_step
-        sequences = range(step * groups_per_step, (step + 1) * groups_per_step)
+        sequences = self._sequences(step)
         rolled = [self._rolled.pop(sequence) for sequence in sequences]
         metrics = step_metrics(step, [group.scored for group in rolled], reported, times)
         metrics["groups_given_up"] = self._num_given_up

@@ -23,6 +23,11 @@ class PhaseTokens:
     target_mask: Tensor
     """bool [B, N]: True at the tokens that exist."""
 
+    def first_rows(self, count: int) -> PhaseTokens:
+        """Of its trajectories the first so many."""
+        rows = (self.context_ids, self.context_lengths, self.target_ids, self.target_mask)
+        return PhaseTokens(self.phase, *(tensor[:count] for tensor in rows))
+
     def to(self, device: torch.device) -> PhaseTokens:
         return PhaseTokens(
             self.phase,

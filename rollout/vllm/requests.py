@@ -36,6 +36,7 @@ def sampling_params(request: SequenceRequest, checkpoint: JanusCheckpoint) -> Sa
     draws = request.phase == "image"
     return SamplingParams(
         temperature=request.temperature,
+        top_k=request.top_k or 0,
         max_tokens=request.max_new_tokens,
         seed=request.seed,
         ignore_eos=True,
@@ -57,10 +58,13 @@ def result_of(request: SequenceRequest, completion: CompletionOutput, checkpoint
     if request.phase == "image":
         token_ids -= np.int32(checkpoint.text_vocab_size)
     logprobs = np.asarray(getattr(completion.logprobs, "logprobs", ()), dtype=np.float32)
-    versions = [int(span.version) for span in completion.weight_versions or ()]
-    if len(logprobs) != len(token_ids) or not versions:
+    spans = completion.weight_versions or ()
+    versions = np.repeat(
+        np.array([int(span.version) for span in spans], dtype=np.int32), [span.end - span.start for span in spans]
+    )
+    if not len(token_ids) or not len(logprobs) == len(versions) == len(token_ids):
         raise RolloutError(
             f"the vLLM engine gave {len(logprobs)} log-probabilities and {len(versions)} weight versions for the "
             f"{len(token_ids)} tokens of request {request.request_id}"
         )
-    return SequenceResult(token_ids, logprobs, min(versions), max(versions))
+    return SequenceResult(token_ids, logprobs, versions)

@@ -160,7 +160,8 @@ def test_without_staleness_the_same_seed_gives_the_same_groups(synchronous: list
 def test_engine_and_learner_agree_on_what_they_sampled(asynchronous: Outcome) -> None:
     """The parity gate in float32 on the CPU: vLLM against the learner, conditional log-probabilities."""
     for phase in ("cot", "image"):
-        assert asynchronous.rows[0][f"parity/mean_abs/{phase}"] < 1e-4
+        for row in asynchronous.rows[:2]:  # before the first weight sync, and right after it
+            assert row[f"parity/mean_abs/{phase}"] < 1e-4
 
 
 @pytest.fixture(scope="module")

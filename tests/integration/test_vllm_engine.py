@@ -256,6 +256,16 @@ async def test_pictures_that_join_as_their_cots_end_are_those_drawn_alone(
         assert mixed[index].token_ids.tolist() == alone.token_ids.tolist()
 
 
+async def test_the_likeliest_tokens_alone_are_sampled_and_scored_among_all(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    requests = requests_for(ragged_prompts(4, 16, janus, image=False), "cot", "top-k")
+    greedy = await generate(engine, [replace(request, temperature=0.0) for request in requests])
+    likeliest = await generate(engine, [replace(request, top_k=1) for request in requests])
+    assert [r.token_ids.tolist() for r in likeliest] == [r.token_ids.tolist() for r in greedy]
+    assert_teacher_forcing_agrees(janus, requests, likeliest)
+
+
 async def test_new_weights_sample_and_score_as_the_learners_model_does(
     restored: VllmEngine, perturbed: JanusForConditionalGeneration
 ) -> None:
@@ -287,8 +297,9 @@ async def test_a_running_picture_goes_on_with_the_new_weights_and_says_so(
         assert (result.oldest_weight_version, result.newest_weight_version) == (old, old + 1)
         under_old = teacher_forced(before, request, result).numpy()
         under_new = teacher_forced(perturbed, request, result).numpy()
-        swap = int(np.argmax(np.abs(result.logprobs - under_old) > TOLERANCE))
+        swap = int(np.argmax(result.weight_versions))
         assert 0 < swap < NUM_IMAGE_TOKENS
+        np.testing.assert_allclose(result.logprobs[:swap], under_old[:swap], atol=TOLERANCE)
         np.testing.assert_allclose(result.logprobs[swap:], under_new[swap:], atol=TOLERANCE)
 
 

@@ -162,6 +162,10 @@ def test_a_missing_field_is_refused_by_name(config_file: Path):
         (["queue.max_groups=4"], "queue.max_groups 4 is smaller than one batch (algorithm.groups_per_step 16)"),
         (["learner.micro_batch_size=7"], "= 128 trajectories do not divide by learner.num_ranks 1 x"),
         (["model.dtype=bfloat16"], "learner.zero_stage 0 with model.dtype bfloat16"),
+        (
+            ["rollout.cot_top_k=50", "algorithm.policy=guided"],
+            "rollout.cot_top_k 50 with algorithm.policy guided and old_logprobs rollout: engines then record",
+        ),
         (["run.deterministic=true"], "run.deterministic with algorithm.max_staleness 1: the moment at which"),
         (["model.path=tiny-janus", "model.tiny.num_codes=4"], "model.tiny builds a model with random weights; add a"),
         (["model.tiny.num_codes=4"], "model: tiny is set, but path is 'models/janus'"),

@@ -277,10 +277,17 @@ def test_rewards_are_normalized_one_by_one_from_their_columns() -> None:
         plan_step(broken, PlanSettings(1, 2, settings), 0)
 
 
-def test_a_trajectory_knows_the_one_version_that_sampled_it() -> None:
-    group = make_scored_group(0, [0.0, 1.0])
-    mixed = replace(group.rollout.trajectories[1], oldest_weight_version=2, newest_weight_version=3)
-    pure = replace(group.rollout.trajectories[0], oldest_weight_version=3, newest_weight_version=3)
-    group = replace(group, rollout=replace(group.rollout, trajectories=(pure, mixed)))
-    one = plan(TrajectoryBatch(3, (group,)))
-    assert micro_batches_of(one)[0].phases[0].versions.tolist() == [3, -1]
+def test_each_token_keeps_the_version_that_sampled_it_and_every_rank_knows_which_there_are() -> None:
+    group = make_scored_group(0, [0.0, 1.0])  # CoTs of 2 and 3 tokens, pictures of 4
+    short, long = group.rollout.trajectories
+    short = replace(short, cot_versions=np.array([3, 3], np.int32), image_versions=np.array([3, 3, 4, 4], np.int32))
+    long = replace(long, cot_versions=np.array([2, 2, 3], np.int32), image_versions=np.full(4, 3, np.int32))
+    group = replace(group, rollout=replace(group.rollout, trajectories=(short, long)))
+    batch = TrajectoryBatch(3, (group,))
+    cot, image = micro_batches_of(plan(batch))[0].phases
+    assert cot.versions[cot.tokens.target_mask].tolist() == [3, 3, 2, 2, 3]
+    assert image.versions.tolist() == [[3, 3, 4, 4], [3, 3, 3, 3]]
+    settings = PlanSettings(2, 1, AdvantageSettings(EPSILON))
+    for rank in (0, 1):
+        cot, image = micro_batches_of(plan_step(batch, settings, rank))[0].phases
+        assert (cot.versions_of_all_ranks, image.versions_of_all_ranks) == ({2, 3}, {3, 4})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -66,7 +66,7 @@ class FakeLearner:
     def __init__(self) -> None:
         self.batches: list[TrajectoryBatch] = []
 
-    async def train_step(self, batch: TrajectoryBatch) -> Any:
+    async def train_step(self, batch: TrajectoryBatch, probes: Sequence[object] = ()) -> Any:
         self.batches.append(batch)
         return SimpleNamespace(metrics={}, note=None, skipped=None, has_learned=True)
 
@@ -127,7 +127,7 @@ async def run(config: RunConfig, has_spread: Callable[[GroupRequest], bool]) -> 
     """The whole loop, in bounded time."""
     fakes = Fakes(FakeRoller(has_spread))
     queue = TrajectoryQueue(config.max_queued_groups, GROUPS_PER_STEP, 0)
-    machinery = Machinery(SimpleNamespace(num_ready=1), fakes.roller, queue, fakes.learner, FakeWeights())
+    machinery = Machinery(SimpleNamespace(num_ready=1, members=()), fakes.roller, queue, fakes.learner, FakeWeights())
     prompts = PromptSource([Prompt(f"test:{number}", f"prompt {number}") for number in range(1000)], seed=0)
     finished = await asyncio.wait_for(Pipeline(config, machinery, prompts, fakes.log).run(), timeout=30)
     assert finished

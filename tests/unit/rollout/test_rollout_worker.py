@@ -215,6 +215,17 @@ async def test_a_trajectory_knows_its_oldest_and_newest_weights(sampler: GroupSa
     assert versions == {(0, 3)}
 
 
+async def test_a_probe_is_short_and_knows_its_versions(sampler: GroupSampler, engine: FakeEngine):
+    await engine.update_weights(5, [])
+    probe = await sampler.probe(request_of(group_size=4), 3)
+    assert (probe.worker_id, len(probe.trajectories)) == ("rollout-0", 4)
+    for trajectory in probe.trajectories:
+        assert 1 <= len(trajectory.cot_ids) <= 3
+        assert trajectory.image_versions.tolist() == [5, 5, 5]
+        assert len(trajectory.image_logprobs) == len(trajectory.image_ids) == 3
+    assert len({tuple(trajectory.image_ids) for trajectory in probe.trajectories}) == 4
+
+
 async def test_without_a_cot_the_prompt_alone_is_drawn(
     engine: FakeEngine, conversation: Conversation, image_decoder: ImageDecoder
 ):

@@ -144,6 +144,18 @@ async def test_cot_logprobs_equal_teacher_forcing_at_any_temperature(
     np.testing.assert_allclose(written.logprobs, expected.numpy(), atol=1e-4)
 
 
+async def test_the_likeliest_tokens_alone_are_sampled_and_scored_among_all(
+    engine: TransformersEngine, model: JanusForConditionalGeneration, conversation: Conversation
+):
+    prompt_ids = conversation.semantic_prompt(PROMPTS[0])
+    written = await engine.generate(replace(cot_request(prompt_ids, seed=2), top_k=3))
+    with torch.no_grad():
+        logits = model(row(np.concatenate([prompt_ids, written.token_ids]))).logits[0, len(prompt_ids) - 1 : -1]
+    tokens = torch.as_tensor(written.token_ids, dtype=torch.long)[:, None]
+    assert bool((logits.topk(3).indices == tokens).any(1).all())
+    np.testing.assert_allclose(written.logprobs, logits.log_softmax(-1).gather(1, tokens)[:, 0].numpy(), atol=1e-4)
+
+
 async def test_a_seed_decides_the_tokens_whatever_else_runs(engine: TransformersEngine, conversation: Conversation):
     prompt_ids = conversation.image_prompt(PROMPTS[0], "")
     alone = await engine.generate(image_request(prompt_ids, seed=5))

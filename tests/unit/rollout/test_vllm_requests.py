@@ -24,7 +24,7 @@ def request(phase: str) -> SequenceRequest:
 
 
 def answer(token_ids: list[int], **changed: object) -> SimpleNamespace:
-    spans = [SimpleNamespace(version="2"), SimpleNamespace(version="3")]
+    spans = [SimpleNamespace(version="2", start=0, end=1), SimpleNamespace(version="3", start=1, end=len(token_ids))]
     logprobs = SimpleNamespace(logprobs=[-0.5] * len(token_ids))
     return SimpleNamespace(
         **{"token_ids": token_ids, "logprobs": logprobs, "finish_reason": "length", "weight_versions": spans, **changed}
@@ -35,8 +35,13 @@ def test_image_tokens_are_counted_from_the_end_of_the_text_vocabulary(checkpoint
     first = checkpoint.text_vocab_size
     drawn = result_of(request("image"), answer([first, first + 5]), checkpoint)
     assert drawn.token_ids.tolist() == [0, 5]
-    assert (drawn.oldest_weight_version, drawn.newest_weight_version) == (2, 3)
     assert result_of(request("cot"), answer([7, 8]), checkpoint).token_ids.tolist() == [7, 8]
+
+
+def test_each_token_knows_the_weight_version_that_sampled_it(checkpoint: JanusCheckpoint) -> None:
+    drawn = result_of(request("cot"), answer([7, 8, 9]), checkpoint)
+    assert drawn.weight_versions.tolist() == [2, 3, 3]
+    assert (drawn.oldest_weight_version, drawn.newest_weight_version) == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +52,7 @@ def test_image_tokens_are_counted_from_the_end_of_the_text_vocabulary(checkpoint
         ({"logprobs": None}, "gave 0 log-probabilities and 2 weight versions for the 2 tokens of request r-1"),
         ({"logprobs": SimpleNamespace(logprobs=[-1.0])}, "gave 1 log-probabilities"),
         ({"weight_versions": None}, "2 log-probabilities and 0 weight versions"),
+        ({"weight_versions": [SimpleNamespace(version="2", start=0, end=1)]}, "2 log-probabilities and 1 weight ver"),
     ],
 )
 def test_an_answer_that_lacks_something_is_an_error(

@@ -33,7 +33,7 @@ class Rank:
     async def pulse(self) -> None:
         await self.runs.wait()
 
-    async def train_step(self, batch: Any) -> str:
+    async def train_step(self, batch: Any, probes: Any) -> str:
         if self.error is not None:
             raise self.error
         await self.runs.wait()
