@@ -3,10 +3,10 @@
     python -m tests.integration.autoscaled_run DIRECTORY
 
     the head has no CPU      ─► the run's first need brings a node: learner, reward, rollout-0
-    rollout bounds the speed ─► the pool asks for rollout-1, and the autoscaler brings another node, which draws its share
+    rollout bounds the speed ─► the pool asks for rollout-1, the autoscaler brings another node, which draws its part
     steps take long          ─► the pool shrinks, the node is idle, and the autoscaler takes it away; the run goes on
 
-The nodes are raylets of this machine, started by Ray's own provider for tests; the autoscaler, version 2, is the real one.
+The nodes are raylets here, started by Ray's own provider for tests. The autoscaler (version 2) is the real one.
 Leaves what came of it as JSON in DIRECTORY/report.json.
 """
 
@@ -203,9 +203,7 @@ def main(directory: Path) -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     with autoscaled_cluster() as address:
         environment = {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
-        ray.init(
-            address=address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level="ERROR"
-        )
+        ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level="ERROR")
         story = Story()
         try:
             outcome = asyncio.run(train(config_tree(directory), story.act))
