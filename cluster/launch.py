@@ -3,6 +3,7 @@
     python -m cluster.launch --config configs/shapes_cpu.yaml
     python -m cluster.launch --config configs/janus_pro_7b_8gpu.yaml --set learner.lr=2e-6 --dry-run
     ray job submit --working-dir . -- python -m cluster.launch --config configs/janus_pro_7b_cluster.yaml
+    python -m cluster.launch --config configs/janus_pro_7b_8gpu.yaml --rehearse    # random weights, nothing downloaded
     python -m cluster.launch --resume runs/shapes_cpu            # or: latest, URL/KEY
     python -m cluster.launch --config configs/janus_pro_7b_cluster.yaml --resume auto      # begin it, or go on with it
 
@@ -24,6 +25,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.planning.cards import CARDS
 from cluster.session import StopSignals
@@ -50,6 +52,9 @@ from configs.local.paths import with_paths
 from configs.resume import check_may_go_on, load_resumed_config
 from configs.schema import RunConfig
 from rollout.prompts import load_prompts
+
+if TYPE_CHECKING:
+    from cluster.training.launched_run import Observer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,6 +115,10 @@ def _start(options: argparse.Namespace, signals: StopSignals) -> int:
         config = with_paths(load_resumed_config(directory.config_path, options.set), base)
     if options.dry_run:
         return _describe(config, options.gpu)
+    if options.rehearse:
+        from cluster.rehearsal.rehearsal import rehearse
+
+        return rehearse(config, options.layers, signals, launch)
     if options.resume != AUTO:
         return launch(config, signals, directory)
     if (directory := find_or_none(config)) is not None:
@@ -144,16 +153,21 @@ def _find_run(options: argparse.Namespace) -> RunDirectory:
 
 
 def launch(
-    config: RunConfig, signals: StopSignals, resumed: RunDirectory | None = None, *, begun_again: bool = False
+    config: RunConfig,
+    signals: StopSignals,
+    resumed: RunDirectory | None = None,
+    *,
+    begun_again: bool = False,
+    observer: Observer | None = None,
 ) -> int:
     """Run to the end, or until a signal comes; returns the exit code. Raises BicotError when the run fails.
 
     resumed: the run to go on with; None begins one. begun_again: by a supervisor, perhaps before its last launcher has
-    let go of it; so it must lie where the same command finds it again.
+    let go of it; so it must lie where the same command finds it again. observer: who looks on.
     """
     _quieten()
     from cluster.training.first_checks import check_first
-    from cluster.training.launched_run import LaunchedRun
+    from cluster.training.launched_run import LaunchedRun, Observer
 
     check_first(config)
     train = load_prompts(config.data.train, config.data.max_bad_lines)
@@ -169,7 +183,8 @@ def launch(
             if (told := catch_up(directory, with_secrets(config))) is not None:
                 print(told, file=sys.stderr)
         with _summary_set_aside(directory):
-            run = LaunchedRun(with_secrets(config), train, evaluation, directory, signals, is_new=resumed is None)
+            is_new, observer = resumed is None, observer or Observer()
+            run = LaunchedRun(with_secrets(config), train, evaluation, directory, signals, is_new, observer)
             return run.to_the_end()
 
 
@@ -225,6 +240,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--gpu",
         choices=tuple(CARDS),
         help="with --dry-run: the card to plan for; what does not fit its memory is refused; default: shown for h100",
+    )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run the config end to end for a few steps: every component of its real class and width, with random "
+        "weights and few layers, nothing downloaded; without the GPUs that it needs, with counts cut down, on this CPU",
+    )
+    parser.add_argument(
+        "--layers", type=int, default=2, metavar="N", help="with --rehearse: layers of each model; default: %(default)s"
     )
     return parser
 

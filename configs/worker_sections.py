@@ -83,7 +83,9 @@ class RolloutConfig(Section):
     )
     max_num_seqs: int = Field(128, ge=1, description="sequences that the engine runs at once")
     max_groups_per_worker: int = Field(16, ge=1, description="groups that one worker is given at once")
-    decode_batch_size: int = Field(64, ge=1, description="pictures a call of the VQ decoder")
+    decode_batch_size: int = Field(
+        16, ge=1, description="pictures a pass of the VQ decoder at most; halved where they do not fit the free memory"
+    )
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of its GPU's memory the engine takes")
     kv_cache_gib: float = Field(1.0, gt=0, le=2**20, description="KV cache of an engine on CPU")
     enforce_eager: bool = Field(False, description="no graph capture, no compilation: slower steps, quicker start")

@@ -13,6 +13,7 @@ from cluster.actors import folders
 from cluster.actors.folders import ProbeAnswer, WrittenFiles
 from cluster.actors.network import free_port, use_network_of_node
 from cluster.actors.sources import check_same_sources
+from cluster.actors.usage import Usage, UsageRecord
 from configs.errors import LearnerError
 from configs.schema import RunConfig
 from rollout.records import GroupRollout, TrajectoryBatch, WeightBucket
@@ -43,10 +44,15 @@ class LearnerActor:
         self._rank = rank
         self._stage: Stage | None = None
         self._worker: LearnerWorker | None = None
+        self._usage = UsageRecord()
 
     def pulse(self) -> Stage | None:
         """Answers also while the rank computes, in the concurrency group of this name: how far a warm start is."""
         return self._stage
+
+    def usage(self) -> Usage:
+        """Answers as `pulse` does."""
+        return self._usage.take()
 
     def answer_probe(self, folder: str, question: str, answer: str) -> ProbeAnswer:
         """See `cluster.actors.folders`."""
@@ -109,6 +115,7 @@ class LearnerActor:
         self._worker = LearnerWorker.start(
             self._config, path, self._rank, master_address=master_address, master_port=master_port
         )
+        self._usage.started()
 
     @property
     def _started(self) -> LearnerWorker:

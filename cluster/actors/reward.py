@@ -9,6 +9,7 @@ from dataclasses import replace
 from cluster.actors.score_cache import RewardAnswer, ScoreCache
 from cluster.actors.sources import check_same_sources
 from cluster.actors.spawning import node_id
+from cluster.actors.usage import Usage, UsageRecord
 from configs.errors import RewardError
 from configs.schema import RewardConfig
 from rollout.records import Prompt, UInt8Array
@@ -23,12 +24,14 @@ class RewardActor:
         from rewards.worker import RewardWorker
 
         self._name = config.name
+        self._usage = UsageRecord()
         self._worker = RewardWorker(config)
         self._cache = None if cache_url is None else ScoreCache(cache_url, config)
 
     async def start(self) -> None:
         check_same_sources()
         await self._worker.start()
+        self._usage.started()
 
     async def score(
         self,
@@ -65,6 +68,9 @@ class RewardActor:
 
     async def ping(self) -> str:
         return node_id()
+
+    async def usage(self) -> Usage:
+        return self._usage.take()
 
     async def close(self) -> None:
         """Let the reward end what it has begun."""

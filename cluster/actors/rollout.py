@@ -14,6 +14,7 @@ from cluster.actors import folders
 from cluster.actors.network import use_network_of_node
 from cluster.actors.sources import check_same_sources
 from cluster.actors.spawning import node_id
+from cluster.actors.usage import Usage, UsageRecord
 from cluster.telemetry.export import RESEND_S, Exporter
 from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RunConfig
@@ -56,6 +57,7 @@ class RolloutActor:
         self._loading = asyncio.Lock()
         self._worker: RolloutWorker | None = None
         self._telling: asyncio.Task[None] | None = None
+        self._usage = UsageRecord()
 
     async def start(self) -> None:
         """Load the models. Raises what `RolloutWorker.start` raises."""
@@ -67,6 +69,7 @@ class RolloutActor:
         self._worker = await RolloutWorker.start(self._model_path, self._config, self._worker_id)
         if self._worker.figures is not None:
             self._telling = asyncio.create_task(self._tell_figures(self._worker), name="tell of the engine")
+        self._usage.started()
 
     @property
     def _started(self) -> RolloutWorker:
@@ -129,6 +132,9 @@ class RolloutActor:
             export_figures(exporter, worker, self._worker_id)
             exporter.resend()
             await asyncio.sleep(RESEND_S)
+
+    async def usage(self) -> Usage:
+        return self._usage.take()
 
     async def close(self) -> None:
         if self._telling is not None:

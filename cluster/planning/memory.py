@@ -11,8 +11,9 @@ What a ZeRO stage divides by the number of ranks: 1 the optimizer's state, 2 the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from cluster.planning.model_shape import ModelShape
 from configs.schema import RunConfig
@@ -23,6 +24,7 @@ CONTEXT_BYTES = int(0.5 * GIB)
 FLOAT32 = 4
 BUFFER_ELEMENTS = 50_000_000
 """Of DeepSpeed's communication buffer, as `learner.zero.engine` sets it."""
+EMBEDDING = "model.language_model.embed_tokens.weight"
 _MIDDLE_TOKENS = 64
 """Tokens around a semantic CoT, for the length of an average sequence."""
 
@@ -61,7 +63,7 @@ def learner_rank(config: RunConfig, shape: ModelShape) -> Need:
         # A bfloat16 rank converts its part of the gradients to float32 for the update.
         "update": trained * FLOAT32 // share(1) if size < FLOAT32 else 0,
         # Seen in measurements: beside its partitions a rank keeps the gradient of the embedding whole.
-        "embedding": shape.text.embedding_parameters * size if is_partitioned else 0,
+        "embedding": _whole_gradient(config, shape) * size if is_partitioned else 0,
         "buffers": BUFFER_ELEMENTS * size if learner.zero_stage == 3 or (is_partitioned and ranks > 1) else 0,
         "reference": shape.drawing * size if config.algorithm.needs_reference and learner.lora is None else 0,
         "activations": learner_activations(config, shape),
@@ -73,7 +75,7 @@ def learner_rank(config: RunConfig, shape: ModelShape) -> Need:
 def _trained_parameters(config: RunConfig, shape: ModelShape) -> int:
     lora, text = config.learner.lora, shape.text
     if lora is None:
-        return shape.trainable
+        return sum(size for name, size in _sizes(shape) if _trains(config, name))
     wide, narrow = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     sizes = {
         "q_proj": text.hidden_size + wide,
@@ -85,6 +87,29 @@ def _trained_parameters(config: RunConfig, shape: ModelShape) -> int:
         "down_proj": text.hidden_size + text.intermediate_size,
     }
     return text.num_layers * lora.rank * sum(sizes.get(target, 0) for target in lora.targets)
+
+
+def _sizes(shape: ModelShape) -> Sequence[tuple[str, int]]:
+    """Parameters of each part of the policy, and the name of one of its tensors for `learner.trainable`."""
+    text, vq = shape.text, shape.vq
+    return (
+        (EMBEDDING, text.embedding_parameters),
+        ("model.language_model.layers.0.mlp.up_proj.weight", text.num_layers * text.layer_parameters),
+        ("model.language_model.norm.weight", text.hidden_size),
+        ("lm_head.weight", shape.lm_head),
+        ("model.generation_embeddings.weight", vq.num_codes * vq.embed_dim),
+        ("model.generation_aligner.fc1.weight", vq.embedding_parameters - vq.num_codes * vq.embed_dim),
+        ("model.generation_head.vision_head.weight", vq.head_parameters),
+    )
+
+
+def _trains(config: RunConfig, name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in config.learner.trainable)
+
+
+def _whole_gradient(config: RunConfig, shape: ModelShape) -> int:
+    """Values of the embedding's gradient, where the embedding is trained."""
+    return shape.text.embedding_parameters if config.learner.lora or _trains(config, EMBEDDING) else 0
 
 
 def learner_activations(config: RunConfig, shape: ModelShape) -> int:

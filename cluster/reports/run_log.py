@@ -6,7 +6,7 @@ The training loop says once what happened; this class spreads it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,8 @@ class RunLog:
     progress: Progress
     metrics: MetricsWriter
     checkpoints: Checkpoints
+    at_end: Callable[[str], Awaitable[None]] | None = None
+    """Called with the run's name when it ends, well or not, while its actors still live."""
     num_failed_groups: int = 0
     num_failed_checkpoints: int = 0
     evaluations: list[EvaluationPoint] = field(default_factory=list)
@@ -189,6 +191,8 @@ class RunLog:
 
     async def close(self) -> None:
         """Tell the registry what it has not been told yet, as far as it answers soon."""
+        if self.at_end is not None:
+            await self.at_end(self.directory.name)
         await self._outbox.flush(CLOSE_TIMEOUT_S)
         await self._outbox.close()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,16 @@ from rollout.prompts import PromptSet
 
 
 @dataclass(frozen=True, slots=True)
+class Observer:
+    """Who looks at a run from outside: a rehearsal."""
+
+    make_progress: Callable[[int], Progress] = Progress
+    """Makes the display of a run of so many steps."""
+    at_end: Callable[[str], Awaitable[None]] | None = None
+    """See `RunLog.at_end`."""
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchedRun:
     """One life of the run in `directory`, whose lock the caller holds."""
 
@@ -41,12 +51,13 @@ class LaunchedRun:
     signals: StopSignals
     is_new: bool
     """False: it goes on from its newest checkpoint."""
+    observer: Observer = Observer()
 
     def to_the_end(self) -> int:
         """Run; returns the exit code. Raises BicotError when the run fails, SystemExit when a signal came early."""
         directory = self.directory
         with ExitStack() as stack:
-            progress = stack.enter_context(Progress(self.config.run.steps))
+            progress = stack.enter_context(self.observer.make_progress(self.config.run.steps))
             metrics = stack.enter_context(MetricsWriter(directory.metrics_path))
             progress.note(directory.note or f"run directory: {directory.path}")
             progress.note(f"if it is interrupted: {directory.resume_command}")
@@ -107,7 +118,7 @@ class LaunchedRun:
                     stores = [size for node in nodes if (size := node["Resources"].get("object_store_memory"))]
                     if (complaint := shortage_on_nodes(config, stores)) is not None:
                         progress.note(complaint)
-                log = RunLog(config, directory, registry, progress, metrics, checkpoints)
+                log = RunLog(config, directory, registry, progress, metrics, checkpoints, self.observer.at_end)
                 run = Run(config, self.train, self.evaluation, log, state, checkpoint)
                 with self.signals.calling(run.stop):
                     try:

@@ -18,6 +18,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from configs.errors import ModelError
 from rollout.janus_checkpoint import JanusCheckpoint
+from rollout.pictures.fitting_batches import FittingBatches
 from rollout.records import Int32Array, UInt8Array
 
 _PREFIX = "model.vqmodel."
@@ -27,13 +28,16 @@ _UNUSED = ("encoder.", "quant_conv.")
 class ImageDecoder:
     """Decodes pictures in float32, as transformers' `decode_image_tokens` and `postprocess` do. Not thread-safe."""
 
-    def __init__(self, model_path: str, device: str = "cpu", batch_size: int = 64, revision: str | None = None) -> None:
-        """batch_size: pictures a forward pass. Raises ModelError when the checkpoint has no usable VQ model."""
+    def __init__(self, model_path: str, device: str = "cpu", batch_size: int = 16, revision: str | None = None) -> None:
+        """batch_size: pictures a forward pass at most, fewer where the device's memory has no room for so many.
+
+        Raises ModelError when the checkpoint has no usable VQ model.
+        """
         checkpoint = JanusCheckpoint.from_pretrained(model_path, revision, weights=True)
         self.num_image_tokens = checkpoint.num_image_tokens
         self.num_codes = checkpoint.num_codes
-        self._batch_size = batch_size
         self._device = torch.device(device)
+        self._batches = FittingBatches(batch_size, self._device)
         mean, std = checkpoint.pixel_mean_and_std
         self._mean = torch.tensor(mean, device=self._device)
         self._std = torch.tensor(std, device=self._device)
@@ -53,11 +57,9 @@ class ImageDecoder:
                 f"image tokens range from {image_ids.min()} to {image_ids.max()}; "
                 f"the codebook holds 0 to {self.num_codes - 1}"
             )
-        batches = [
-            self._decode_batch(image_ids[start : start + self._batch_size])
-            for start in range(0, max(len(image_ids), 1), self._batch_size)
-        ]
-        return np.concatenate(batches)
+        return np.concatenate(
+            list(self._batches.run(len(image_ids), lambda start, end: self._decode_batch(image_ids[start:end])))
+        )
 
     def _decode_batch(self, image_ids: Int32Array) -> UInt8Array:
         codes = torch.as_tensor(image_ids, dtype=torch.long, device=self._device)

@@ -92,3 +92,13 @@ class ChannelReward:
 
     def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
         return [Score(float(picture[..., self.channel].mean()) / 255) for picture in pictures]
+
+
+class BreaksWhenMade:
+    """Can be imported, and not made."""
+
+    def __init__(self, device: str) -> None:
+        raise RuntimeError("no more of this")
+
+    def score(self, pictures: UInt8Array, prompts: Sequence[Prompt]) -> list[Score]:
+        raise AssertionError("it was never made")

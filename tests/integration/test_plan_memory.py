@@ -44,6 +44,8 @@ def test_what_a_rank_holds_is_predicted_within_five_percent(measured: list[dict]
         # The measured module is the language model with its head, without the generation head and embeddings.
         beside = (shape.drawing - shape.trainable) * (2 if case["dtype"] == "bfloat16" else 4)
         predicted = sum(parts[name] for name in HELD) - beside
+        told = f"{case['dtype']}, ZeRO {case['zero_stage']}, {shape.language_model + shape.lm_head:,} parameters"
+        print(f"| learner rank: {told} | {predicted:,} | {case['bytes']:,} |")
         if predicted != pytest.approx(case["bytes"], rel=0.05):
             wrong.append((case, predicted))
     assert wrong == []

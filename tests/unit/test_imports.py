@@ -55,7 +55,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"reports"},
         {"report"},
         {"training", "watch"},
-        {"", "benchmarks", "faults", "studies", "boards", "submission"},
+        {"", "benchmarks", "faults", "studies", "boards", "submission", "rehearsal"},
     ],
     "rollout": [
         {"records"},
@@ -68,13 +68,15 @@ FLOORS: dict[str, list[set[str]]] = {
         {"pictures", "protocol", "calling"},
         {"loading", "clients", "registry"},
         {"preference", "alignment", "objects", "text", "safety", "judge", "remote", "shapes", "t2i_r1"},
-        {"worker", "scoring", "benchmarks"},
+        {"worker", "scoring", "benchmarks", "rehearsal"},
         {""},
     ],
     "learner": [{"objective", "zero"}, {""}, {"warm_start"}],
 }
 SAME_FLOOR = {
-    *(("cluster", "", room) for room in ("benchmarks", "faults", "studies", "submission")),  # commands use their tools
+    *(
+        ("cluster", "", room) for room in ("benchmarks", "faults", "studies", "submission", "rehearsal")
+    ),  # commands use their tools
     *(("rewards", room, "t2i_r1") for room in ("objects", "preference", "alignment")),
     ("rewards", "t2i_r1", "objects"),
 }

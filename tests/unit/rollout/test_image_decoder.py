@@ -76,6 +76,48 @@ def test_a_checkpoint_in_several_files_decodes_the_same(folder: Path, codes: np.
     np.testing.assert_array_equal(ImageDecoder(str(tmp_path)).decode(codes), ImageDecoder(str(folder)).decode(codes))
 
 
+class SmallDevice:
+    """Has room for so many pictures at once, as PyTorch says it of a GPU; counts those of each pass."""
+
+    def __init__(self, decoder: ImageDecoder, room: int) -> None:
+        self.passes: list[int] = []
+        decode = decoder._decode_batch
+
+        def decode_if_there_is_room(codes: np.ndarray) -> np.ndarray:
+            self.passes.append(len(codes))
+            if len(codes) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return decode(codes)
+
+        decoder._decode_batch = decode_if_there_is_room
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_size_that_fits_is_kept(folder: Path, codes: np.ndarray):
+    decoder = ImageDecoder(str(folder), batch_size=4)
+    expected = decoder.decode(codes)
+    device = SmallDevice(decoder, room=2)
+    np.testing.assert_array_equal(decoder.decode(codes), expected)
+    assert device.passes == [4, 2, 2, 1]
+    device.passes.clear()
+    decoder.decode(codes)
+    assert device.passes == [2, 2, 1], "the size that fits is remembered"
+
+
+def test_one_picture_that_does_not_fit_and_other_errors_are_raised(folder: Path, codes: np.ndarray):
+    decoder = ImageDecoder(str(folder), batch_size=4)
+    SmallDevice(decoder, room=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        decoder.decode(codes)
+    broken = ImageDecoder(str(folder), batch_size=4)
+
+    def fail(codes: np.ndarray) -> np.ndarray:
+        raise RuntimeError("an illegal instruction")
+
+    broken._decode_batch = fail
+    with pytest.raises(RuntimeError, match="illegal"):
+        broken.decode(codes)
+
+
 @pytest.mark.parametrize("bad", [[[16] * 16], [[-1] * 16], [[0] * 15], [0] * 16], ids=["high", "low", "short", "flat"])
 def test_bad_codes_are_refused(folder: Path, bad: list[list[int]]):
     with pytest.raises(ValueError, match="image tokens"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import JanusVQVAEConfig
+from transformers import DynamicCache, JanusVQVAEConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from cluster.planning.memory import BUFFER_ELEMENTS, decoder_activations, learner_activations, learner_rank
@@ -66,7 +66,61 @@ def test_the_decoders_activations_are_predicted_within_one_percent(vq: dict[str,
         model.decode(codes)
     image = {"image_size": side * patch_size, "patch_size": patch_size}
     predicted = decoder_activations(ModelShape.of({"vq_config": config.to_dict(), "vision_config": image}), batch_size)
+    told = f"{config.base_channels}, {list(config.channel_multiplier)}, {config.num_res_blocks}"
+    print(f"| VQ decoder, two pictures: {told} | {predicted:,} | {measured.peak:,} |")
     assert predicted == pytest.approx(measured.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16},  # Janus-Pro-1B
+        {"hidden_size": 4096, "num_hidden_layers": 30, "num_attention_heads": 32},  # Janus-Pro-7B
+        {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2},
+        {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 24},
+    ],
+)
+def test_the_kv_cache_is_as_large_as_that_of_transformers_for_two_streams(
+    sizes: dict[str, int], dtype: torch.dtype
+) -> None:
+    num_streams, num_tokens = 2, 3
+    config = LlamaConfig(vocab_size=8, intermediate_size=32, **sizes)
+    with torch.device("meta"):  # shapes are all that counts here
+        model = LlamaForCausalLM(config)
+    cache = DynamicCache(config=config)
+    model.to(dtype)(torch.zeros(num_streams, num_tokens, dtype=torch.int64, device="meta"), past_key_values=cache)
+    measured = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    shape = ModelShape.of({"text_config": config.to_dict()})
+    predicted = num_tokens * shape.text.kv_bytes_per_token(dtype.itemsize, num_streams)
+    print(f"| KV cache, three tokens, two streams: {sizes}, {dtype} | {predicted:,} | {measured:,} |")
+    assert predicted == measured
+
+
+@pytest.mark.parametrize(
+    ("patterns", "parts"),
+    [
+        (["model.language_model.*", "lm_head.*"], ("language_model", "lm_head")),
+        (["lm_head.*"], ("lm_head",)),
+        (["*"], ("drawing",)),
+    ],
+)
+def test_what_does_not_train_has_no_gradient_and_no_optimizer_state(
+    patterns: list[str], parts: tuple[str, ...]
+) -> None:
+    shape = ModelShape.of(PRO_7B.to_dict())
+    config = RunConfig.model_validate(
+        {
+            "model": {"path": "a/b", "dtype": "bfloat16"},
+            "data": {"train": "prompts.txt"},
+            "rewards": [{"name": "hps"}],
+            "learner": {"zero_stage": 1, "trainable": patterns},
+        }
+    )
+    trained = sum(getattr(shape, part) for part in parts)
+    needed = learner_rank(config, shape).parts
+    assert (needed["gradients"], needed["optimizer"]) == (2 * trained, 12 * trained)
+    assert needed["weights"] == 2 * shape.drawing
 
 
 def of_7b(**learner: Any) -> dict[str, int]:
