@@ -113,7 +113,7 @@ def _run(cut: _CutConfig, layers: int, folder: Path, signals: StopSignals, launc
     def one_life(config: RunConfig, resumed: RunDirectory | None) -> int:
         life = Life()
         rehearsed.lives.append(life)
-        return launch(config, signals, resumed, Observer(life.make_progress, life.take_usages))
+        return launch(config, signals, resumed, observer=Observer(life.make_progress, life.take_usages))
 
     began_s = time.monotonic()
     print("making policy and rewards with random weights …", flush=True)
