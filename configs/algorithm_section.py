@@ -19,7 +19,7 @@ from configs.model_sections import Section
 Phase = Literal["cot", "image"]
 AdvantageNormalization = Literal["group", "group_mean_only", "batch"]
 RewardNormalization = Literal["none", "group"]
-LossNormalization = Literal["token", "sequence", "dr_grpo"]
+LossNormalization = Literal["token", "group", "sequence", "dr_grpo"]
 PolicyLoss = Literal["ppo", "gspo", "cispo"]
 MismatchCorrection = Literal["none", "tis", "icepop", "sequence_mask"]
 

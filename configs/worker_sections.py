@@ -103,6 +103,17 @@ class RolloutConfig(Section):
         description="of the semantic prompt, with {prompt} in it; null: the one stored with the checkpoint, or bicot's",
     )
 
+    roles: tuple[str, str] | None = Field(
+        None,
+        description="user and assistant in the chat template; null: the ones stored with the checkpoint, or its "
+        "template's own. T2I-R1 was trained with [User, Assistant]",
+    )
+    image_prompt: Literal["tidy", "verbatim"] | None = Field(
+        None,
+        description="how prompt and CoT become the picture's prompt: tidy, with one full stop and one space between, "
+        "or joined verbatim by both, as in T2I-R1's code; null: as stored with the checkpoint, or tidy",
+    )
+
     @field_validator("instruction")
     @classmethod
     def _instruction_holds_prompt(cls, value: str | None) -> str | None:

@@ -170,7 +170,8 @@ def plan_step(batch: TrajectoryBatch, settings: PlanSettings, rank: int) -> Step
             f"{settings.num_mini_batches}"
         )
     size = len(trajectories) // settings.num_mini_batches
-    learned = _Learned(advantages, is_kept, torch.tensor([workers.index(worker) for worker in worker_ids]))
+    groups = torch.arange(len(trajectories)) % size // (len(trajectories) // len(batch.groups))
+    learned = _Learned(advantages, is_kept, torch.tensor([workers.index(worker) for worker in worker_ids]), groups)
     mini_batches = tuple(
         _mini_batch(trajectories[part], learned.part(part), settings, rank, batch.step)
         for part in (slice(start, start + size) for start in range(0, len(trajectories), size))
@@ -200,10 +201,12 @@ class _Learned:
 
     workers: Tensor
     """int64 [R]: see `PhaseBatch`."""
+    groups: Tensor
+    """int64 [R]: the number of each one's group in its mini-batch."""
 
     def part(self, part: slice | NDArray[np.intp]) -> _Learned:
         advantages = {phase: of_phase[part] for phase, of_phase in self.advantages.items()}
-        return _Learned(advantages, self.is_kept[part], self.workers[part])
+        return _Learned(advantages, self.is_kept[part], self.workers[part], self.groups[part])
 
 
 def _mini_batch(
@@ -217,7 +220,10 @@ def _mini_batch(
         )
     num_tokens = torch.tensor([trajectory.num_tokens(settings.phases) for trajectory in trajectories])
     weights_of_kept, divisor = normalization(
-        settings.loss_normalization, num_tokens[learned.is_kept], _max_tokens(trajectories, settings)
+        settings.loss_normalization,
+        num_tokens[learned.is_kept],
+        learned.groups[learned.is_kept],
+        _max_tokens(trajectories, settings),
     )
     row_weights: Tensor | None = None
     if weights_of_kept is not None:
@@ -242,7 +248,7 @@ def phases_to_compare(rollout: GroupRollout, phases: Sequence[Phase], worker: in
     """A whole group for forward passes only. worker: the place of its worker in the tables of the caller."""
     size = len(rollout.trajectories)
     nothing = {phase: torch.zeros(size) for phase in phases}
-    learned = _Learned(nothing, torch.ones(size, dtype=torch.bool), torch.full((size,), worker))
+    learned = _Learned(nothing, torch.ones(size, dtype=torch.bool), torch.full((size,), worker), torch.zeros(size))
     return _micro_batch(rollout.trajectories, learned, None, rollout.trajectories, phases).phases
 
 

@@ -28,6 +28,7 @@ from learner.janus_policy import JanusPolicy
 from learner.nccl_sender import NcclSender
 from learner.zero import DeepSpeedEngine, OptimizerSettings, close_distributed, init_distributed
 from learner.zero.engine import StepInfo
+from rollout.prompts.conversation import ConversationFormat
 from rollout.records import GroupRollout, TrajectoryBatch, WeightBucket
 
 logger = logging.getLogger(__name__)
@@ -210,6 +211,8 @@ class LearnerWorker:
             dtype=_dtype(self._config),
             revision=self._config.model.revision,
         )
+        if self._rank == 0:  # a policy plans best when it is asked as it was trained
+            ConversationFormat.of_run(directory, self._config.rollout).save(directory)
 
     def close(self) -> None:
         """Free optimizer and process groups."""

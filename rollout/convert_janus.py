@@ -57,9 +57,8 @@ def _convert(options: argparse.Namespace) -> int:
     # Here, so that --help is answered at once.
     from rollout.conversion import convert_to_hugging_face, convert_to_original
     from rollout.conversion.folders import read_json
-    from rollout.conversion.to_hugging_face import Roles
     from rollout.conversion.weights import PATTERNS
-    from rollout.janus_checkpoint import resolve_folder
+    from rollout.janus_checkpoint import Roles, resolve_folder
 
     user, _, assistant = options.roles.partition(",")
     if not user.strip() or not assistant.strip():

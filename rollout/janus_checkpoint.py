@@ -30,6 +30,31 @@ WEIGHT_FILES = ("*.safetensors",)
 
 
 @dataclass(frozen=True, slots=True)
+class Roles:
+    """How the chat template calls the two sides."""
+
+    user: str = "<|User|>"
+    assistant: str = "<|Assistant|>"
+
+    def chat_template(self) -> str:
+        """Janus's own format: `{role}: {message}` and a separator, and the role with a colon alone at the end."""
+        return "".join(
+            [
+                "{{- bos_token -}}",
+                "{%- for message in messages -%}",
+                "{%- set is_user = message['role'] == 'user' -%}",
+                f"{{{{- ({self.user!r} if is_user else {self.assistant!r}) + ': ' -}}}}",
+                "{%- if message['content'] is string -%}{{- message['content'] | trim -}}",
+                "{%- else -%}{%- for part in message['content'] if part['type'] == 'text' -%}",
+                "{{- part['text'] | trim -}}{%- endfor -%}{%- endif -%}",
+                "{{- '\\n\\n' if is_user else eos_token -}}",
+                "{%- endfor -%}",
+                f"{{%- if add_generation_prompt -%}}{{{{- {self.assistant + ':'!r} -}}}}{{%- endif -%}}",
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class SpecialIds:
     """Ids of the special tokens, in the tokenizer's vocabulary."""
 

@@ -101,9 +101,7 @@ class RolloutWorker:
 def load_conversation(settings: EngineSettings) -> Conversation:
     """The tokenizer, chat template and words of the checkpoint. Raises ModelError."""
     rollout = settings.rollout
-    return Conversation.from_pretrained(
-        settings.model_path, rollout.system_prompt, rollout.instruction, settings.revision
-    )
+    return Conversation.of_run(settings.model_path, rollout, settings.revision)
 
 
 async def start_engine(settings: EngineSettings) -> Engine:

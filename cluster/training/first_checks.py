@@ -50,7 +50,7 @@ def _check_model_folder(config: RunConfig) -> None:
     from rollout.prompts import Conversation
     from rollout.weights.manifest import WeightManifest
 
-    conversation = Conversation.from_pretrained(str(folder), config.rollout.system_prompt, config.rollout.instruction)
+    conversation = Conversation.of_run(str(folder), config.rollout)
     WeightManifest.from_folder(conversation.checkpoint.folder)
 
 

@@ -83,9 +83,7 @@ def prompts_that_fit(
     Raises DataError when none is left.
     """
     rollout = config.rollout
-    conversation = Conversation.from_pretrained(
-        model_path, rollout.system_prompt, rollout.instruction, revision=config.model.revision
-    )
+    conversation = Conversation.of_run(model_path, rollout, config.model.revision)
     too_long = conversation.reason_against(rollout.max_prompt_tokens)
     unrewarded = reason_against(config.rewards)
     return train.without(too_long).without(unrewarded), {

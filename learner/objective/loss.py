@@ -110,19 +110,26 @@ def k3_kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     return log_ratio.exp() - log_ratio - 1
 
 
-def normalization(kind: LossNormalization, num_tokens: Tensor, max_tokens: int) -> tuple[Tensor | None, float]:
+def normalization(
+    kind: LossNormalization, num_tokens: Tensor, groups: Tensor, max_tokens: int
+) -> tuple[Tensor | None, float]:
     """(s, D): the weight of each trajectory's tokens, None for 1 throughout, and what the whole sum is divided by.
 
-    num_tokens: int64 [R], tokens that count of each of the R trajectories that are averaged over; max_tokens: the
-    most that one could have. s is float64 [R].
+    num_tokens: int64 [R], tokens that count of each of the R trajectories that are averaged over; groups: int64 [R],
+    the number of each one's group, from 0; max_tokens: the most that one could have. s is float64 [R].
 
-    token      s = 1,             D = sum of num_tokens    all tokens alike (T2I-R1; DAPO, arXiv:2503.14476, 3.3)
+    token      s = 1,             D = sum of num_tokens    all tokens alike (DAPO, arXiv:2503.14476, 3.3)
+    group      s = 1/tokens of its group,  D = groups      all groups alike, in each its tokens (T2I-R1's code, which
+                                                           averages over devices that hold a prompt each)
     sequence   s = 1/num_tokens,  D = R                    all trajectories alike (GRPO, arXiv:2402.03300, eq. 3)
     dr_grpo    s = 1,             D = R max_tokens         a constant, unlike a length (arXiv:2503.20783, 3.2)
     """
     match kind:
         case "token":
             return None, float(num_tokens.sum())
+        case "group":
+            of_group = torch.zeros(int(groups.max()) + 1, dtype=num_tokens.dtype).index_add_(0, groups, num_tokens)
+            return 1.0 / of_group[groups].clamp(min=1).double(), float(len(set(groups.tolist())))
         case "sequence":
             return 1.0 / num_tokens.clamp(min=1).double(), float(len(num_tokens))
         case "dr_grpo":

@@ -36,13 +36,13 @@ def warm_start_folder(config: RunConfig) -> Path:
 
 def _key(config: RunConfig) -> str:
     assert config.warm_start is not None
-    digest = hashlib.blake2b()
+    digest, rollout = hashlib.blake2b(), config.rollout
     decisive = {
         "recipe": RECIPE_VERSION,
         "model": config.model.model_dump(),
         "warm_start": config.warm_start.model_dump(),
-        "prompts": [config.rollout.system_prompt, config.rollout.instruction],
-        "limits": [config.rollout.max_prompt_tokens, config.rollout.max_cot_tokens],
+        "prompts": [rollout.system_prompt, rollout.instruction, *filter(None, (rollout.roles, rollout.image_prompt))],
+        "limits": [rollout.max_prompt_tokens, rollout.max_cot_tokens],
     }
     digest.update(json.dumps(decisive, sort_keys=True).encode())
     base = TINY_JANUS_FOLDER if config.model.path == TINY_JANUS else Path(config.model.path).expanduser()

@@ -134,7 +134,7 @@ class _WarmStart:
         rollout = self.config.rollout
         with tempfile.TemporaryDirectory() as scratch:
             folder = prepare_base(self.config, self.section, Path(scratch) / "tiny")
-            conversation = Conversation.from_pretrained(str(folder), rollout.system_prompt, rollout.instruction)
+            conversation = Conversation.of_run(str(folder), rollout)
             examples = load_examples(self.section, conversation.checkpoint.config.vision_config.image_size)
             examples, texts = self._tokenize(conversation, examples)
             if self.section.vq is None:

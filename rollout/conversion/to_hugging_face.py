@@ -11,7 +11,6 @@ The chat template is the authors' own format, with the two roles that the checkp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,34 +33,10 @@ from rollout.conversion.folders import (
 )
 from rollout.conversion.names import to_hugging_face
 from rollout.conversion.weights import read_weights, write_weights
+from rollout.janus_checkpoint import Roles
 
 GUIDANCE_SCALE = 5.0
 """Of the authors' `generation_inference.py`; stored as the checkpoint's default."""
-
-
-@dataclass(frozen=True, slots=True)
-class Roles:
-    """How the chat template calls the two sides."""
-
-    user: str = "<|User|>"
-    assistant: str = "<|Assistant|>"
-
-    def chat_template(self) -> str:
-        """Janus's own format: `{role}: {message}` and a separator, and the role with a colon alone at the end."""
-        return "".join(
-            [
-                "{{- bos_token -}}",
-                "{%- for message in messages -%}",
-                "{%- set is_user = message['role'] == 'user' -%}",
-                f"{{{{- ({self.user!r} if is_user else {self.assistant!r}) + ': ' -}}}}",
-                "{%- if message['content'] is string -%}{{- message['content'] | trim -}}",
-                "{%- else -%}{%- for part in message['content'] if part['type'] == 'text' -%}",
-                "{{- part['text'] | trim -}}{%- endfor -%}{%- endif -%}",
-                "{{- '\\n\\n' if is_user else eos_token -}}",
-                "{%- endfor -%}",
-                f"{{%- if add_generation_prompt -%}}{{{{- {self.assistant + ':'!r} -}}}}{{%- endif -%}}",
-            ]
-        )
 
 
 def convert_to_hugging_face(source: Path, target: Path, roles: Roles, max_shard_size: str = "5GB") -> None:

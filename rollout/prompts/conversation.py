@@ -20,12 +20,13 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from configs.errors import DataError, ModelError
-from rollout.janus_checkpoint import JanusCheckpoint
+from configs.schema import RolloutConfig
+from rollout.janus_checkpoint import JanusCheckpoint, Roles
 from rollout.records import Int32Array, Prompt
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class PromptTooLong(DataError):
 
 @dataclass(frozen=True, slots=True)
 class ConversationFormat:
-    """The words around a prompt when the policy is asked for a semantic CoT."""
+    """The words around a prompt when the policy is asked for a semantic CoT, and how its answer becomes a picture's
+    prompt."""
 
     system_prompt: str = "You plan pictures. From a short request you write what a painter needs to know."
     """May be empty."""
@@ -53,6 +55,11 @@ class ConversationFormat:
         "Answer with the plan alone, in at most 50 words."
     )
     """The user message, with `{prompt}` where the prompt goes."""
+    roles: tuple[str, str] | None = None
+    """How the chat template calls user and assistant; None: as the checkpoint's own template does."""
+    image_prompt: Literal["tidy", "verbatim"] = "tidy"
+    """`{prompt}. {CoT}`, tidy with one full stop and one space, and without both where there is no CoT. Verbatim joins
+    the two as they are, spaces and full stops at their ends included, as T2I-R1's code does."""
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.instruction:
@@ -63,16 +70,26 @@ class ConversationFormat:
         """The format stored in a checkpoint folder, or the default. Raises ModelError for a broken file."""
         path = Path(folder) / FORMAT_FILE
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**content | {"roles": tuple(content["roles"]) if content.get("roles") else None})
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{path} does not hold a system_prompt and an instruction: {error}") from error
 
+    @classmethod
+    def of_run(cls, folder: str | Path, rollout: RolloutConfig) -> ConversationFormat:
+        """The stored one, with what the config of a run sets in its place. Raises ModelError."""
+        names = ("system_prompt", "instruction", "roles", "image_prompt")
+        given: dict[str, Any] = {name: getattr(rollout, name) for name in names}
+        return replace(cls.load(folder), **{name: value for name, value in given.items() if value is not None})
+
     def save(self, folder: str | Path) -> None:
         """Write the format into a checkpoint folder."""
         path = Path(folder) / FORMAT_FILE
-        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        unset = {"roles": None, "image_prompt": "tidy"}
+        content = {name: value for name, value in asdict(self).items() if unset.get(name, value is None) != value}
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class Conversation:
@@ -82,6 +99,8 @@ class Conversation:
         self.checkpoint = checkpoint
         self.format = format
         self._special_ids = checkpoint.special_ids
+        if format.roles is not None:
+            checkpoint.tokenizer.chat_template = Roles(*format.roles).chat_template()
         self._special_text = _special_text_pattern(checkpoint.tokenizer)
         self._typed_contents = self._template_wants_typed_contents()
         self._before_answer = self._text_before_answer()
@@ -94,7 +113,7 @@ class Conversation:
         instruction: str | None = None,
         revision: str | None = None,
     ) -> Conversation:
-        """Of a checkpoint folder or hub id; given words win over the ones stored with it.
+        """Of a checkpoint folder or hub id; what is given wins over what is stored with it.
 
         Raises ModelError when the checkpoint cannot be used.
         """
@@ -105,6 +124,12 @@ class Conversation:
         if instruction is not None:
             format = replace(format, instruction=instruction)
         return cls(checkpoint, format)
+
+    @classmethod
+    def of_run(cls, model_path: str, rollout: RolloutConfig, revision: str | None = None) -> Conversation:
+        """With what the config of a run says of it. Raises ModelError."""
+        checkpoint = JanusCheckpoint.from_pretrained(model_path, revision)
+        return cls(checkpoint, ConversationFormat.of_run(checkpoint.folder, rollout))
 
     def save(self, folder: str | Path) -> None:
         """Store the format (not the tokenizer) in a checkpoint folder."""
@@ -133,7 +158,7 @@ class Conversation:
     def semantic_prompt(self, prompt: str) -> Int32Array:
         """int32 [N_semantic_prompt]: context of a semantic CoT, from BOS to the assistant's turn."""
         # Not str.format: a prompt may hold braces.
-        message = self.format.instruction.replace("{prompt}", self.plain(prompt))
+        message = self.format.instruction.replace("{prompt}", self._plain(prompt))
         text = self._render(message)
         if self.format.system_prompt:
             text = self.format.system_prompt + _SYSTEM_SEPARATOR + text
@@ -164,7 +189,7 @@ class Conversation:
 
     def decode_cot(self, cot_ids: Int32Array) -> str:
         """The words of a sampled CoT, without special tokens."""
-        return self.plain(str(self.tokenizer.decode(cot_ids.tolist(), skip_special_tokens=True)))
+        return self._plain(str(self.tokenizer.decode(cot_ids.tolist(), skip_special_tokens=True)))
 
     def check_length(
         self,
@@ -196,8 +221,11 @@ class Conversation:
         return reason
 
     def _image_prompt(self, prompt: str, cot: str) -> Int32Array:
-        prompt, cot = self.plain(prompt), self.plain(cot)
-        text = self._render(f"{prompt.rstrip('. ')}. {cot}" if cot else prompt)
+        prompt, cot = self._plain(prompt), self._plain(cot)
+        if self.format.image_prompt == "verbatim":
+            text = self._render(f"{prompt}. {cot}")
+        else:
+            text = self._render(f"{prompt.rstrip('. ')}. {cot}" if cot else prompt)
         ids = np.append(self._encode_from_bos(text), np.int32(self.boi_id))
         if np.count_nonzero(ids == self.boi_id) != 1:
             raise DataError(
@@ -205,6 +233,11 @@ class Conversation:
                 "or of its plan, as begin-of-image; leave that part out"
             )
         return ids
+
+    def _plain(self, text: str) -> str:
+        """`plain`, and in verbatim image prompts the spaces around the text stay."""
+        without = self._special_text.sub(" ", text)
+        return without if self.format.image_prompt == "verbatim" else without.strip()
 
     def plain(self, text: str) -> str:
         """Text whose words cannot be read as special tokens: neither user nor policy may open a turn or a picture."""

@@ -259,6 +259,7 @@ def make_config(
     *,
     algorithm: Mapping[str, object] | None = None,
     parity: float | None = 1.0,
+    rollout: Mapping[str, object] | None = None,
     **learner: object,
 ) -> RunConfig:
     """parity: the gate's limit; the batches' behaviour log-probabilities are noisy on purpose, and no policy has
@@ -278,6 +279,7 @@ def make_config(
                 **(algorithm or {}),
             },
             "learner": {"micro_batch_size": 2, "lr": LR, "logprob_chunk_tokens": 10, **learner},
+            "rollout": rollout or {},
             "weight_sync": {"bucket_mb": 1},
             "parity": {"max_abs": parity, "max_sampling_error": 1e9},
         }
@@ -340,7 +342,12 @@ def jobs_on_one_rank(
             [first],
             save_pretrained_to=directory / "some",
         ),
-        Job("lora", make_config(folder, lora=LORA), batches, save_pretrained_to=directory / "lora"),
+        Job(
+            "lora",
+            make_config(folder, lora=LORA, rollout={"image_prompt": "verbatim"}),
+            batches,
+            save_pretrained_to=directory / "lora",
+        ),
         Job("semantic", make_config(folder, algorithm={"optimize": "semantic"}), [first]),
         *(
             Job(f"image{stage}", make_config(folder, zero_stage=stage, algorithm={"optimize": "image"}), [first])
@@ -506,6 +513,7 @@ def test_adapters_train_with_the_base_as_reference_and_are_merged_into_what_leav
         assert changed == {name for name in start if name.startswith(LANGUAGE_MODEL) and name.endswith(ADAPTED)}
         assert all(torch.linalg.matrix_rank(changes[name], rtol=1e-4) <= 4 for name in changed)
     merged = results[1]["lora"].weights[-1]
+    assert ConversationFormat.load(directory / "lora") == ConversationFormat("plan", "draw {prompt}", None, "verbatim")
     saved = JanusForConditionalGeneration.from_pretrained(directory / "lora").state_dict()
     assert saved.keys() == start.keys()
     assert all(torch.equal(tensor, merged.get(name, start[name])) for name, tensor in saved.items())

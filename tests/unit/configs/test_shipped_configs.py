@@ -24,6 +24,7 @@ NUM_GPUS = {
     "tiny_janus_noisy": 0,
     "janus_pro_1b_1gpu": 1,
     "janus_pro_7b_8gpu": 8,
+    "t2i_r1": 8,
     "janus_pro_7b_cluster": 32,
 }
 
@@ -134,7 +135,7 @@ def test_a_plan_needs_no_data_and_names_what_is_missing(tmp_path: Path):
     assert "no.txt: cannot read" in fault
 
 
-@pytest.mark.parametrize("name", ["janus_pro_1b_1gpu", "janus_pro_7b_8gpu", "janus_pro_7b_cluster"])
+@pytest.mark.parametrize("name", ["janus_pro_1b_1gpu", "janus_pro_7b_8gpu", "janus_pro_7b_cluster", "t2i_r1"])
 def test_every_shipped_gpu_config_fits_the_card_that_it_is_for(name: str):
     planned = describe_run(load_config(CONFIGS / f"{name}.yaml"), gpu="h100")
     assert "a step at best:" in planned.text

@@ -12,6 +12,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from configs.errors import DataError, ModelError
+from configs.load import load_config
 from configs.schema import TinyJanusConfig
 from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.janus_checkpoint import JanusCheckpoint
@@ -19,6 +20,9 @@ from rollout.prompts import Conversation
 from rollout.prompts.conversation import ConversationFormat, PromptTooLong
 from rollout.records import Prompt
 
+ROOT = Path(__file__).resolve().parents[3]
+T2I_R1_PROMPTS = ROOT / "tests" / "data" / "t2i_r1" / "prompts.json"
+T2I_R1_CONFIG = ROOT / "configs" / "t2i_r1.yaml"
 WORDS = ["a", "red", "blue", "circle", "square", "top", "left", "plan", "the", "picture"]
 MARKERS = ["<bos>", "<eos>", "<pad>", "<begin_of_image>", "<|User|>", "<|Assistant|>"]
 # Typed contents and no system role, as in Janus-Pro's template.
@@ -75,6 +79,24 @@ def test_the_image_prompt_of_a_janus_template_joins_prompt_and_cot_and_opens_a_p
     ids = conversation.image_prompt("A red cat.", "It sits left.")
     assert text_of(conversation, ids) == "<bos><|User|>: A red cat. It sits left.\n\n<|Assistant|>:<begin_of_image>"
     assert ids[-1] == conversation.boi_id
+
+
+@pytest.mark.parametrize("case", json.loads(T2I_R1_PROMPTS.read_text()), ids=lambda case: case["answer"])
+def test_both_prompts_of_t2i_r1s_config_are_those_of_its_own_code(byte_folder: Path, case: dict[str, str]):
+    rollout = load_config(T2I_R1_CONFIG).rollout
+    conversation = Conversation.of_run(str(byte_folder), rollout)
+    answer = conversation.decode_cot(np.array(conversation.tokenizer.encode(case["answer"]), np.int32))
+    semantic, image = conversation.semantic_prompt(case["prompt"]), conversation.image_prompt(case["prompt"], answer)
+    assert text_of(conversation, semantic) == "<bos>" + case["semantic"]
+    assert text_of(conversation, image) == "<bos>" + case["image"] + "<begin_of_image>"
+
+
+def test_roles_and_image_prompt_are_stored_and_come_back(byte_folder: Path, tmp_path: Path):
+    stored = ConversationFormat("system", "{prompt}", ("User", "Assistant"), "verbatim")
+    stored.save(tmp_path)
+    assert ConversationFormat.load(tmp_path) == stored
+    ConversationFormat("system", "{prompt}").save(tmp_path)
+    assert json.loads((tmp_path / "bicot_conversation.json").read_text()).keys() == {"system_prompt", "instruction"}
 
 
 def test_the_image_prompt_without_a_cot_holds_the_prompt_alone(byte_folder: Path):

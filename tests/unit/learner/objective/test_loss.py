@@ -264,11 +264,12 @@ def test_every_normalization_is_the_mean_that_it_says(kind: str) -> None:
     rng = np.random.default_rng(0)
     lengths, most = [3, 1, 5, 2], 6
     values = [rng.random(length) for length in lengths]
-    row_weights, divisor = normalization(kind, torch.tensor(lengths), most)
+    row_weights, divisor = normalization(kind, torch.tensor(lengths), torch.tensor([0, 0, 1, 1]), most)
     weights = [1.0] * 4 if row_weights is None else row_weights.tolist()
     total = sum(weight * float(x) for weight, row in zip(weights, values, strict=True) for x in row) / divisor
     expected = {
         "token": sum(float(x) for row in values for x in row) / sum(lengths),
+        "group": (sum(map(float, [*values[0], *values[1]])) / 4 + sum(map(float, [*values[2], *values[3]])) / 7) / 2,
         "sequence": sum(sum(map(float, row)) / len(row) for row in values) / len(values),
         "dr_grpo": sum(sum(map(float, row)) / most for row in values) / len(values),
     }
@@ -276,7 +277,7 @@ def test_every_normalization_is_the_mean_that_it_says(kind: str) -> None:
 
 
 def test_a_trajectory_without_tokens_weighs_a_finite_amount() -> None:
-    row_weights, divisor = normalization("sequence", torch.tensor([0, 4]), 6)
+    row_weights, divisor = normalization("sequence", torch.tensor([0, 4]), torch.tensor([0, 0]), 6)
     assert row_weights is not None
     assert (row_weights.tolist(), divisor) == ([1.0, 0.25], 2.0)
 
