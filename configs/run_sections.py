@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -101,6 +101,9 @@ class WatchingConfig(Section):
     """What those who watch a run are told, while it lives and at its end. Nothing of it can end or stop a run."""
 
     metrics: bool = Field(True, description="tell Ray's dashboard and Prometheus, and write live.json")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
+        (), description="also tell these; all but tensorboard are extras of the same names: bicot[wandb]"
+    )
     report: bool = Field(True, description="write report.html at the end: one file, for sending around")
     timeline: bool = Field(True, description="write timeline.json, a Chrome trace of every group's way")
 

@@ -29,8 +29,11 @@ from cluster.state import Checkpoints, Registry, RunDirectory, RunState
 from cluster.state.ledger import GroupState
 from cluster.state.outbox import Outbox
 from cluster.telemetry.export import Exporter
+from cluster.trackers import TrackedPicture, TrackedRun, Trackers
 from configs.errors import CheckpointError
+from configs.load import dump_config
 from configs.schema import RunConfig
+from configs.yaml_text import parse_yaml
 from rollout.records import GroupRequest, ScoredGroup, UInt8Array
 
 FETCH_TIMEOUT_S: Final = 60.0
@@ -54,6 +57,7 @@ class RunLog:
     num_failed_checkpoints: int = 0
     evaluations: list[EvaluationPoint] = field(default_factory=list)
     activity: Activity = field(init=False)
+    trackers: Trackers = field(init=False)
     _timeline: Timeline = field(init=False)
     _outbox: Outbox = field(init=False)
     _num_failed_in_a_row: int = field(default=0, init=False)
@@ -63,6 +67,8 @@ class RunLog:
         watching = self.config.watching
         self._timeline = Timeline(self.directory.timeline_path if watching.timeline else None)
         self.activity = Activity(self.config, name, Exporter(name, is_on=watching.metrics), self._timeline)
+        folder, config = self.directory.path / "trackers", parse_yaml(dump_config(self.config), "config")
+        self.trackers = Trackers(watching.trackers, TrackedRun(name, self.directory.key, folder, config))
         self._outbox = Outbox(self.config.registry.patience_s, self.note)
 
     def note(self, text: str) -> None:
@@ -121,6 +127,7 @@ class RunLog:
         when the registry stays away for longer than its patience."""
         self.num_failed_groups = state.num_failed_groups
         self.activity.rewind(state.step)
+        self.trackers.rewind(state.step)
         try:
             self.metrics.rewind(state.step)
         except OSError as error:
@@ -133,6 +140,9 @@ class RunLog:
         """Write down the metrics of an optimizer step. A disk that takes no more is a note, and tried again."""
         metrics["groups_failed"] = self.num_failed_groups
         metrics["checkpoints_failed"] = self.num_failed_checkpoints
+        self.trackers.metrics(int(metrics["step"]), metrics)
+        for warning in self.trackers.take_warnings():
+            self.note(warning)
         try:
             if not self.metrics.write(metrics):
                 self.note(
@@ -210,6 +220,7 @@ class RunLog:
                 path = self.directory.samples_path(step)
                 await asyncio.to_thread(draw_samples, path, samples, title)
                 await asyncio.to_thread(write_sample_file, path.with_suffix(".json"), title, samples, step=step)
+                self.trackers.pictures(step, [TrackedPicture(entry.picture, _caption(entry)) for entry in samples])
             else:
                 self.note(f"the pictures of step {step} went with the nodes that drew them; there are no samples of it")
             await self.draw_curves()
@@ -261,3 +272,7 @@ def _sample(group: ScoredGroup, index: int, picture: UInt8Array) -> SampleEntry:
             name: float(column[index]) for name, column in group.reward_columns.items() if np.isfinite(column[index])
         },
     )
+
+
+def _caption(entry: SampleEntry) -> str:
+    return f"{entry.prompt} | {entry.score:.2f} | {entry.plan}" if entry.plan else f"{entry.prompt} | {entry.score:.2f}"

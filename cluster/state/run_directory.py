@@ -11,6 +11,7 @@ runs/NAME/              NAME-2, NAME-3, … when NAME already holds a run: nothi
     curves.png          how the run went
     report.html         all of that in one file, to send around
     summary.json        how it ended
+    trackers/           what trackers keep, see watching.trackers
     logs/               of libraries and workers
     redis/              of the private registry
     run_key             tells this run from all others of its name, see RunDirectory.key

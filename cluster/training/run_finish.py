@@ -52,13 +52,17 @@ def summarize(
 
 
 async def leave_behind(log: RunLog, summary: RunSummary) -> None:
-    """Write the files of a run's end: its summary, curves, timeline and report. What cannot be written is a note."""
+    """Write the files of a run's end: summary, curves, timeline, report; end its trackers. What fails is a note."""
     with noted(log.note, "the summary could not be written"):
         keep_summary(log, summary)
     with noted(log.note, "the curves could not be drawn"):
         await log.draw_curves()
     with noted(log.note, "the timeline could not be written"):
         log.end_timeline()
+    log.trackers.summary(summary.to_json())
+    await asyncio.to_thread(log.trackers.close)
+    for warning in log.trackers.take_warnings():
+        log.note(warning)
     if log.config.watching.report:
         from cluster.report import write_report
 

@@ -48,7 +48,7 @@ TO_DRAW = ("rollout.drawing", "rollout.janus_checkpoint", "rollout.vllm.settings
 # others are the top floor, "". A module may import from lower floors and from its own room.
 FLOORS: dict[str, list[set[str]]] = {
     "cluster": [
-        {"planning", "telemetry"},
+        {"planning", "telemetry", "trackers"},
         {"pools", "actors", "session"},
         {"groups", "learning"},
         {"state"},
