@@ -15,8 +15,8 @@ MAX_PARAM = 500
 
 
 class MLflow:
-    """A run in the experiment of MLFLOW_EXPERIMENT_NAME, `bicot` by default. It carries the run's key as a tag, by which
-    a resumed run finds it again."""
+    """A run in the experiment of MLFLOW_EXPERIMENT_NAME, `bicot` by default, with the run's key as a tag: a resumed run
+    finds it by that."""
 
     def __init__(self, run: TrackedRun) -> None:
         from mlflow.tracking import MlflowClient

@@ -1,4 +1,4 @@
-"""TensorBoard, by tensorboardX, which needs neither PyTorch nor TensorFlow. `tensorboard --logdir RUN/trackers` shows it."""
+"""TensorBoard by tensorboardX, without PyTorch or TensorFlow; see it by `tensorboard --logdir RUN/trackers`."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from cluster.trackers.protocol import TrackedPicture, TrackedRun
 
 
 class WandB:
-    """A run in the project of WANDB_PROJECT, `bicot` by default. Its id is the run's key: a resumed run goes on in it."""
+    """A run in the project of WANDB_PROJECT, `bicot` by default. Its id is the run's key, for runs that go on."""
 
     def __init__(self, run: TrackedRun) -> None:
         import wandb

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from transformers import JanusForConditionalGeneration
 
+from cluster.report import read_run
 from cluster.reports.metrics import METRICS
+from cluster.reports.timeline import QUEUE, REWARDS, ROLLOUT, read_timeline
 from cluster.state.ledger import GroupState
 from configs.load import load_config
 from tests.integration.training import Outcome, run_tree, train
@@ -38,6 +40,7 @@ def asynchronous(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) ->
         rollout={"engine": "vllm"},
         checkpoint={"every_steps": 2},
         samples={"every_steps": 1},
+        watching={"trackers": ["tensorboard"]},
         rewards=[{"name": name, "cpus_per_replica": 0.1} for name in ("shapes", BRIGHTNESS)],
     )
     return asyncio.run(train(tree))
@@ -82,6 +85,23 @@ def test_the_run_directory_holds_config_metrics_pictures_and_curves(asynchronous
         with Image.open(path) as picture:
             picture.verify()
     assert len(list(directory.samples_dir.glob("before_after_*.png"))) == 2
+    assert list((directory.path / "trackers" / "tensorboard").glob("events.*"))
+    view = read_run(directory.path)
+    assert (view.status, list(view.before_after), list(view.sample_steps)) == (
+        "finished",
+        ["heldout", "unseen_pairs"],
+        [1, 2, 3],
+    )
+    assert {"starting", "waiting", "learning", "syncing", "evaluating"} <= view.phases.keys()
+    assert directory.report_path.stat().st_size > 50_000
+
+
+def test_the_timeline_holds_every_group_and_can_be_opened(asynchronous: Outcome) -> None:
+    events = json.loads(asynchronous.directory.timeline_path.read_text())
+    assert events == read_timeline(asynchronous.directory.timeline_path)
+    names = {f"group {sequence}" for sequence in range(NUM_STEPS * 2)}
+    for process in (ROLLOUT, REWARDS, QUEUE):
+        assert {event["name"] for event in events if event["ph"] == "X" and event["pid"] == process} == names
 
 
 def test_the_summary_tells_how_the_run_ended(asynchronous: Outcome) -> None:
