@@ -206,8 +206,12 @@ class WarmStartConfig(Section):
     image_loss_weight: float = Field(
         2.0, gt=0, le=1e6, description="weight of the image tokens' loss; that of the plan's is 1"
     )
-    plan_noise: float = Field(0.0, ge=0, le=1, description="'shapes' only: share of objects planned wrong")
-    drawing_noise: float = Field(0.0, ge=0, le=1, description="'shapes' only: share of objects drawn wrong")
+    plan_noise: float = Field(
+        0.0, ge=0, le=1, description="'shapes' only: chance of a wrong color, and of a wrong shape, in the plan"
+    )
+    drawing_noise: float = Field(
+        0.0, ge=0, le=1, description="'shapes' only: chance of a wrong color, and of a wrong shape, in the drawing"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> WarmStartConfig:

@@ -31,9 +31,11 @@ from rollout.shapes.objects import (
 def sample_plan(prompt: Prompt, rng: random.Random, noise: float = 0.0) -> Plan:
     """A plan that fulfils the prompt, or, with `noise`, one that errs as a learner's plans do.
 
-    noise: chance per object that it is wrong in color, shape or texture, left out or drawn twice,
-    and four times the chance that a relation is turned round. Open colors are drawn from the pairs that training
-    may see, errors too; open textures are solid. Raises DataError if the prompt does not fit the grid.
+    noise: chance that an object's color is wrong, and that its shape is; half of it that its texture is, and that a
+    relation is turned round; a quarter that an object is left out, and that it is planned twice. All of them are
+    independent: below a half, whatever was written so far, the right word remains the likeliest next one. Open
+    colors are drawn from the pairs that training may see, errors too; open textures are solid.
+    Raises DataError if the prompt does not fit the grid.
     """
     objects = expected_objects(prompt)
     if not 1 <= len(objects) <= len(CELLS):
@@ -42,7 +44,7 @@ def sample_plan(prompt: Prompt, rng: random.Random, noise: float = 0.0) -> Plan:
     cells = _choose_cells(len(objects), relation, rng)
     if prompt.numeracy_info and relation is None:
         cells.sort()  # reading order: which of equal objects comes first says nothing
-    if relation is not None and rng.random() < noise / 4:  # far from a half, where right and wrong would be as likely
+    if relation is not None and rng.random() < noise / 2:
         cells[:2] = cells[1], cells[0]
     plan: list[PlannedObject] = []
     for item, cell in zip(objects, cells, strict=True):
@@ -65,33 +67,34 @@ def random_plan(rng: random.Random) -> Plan:
 
 
 def perturb_plan(plan: Plan, rng: random.Random, noise: float) -> Plan:
-    """A plan with drawing errors: each object gets, with probability `noise`, a wrong color, a wrong shape or another,
-    free cell. The number of objects stays."""
+    """A plan with drawing errors: each object gets a wrong color with probability `noise`, a wrong shape with the same,
+    and another, free cell with half of it, each whatever else is wrong. The number of objects stays."""
     drawn = list(plan)
     for index, item in enumerate(plan):
-        if rng.random() >= noise:
-            continue
+        for attribute in ("shape", "color"):
+            if rng.random() < noise:
+                item = _spoil(item, attribute, rng)
         free = _free_cells(drawn)
-        error = rng.choice(("color", "shape", "cell") if free else ("color", "shape"))
-        drawn[index] = dataclasses.replace(item, cell=rng.choice(free)) if error == "cell" else _spoil(item, error, rng)
+        if free and rng.random() < noise / 2:
+            item = dataclasses.replace(item, cell=rng.choice(free))
+        drawn[index] = item
     return tuple(drawn)
 
 
 def _add_plan_errors(plan: Plan, rng: random.Random, noise: float) -> Plan:
     planned: list[PlannedObject] = []
     for index, item in enumerate(plan):
-        if rng.random() >= noise:
-            planned.append(item)
-            continue
         rest = plan[index + 1 :]
-        (error,) = rng.choices(("color", "shape", "texture", "omit", "double"), (35, 25, 15, 15, 10))
-        if error == "omit" and (planned or rest):
+        if (planned or rest) and rng.random() < noise / 4:
             continue
         free = _free_cells([*planned, item, *rest])
-        if error == "double" and free:
-            planned += [item, dataclasses.replace(item, cell=rng.choice(free))]
-        else:
-            planned.append(_spoil(item, error if error in ("shape", "texture") else "color", rng))
+        cells = [item.cell]
+        if free and rng.random() < noise / 4:
+            cells.append(rng.choice(free))
+        for attribute, chance in (("shape", noise), ("color", noise), ("texture", noise / 2)):
+            if rng.random() < chance:
+                item = _spoil(item, attribute, rng)
+        planned += [dataclasses.replace(item, cell=cell) for cell in cells]
     return tuple(planned)
 
 
