@@ -8,7 +8,7 @@ from typing import Any
 
 from configs.errors import RewardError
 from rewards.loading import model_errors, resolve_dtype
-from rewards.objects.geneval import judge, read_record
+from rewards.objects.geneval import MIN_SCORE, judge, read_record
 from rewards.objects.geneval_detector import ColorNamer, ObjectDetector
 from rollout.records import Prompt, Score, UInt8Array
 
@@ -77,7 +77,7 @@ class GenEvalReward:
             )
         verdict = judge(record, found, partial(self._name_colors, picture))
         seen = {
-            name: [[round(value, 3) for value in (*item.box, item.score)] for item in objects if item.score > 0.3]
+            name: [[round(value, 3) for value in (*item.box, item.score)] for item in objects if item.score > MIN_SCORE]
             for name, objects in found.items()
         }
         value = float(verdict.correct) if self._strict else verdict.partial
