@@ -33,7 +33,7 @@ train: setup  ## train; without more, a tiny Janus on the shapes world, on CPU, 
 test: test-unit test-integration  ## run all tests
 
 test-unit: setup  ## run the tests that need no engine, no Ray, no Redis (seconds)
-	$(PYTHON_BIN) -m pytest tests/unit -n auto --dist worksteal $(ARGS)
+	$(PYTHON_BIN) -m pytest tests/unit -n auto --dist worksteal -m 'not proof' $(ARGS)
 
 test-integration: setup  ## run the tests with the real vLLM, Ray, DeepSpeed and Redis (minutes)
 	$(PYTHON_BIN) -m pytest tests/integration tests/hosts $(wildcard tests/gpu) -m 'not proof' $(ARGS)
@@ -42,6 +42,7 @@ test-hosts: setup  ## run all stories of several hosts, in network namespaces (L
 	$(PYTHON_BIN) -m pytest tests/hosts $(ARGS)
 
 test-all: test-unit test-hosts  ## run everything, the long proofs too
+	$(PYTHON_BIN) -m pytest tests/unit -m proof $(ARGS)
 	$(PYTHON_BIN) -m pytest tests/integration $(wildcard tests/gpu) $(ARGS)
 
 check: setup  ## lint, format, types, rules of rooms and imports, shipped configs, documentation
