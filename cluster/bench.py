@@ -1,7 +1,7 @@
 """Measure the stages of the pipeline on this machine, side by side.
 
     python -m cluster.bench [rollout] [overlap] [sync] [learner] [rewards] [reward_models]
-                            [controller] [--quick] [--threads N] [--gpu]
+                            [watching] [controller] [--quick] [--threads N] [--gpu]
 
 Each benchmark runs both sides in one go, in turns (A B A B ...), in a process of its own, and reports
 medians with the spread over rounds. What it prints at the end is a markdown page for BENCHMARKS.md.
@@ -28,6 +28,7 @@ BENCHMARKS = {
     "learner": "peak memory of chunked log-probabilities, and tokens a second of the learner",
     "rewards": "pictures a second of the reward pool against one picture at a time, and the pool's own latency",
     "reward_models": "pictures a second of each reward by itself, batched against one at a time",
+    "watching": "milliseconds that metrics, timeline and live.json cost the launcher, on against off",
     "controller": "groups a second that the launcher can drive, and what ledger and heartbeats cost",
 }
 
