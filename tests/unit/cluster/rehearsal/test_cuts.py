@@ -15,7 +15,7 @@ from configs.schema import RunConfig
 from rewards.rehearsal import has_random_weights, needs_weights
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
-GPU_CONFIGS = sorted(path.name for path in CONFIGS.glob("janus_pro_*.yaml"))
+GPU_CONFIGS = sorted(path.name for path in (*CONFIGS.glob("janus_pro_*.yaml"), CONFIGS / "t2i_r1.yaml"))
 
 
 def cut(config: RunConfig) -> tuple[Cutter, RunConfig]:
@@ -113,3 +113,8 @@ def test_rewards_that_all_lack_random_weights_are_refused() -> None:
     config = load_config(CONFIGS / "janus_pro_1b_1gpu.yaml", ["rewards=[{name: vqa_score}]"])
     with pytest.raises(ConfigError, match=r"no random weights for the rewards vqa_score.*--set rewards="):
         cut_rewards(Cutter(config), config)
+
+
+def test_a_rehearsal_tells_no_tracker() -> None:
+    config = load_config(CONFIGS / "janus_pro_1b_1gpu.yaml", ["watching.trackers=[wandb]"])
+    assert cut(config)[1].watching.trackers == ()
