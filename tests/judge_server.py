@@ -16,7 +16,8 @@ from PIL import Image
 
 from rollout.records import UInt8Array
 
-Answer = tuple[int, str | dict[str, Any]]
+Answer = tuple[int, str | dict[str, Any]] | tuple[int, str | dict[str, Any], dict[str, str]]
+"""Status, body, and further headers."""
 
 
 def reply(text: str | None) -> Answer:
@@ -36,11 +37,13 @@ class JudgeServer:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.requests.append((self.path, dict(self.headers), body))
-                status, content = outer.answer(body)
+                status, content, *headers = outer.answer(body)
                 data = (content if isinstance(content, str) else json.dumps(content)).encode()
                 self.send_response(status)
                 if status == 302:
                     self.send_header("Location", f"{outer.url}/elsewhere")
+                for name, value in (headers[0] if headers else {}).items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 with contextlib.suppress(BrokenPipeError):  # a client that has given up

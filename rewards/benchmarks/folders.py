@@ -126,18 +126,18 @@ class AnswerFile:
         return self._hashes[asked.path]
 
     def line(self, asked: Asked) -> Mapping[str, Any] | None:
-        """What is known of a file: with `answer`, or with `error`."""
+        """What is known of a file: `answer`, `error`, or both, of an answer that could not be read."""
         return self._lines.get((asked.file, self.content(asked)))
 
     def has_answer(self, asked: Asked) -> bool:
         """Whether a file needs no further look. One that failed is tried again."""
         line = self.line(asked)
-        return line is not None and "answer" in line
+        return line is not None and "error" not in line
 
     def add(self, asked: Asked, answer: Answer | None, error: str | None = None) -> None:
-        """Keep an answer, or why there is none."""
+        """Keep an answer, why there is none, or why it is of no use."""
         line: dict[str, Any] = {"file": asked.file, "key": asked.item.key, "content": self.content(asked)}
-        line |= {"error": error} if answer is None else {"answer": answer}
+        line |= ({} if answer is None else {"answer": answer}) | ({} if error is None else {"error": error})
         append_line(self._path, line)
         self._lines[line["file"], line["content"]] = line
 

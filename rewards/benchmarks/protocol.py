@@ -72,6 +72,14 @@ class Asked:
         return self.item.files[self.number]
 
 
+class UnreadableError(RewardError):
+    """A judge answered what cannot be read. Its answer is kept, and the picture is asked about again next time."""
+
+    def __init__(self, message: str, answer: Answer) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
 @dataclass(frozen=True, slots=True)
 class ScorerOptions:
     """What a user says of the scorer."""

@@ -11,6 +11,10 @@ from rewards.benchmarks.protocol import Benchmark
 
 BENCHMARKS: Mapping[str, str] = {
     "geneval": "rewards.benchmarks.geneval.benchmark:GenEvalBenchmark",
+    "geneval_pp": "rewards.benchmarks.judged.echo4o:GenEvalPlusPlus",
+    "imagine": "rewards.benchmarks.judged.echo4o:ImagineBench",
+    "wise": "rewards.benchmarks.judged.wise:WiseLegacy",
+    "wise_verified": "rewards.benchmarks.judged.wise:WiseVerified",
     "shapes": "rewards.benchmarks.geneval.shapes:ShapesBenchmark",
 }
 """Name -> module:class."""

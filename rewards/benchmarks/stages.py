@@ -24,7 +24,17 @@ from configs.errors import ConfigError, DataError, RewardError
 from rewards.benchmarks.drawing import draw_missing, model_weights
 from rewards.benchmarks.encoding import encode_item
 from rewards.benchmarks.folders import AnswerFile, RunFolder, read_json, slug, write_json
-from rewards.benchmarks.protocol import Answer, Asked, Benchmark, Data, Graded, Item, ScorerOptions, Values
+from rewards.benchmarks.protocol import (
+    Answer,
+    Asked,
+    Benchmark,
+    Data,
+    Graded,
+    Item,
+    ScorerOptions,
+    UnreadableError,
+    Values,
+)
 from rewards.benchmarks.provenance import join_names
 from rewards.benchmarks.results import make_result, read_source
 from rollout.drawing_options import DrawingOptions
@@ -143,7 +153,7 @@ def _score(
         _check_same_scorer(about_path, scorer.about())
         for asked, answer in scorer.answers(pending):
             if isinstance(answer, RewardError):
-                answers.add(asked, None, str(answer))
+                answers.add(asked, answer.answer if isinstance(answer, UnreadableError) else None, str(answer))
             else:
                 answers.add(asked, answer)
             progress.advance(task)
@@ -188,4 +198,4 @@ def _grade(benchmark: Benchmark, item: Item, line: Mapping[str, Any] | None) -> 
     try:
         return benchmark.grade(item, answer), ""
     except RewardError as error:
-        return None, str(error)
+        return None, str(line.get("error", error))

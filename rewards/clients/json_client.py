@@ -29,6 +29,11 @@ _RETRIED_STATUSES: Final = (408, 409, 425, 429)
 class _TryAgainError(Exception):
     """The server may answer another time. The message says what happened."""
 
+    def __init__(self, message: str, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+        """That the server asks for."""
+
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """A redirect would carry the key to another server."""
@@ -48,19 +53,21 @@ class JsonClient:
     backoff_s: float
     """Before the first retry; doubles with each."""
     api_key: str | None = field(default=None, repr=False)
+    patience_s: float = 0.0
+    """The longest wait that a server may ask for with Retry-After; a longer one is waited for that long."""
 
     def post(self, body: Any) -> Any:
         """The answer to a JSON body, parsed. Raises RewardError."""
         data = json.dumps(body).encode()
-        reason = ""
+        reason, asked_s = "", 0.0
         for attempt in range(self.retries + 1):
             if attempt:
-                time.sleep(self.backoff_s * 2 ** (attempt - 1))
+                time.sleep(max(self.backoff_s * 2 ** (attempt - 1), min(asked_s, self.patience_s)))
             try:
                 answer = self._try(data)
                 break
             except _TryAgainError as error:
-                reason = str(error)
+                reason, asked_s = str(error), error.wait_s
         else:
             raise RewardError(f"{self.url} gave no answer in {self.retries + 1} tries, the last: {reason}")
         try:
@@ -85,10 +92,15 @@ class JsonClient:
             with error:
                 reason = f"status {error.code}: {self.show(error.read(MAX_BODY_READ))}"
             if error.code in _RETRIED_STATUSES or error.code >= 500:
-                raise _TryAgainError(reason) from None
+                raise _TryAgainError(reason, _retry_after(error.headers.get("Retry-After"))) from None
             raise RewardError(f"{self.url} refused the request with {reason}") from None
         except (OSError, http.client.HTTPException) as error:
             raise _TryAgainError(f"{type(error).__name__}: {error}") from error
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds of a Retry-After header; 0 where there is none, or a date."""
+    return float(value) if value and value.strip().isdecimal() else 0.0
 
 
 def check_url(url: str, option: str, example: str) -> None:
