@@ -16,12 +16,13 @@ from pathlib import Path
 from rich.console import Console
 
 from configs.command_line import exit_code_of
-from configs.errors import ConfigError
+from configs.errors import ConfigError, DataError
 from rewards.benchmarks import BENCHMARKS, make_benchmark
 from rewards.benchmarks.protocol import Benchmark, ScorerOptions
 from rewards.benchmarks.report import show_result
 from rollout.drawing_options import DrawingOptions, add_drawing_arguments, whole
 
+TABLE = "table"
 LINE_WIDTH = 160
 """Characters of a line where the output goes into a file and not onto a screen."""
 
@@ -30,6 +31,8 @@ examples:
   python -m rewards.benchmark shapes --model tiny-janus --limit 24
   python -m rewards.benchmark geneval --model deepseek-ai/Janus-Pro-1B --data geneval --scorer detector=mask2former.pth
   python -m rewards.benchmark geneval --images pictures --data geneval --scorer detector=mask2former.pth
+  python -m rewards.benchmark wise --model deepseek-ai/Janus-Pro-1B --data WISE --judge-url https://api.openai.com/v1
+  python -m rewards.benchmark table benchmarks/geneval/results/geneval.json --html geneval.html
 
 A second call with the same output folder goes on where the first one ended; with nothing left to draw or to score, the
 official rules run again on what is kept.
@@ -39,7 +42,8 @@ Exit codes: 0 a complete result, 1 pictures are missing or could not be judged, 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = parse_arguments(argv)
-    return exit_code_of(partial(_run, arguments), "what is drawn and scored so far is kept")
+    command = _show_table if arguments.name == TABLE else _run
+    return exit_code_of(partial(command, arguments), "what is drawn and scored so far is kept")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,8 +54,14 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; several with commas between")
-    pictures = parser.add_mutually_exclusive_group(required=True)
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help=f"one of {', '.join(BENCHMARKS)}, or several with commas between; or `table`, which shows results",
+    )
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULT", help="of `table`: files of results")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="of `table`: a page with the pictures, worst first")
+    pictures = parser.add_mutually_exclusive_group()
     pictures.add_argument("--model", metavar="DIR_OR_HUB_ID", help="a Janus checkpoint that draws")
     pictures.add_argument(
         "--images", type=Path, metavar="DIR", help="pictures that are drawn already, as official files"
@@ -79,13 +89,35 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parsed options; exits with 2 for wrong ones."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    if arguments.name == TABLE:
+        if not arguments.results:
+            parser.error("table: name files of results")
+        return arguments
     for name in arguments.name.split(","):
         if name not in BENCHMARKS:
             parser.error(f"there is no benchmark '{name}'; use one of {', '.join(BENCHMARKS)}")
+    if arguments.results or arguments.html:
+        parser.error("RESULT and --html belong to `table`")
+    if not arguments.model and not arguments.images:
+        parser.error("give --model, or --images with pictures that are drawn already")
     for setting in arguments.scorer:
         if "=" not in setting:
             parser.error(f"--scorer {setting}: give it as SETTING=VALUE")
     return arguments
+
+
+def _show_table(arguments: argparse.Namespace) -> int:
+    from rewards.benchmarks.results import read_result
+    from rewards.benchmarks.table import as_html, as_markdown
+
+    results = [read_result(path) for path in arguments.results]
+    print(as_markdown(results), end="")
+    if arguments.html:
+        try:
+            arguments.html.write_text(as_html(results, arguments.html.parent), encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"--html {arguments.html} cannot be written: {error}") from error
+    return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
