@@ -15,6 +15,7 @@ BENCHMARKS: Mapping[str, str] = {
     "imagine": "rewards.benchmarks.judged.echo4o:ImagineBench",
     "wise": "rewards.benchmarks.judged.wise:WiseLegacy",
     "wise_verified": "rewards.benchmarks.judged.wise:WiseVerified",
+    "t2i_compbench": "rewards.benchmarks.compbench.benchmark:CompBench",
     "shapes": "rewards.benchmarks.geneval.shapes:ShapesBenchmark",
 }
 """Name -> module:class."""
