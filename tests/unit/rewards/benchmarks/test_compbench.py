@@ -139,8 +139,8 @@ def test_wrong_input_is_refused(tmp_path: Path) -> None:
     (tmp_path / "color_val.txt").write_text("a b_c\n")
     with pytest.raises(DataError, match=r"color_val\.txt:1: 'a b_c' is empty, or holds / or _"):
         read_category("color", tmp_path / "color_val.txt")
+    (tmp_path / "color_val.txt").write_text("a bench\n")
     with pytest.raises(DataError, match=r"lacks shape_val\.txt"):
-        (tmp_path / "color_val.txt").write_text("a bench\n")
         benchmark.read_data(tmp_path)
 
 
