@@ -29,6 +29,7 @@ _BITS = 22
 _OPENCV_BITS = 11
 Size = tuple[int, int]
 """Height, width."""
+_Tables = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def resize(pixels: Tensor, size: Size, resample: Image.Resampling) -> Tensor:
@@ -107,22 +108,29 @@ def resize_as_opencv(pixels: Tensor, size: Size) -> Tensor:
     """
     if tuple(pixels.shape[1:3]) == size:
         return pixels
-    left, right, near, far = _opencv_tables(pixels.shape[2], size[1], pixels.device)
+    across = _opencv_tables(pixels.shape[2], size[1], pixels.device)
+    down = _opencv_tables(pixels.shape[1], size[0], pixels.device)
+    # One picture after the other, so that its sums stay in the cache.
+    return torch.stack([_resize_one_as_opencv(picture.int(), across, down) for picture in pixels])
+
+
+def _resize_one_as_opencv(picture: Tensor, across: _Tables, down: _Tables) -> Tensor:
+    """int32 [height, width, 3] to uint8, by the tables of its columns and of its rows."""
+    height, width = picture.shape[:2]
+    left, right, near, far = across
     # At the first and last column only the nearest pixel counts; at the first and last row it counts twice.
-    outside = (left < 0) | (left >= pixels.shape[2] - 1)
+    outside = (left < 0) | (left >= width - 1)
     near, far = torch.where(outside, 1 << _OPENCV_BITS, near), torch.where(outside, 0, far)
-    wide = pixels.int()
-    left, right = (places.clamp(0, pixels.shape[2] - 1) for places in (left, right))
-    rows = wide[:, :, left] * near[:, None] + wide[:, :, right] * far[:, None]
-    top, bottom, near, far = _opencv_tables(pixels.shape[1], size[0], pixels.device)
+    rows = picture.index_select(1, left.clamp(0, width - 1)).mul_(near[:, None])
+    rows += picture.index_select(1, right.clamp(0, width - 1)).mul_(far[:, None])
     rows >>= 4
-    total = torch.zeros((), dtype=torch.int32, device=pixels.device)
-    for places, weights in ((top, near), (bottom, far)):
-        total = total + ((rows[:, places.clamp(0, pixels.shape[1] - 1)] * weights[:, None, None]) >> 16)
-    return ((total + 2) >> 2).clamp_(0, 255).to(torch.uint8)
+    top, bottom, near, far = down
+    total = rows.index_select(0, top.clamp(0, height - 1)).mul_(near[:, None, None]).bitwise_right_shift_(16)
+    total += rows.index_select(0, bottom.clamp(0, height - 1)).mul_(far[:, None, None]).bitwise_right_shift_(16)
+    return total.add_(2).bitwise_right_shift_(2).clamp_(0, 255).to(torch.uint8)
 
 
-def _opencv_tables(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _opencv_tables(old: int, new: int, device: torch.device) -> _Tables:
     """The two pixels that a new one is made of, int64 [new], beyond the edges too, and their weights, int32 [new]."""
     places = ((np.arange(new) + 0.5) * (old / new) - 0.5).astype(np.float32)
     first = np.floor(places)
