@@ -19,7 +19,7 @@ from configs.command_line import exit_code_of
 from configs.errors import ConfigError, DataError
 from rewards.benchmarks import BENCHMARKS, make_benchmark
 from rewards.benchmarks.protocol import Benchmark, ScorerOptions
-from rewards.benchmarks.report import show_result
+from rewards.benchmarks.reporting import show_result
 from rollout.drawing_options import DrawingOptions, add_drawing_arguments, whole
 
 TABLE = "table"
@@ -107,8 +107,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _show_table(arguments: argparse.Namespace) -> int:
+    from rewards.benchmarks.reporting import as_html, as_markdown
     from rewards.benchmarks.results import read_result
-    from rewards.benchmarks.table import as_html, as_markdown
 
     results = [read_result(path) for path in arguments.results]
     print(as_markdown(results), end="")

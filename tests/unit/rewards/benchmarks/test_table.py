@@ -10,7 +10,7 @@ import pytest
 
 from rewards.benchmark import main
 from rewards.benchmarks import BENCHMARKS, make_benchmark
-from rewards.benchmarks.table import published_rows
+from rewards.benchmarks.reporting.table import published_rows
 from tests.unit.rewards.benchmarks.worlds import right_picture, write_all, wrong_picture
 
 
