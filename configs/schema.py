@@ -36,6 +36,7 @@ from configs.run_sections import SamplesConfig as SamplesConfig
 from configs.run_sections import WatchingConfig as WatchingConfig
 from configs.worker_sections import RewardConfig as RewardConfig
 from configs.worker_sections import RolloutConfig as RolloutConfig
+from configs.worker_sections import VllmOptions as VllmOptions
 
 
 class RunConfig(Section):
@@ -84,6 +85,7 @@ class RunConfig(Section):
             self._check_queue,
             self._check_precision,
             self._check_weights,
+            self._check_rounded_cache,
             self._check_determinism,
             self._check_phases,
             self._check_top_k,
@@ -143,6 +145,14 @@ class RunConfig(Section):
                 "weight_sync.backend nccl needs learner and vLLM rollout workers on whole GPUs of their own; set "
                 "learner.gpus_per_rank and rollout.gpus_per_worker to 1 or more and rollout.engine to vllm, or "
                 "weight_sync.backend to object_store"
+            )
+
+    def _check_rounded_cache(self) -> None:
+        if self.rollout.vllm.rounds_kv_cache and self.algorithm.mismatch_correction == "none":
+            raise ValueError(
+                f"rollout.vllm.kv_cache_dtype {self.rollout.vllm.kv_cache_dtype} rounds what tokens are sampled from, "
+                "and the learner does not; set algorithm.mismatch_correction to tis and algorithm.old_logprobs to "
+                "recompute, or remove it"
             )
 
     def _check_determinism(self) -> None:

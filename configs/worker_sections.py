@@ -53,6 +53,70 @@ Size = Annotated[PoolSize, BeforeValidator(_size_from_number), PlainSerializer(_
 """A `PoolSize`; a plain number stands for a pool of fixed size."""
 
 
+_ELSEWHERE = {
+    "dtype": "model.dtype",
+    "revision": "model.revision",
+    "max_num_seqs": "rollout.max_num_seqs",
+    "gpu_memory_utilization": "rollout.gpu_memory_utilization",
+    "kv_cache_memory_bytes": "rollout.kv_cache_gib",
+    "tensor_parallel_size": "rollout.tensor_parallel_size",
+    "enforce_eager": "rollout.enforce_eager",
+    "async_scheduling": "run.deterministic",
+    "max_model_len": "rollout.max_prompt_tokens and rollout.max_cot_tokens",
+}
+"""Arguments of vLLM that other fields of the config decide."""
+_INEXACT = {
+    "quantization": "the learner computes with weights that are not rounded, so its log-probabilities would be others",
+    "speculative_config": "draft tokens are accepted by vLLM's own sampler, which knows no guidance",
+    "logits_processors": "what they change would be missing in the log-probabilities that the learner computes",
+    "logprobs_mode": "the loss needs the conditional log-probability, or the guided one that algorithm.policy asks for",
+    "hf_overrides": "bicot's own gives the model its streams",
+    "worker_cls": "bicot's own samples with guidance",
+    "seed": "every token's chance comes from the seed of its group",
+    "enable_lora": "weight versions hold whole matrices, which adapters of vLLM's would change once more",
+}
+"""Arguments of vLLM that would break what bicot promises of a token and its log-probability."""
+
+
+class VllmOptions(Section):
+    """Arguments of vLLM's engine, by vLLM's names and handed to it as they are. null: vLLM's own, or bicot's."""
+
+    block_size: int | None = Field(None, ge=1, le=4096, description="tokens a block of the KV cache")
+    max_num_batched_tokens: int | None = Field(
+        None, ge=1, le=2**20, description="tokens a step; null: 8192, or more where one sequence is longer"
+    )
+    enable_chunked_prefill: bool | None = Field(
+        None, description="null: true; prompts are read in parts, beside others"
+    )
+    enable_prefix_caching: bool | None = Field(None, description="null: true; one prompt's KV serves its whole group")
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] | None = Field(
+        None, description="fp8 halves the KV cache and rounds it; needs an algorithm.mismatch_correction"
+    )
+    attention_backend: str | None = Field(None, min_length=1, description="name of an attention kernel of vLLM's")
+    compilation_config: dict[str, Any] | None = Field(None, description="see vLLM's CompilationConfig")
+    disable_custom_all_reduce: bool | None = Field(None, description="NCCL's in place of vLLM's own, across GPUs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _others_are_refused_with_the_reason(cls, value: Any) -> Any:
+        for name in value if isinstance(value, Mapping) else ():
+            if name in _ELSEWHERE:
+                raise ValueError(f"{name} is decided by {_ELSEWHERE[name]}; set that, and remove it here")
+            if name in _INEXACT:
+                raise ValueError(f"{name} would break the exactness of a run: {_INEXACT[name]}; remove it")
+        return value
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those that are set."""
+        return self.model_dump(exclude_none=True)
+
+    @property
+    def rounds_kv_cache(self) -> bool:
+        """Whether keys and values are kept in fewer bits than they were computed in."""
+        return self.kv_cache_dtype not in (None, "auto")
+
+
 class RolloutConfig(Section):
     """Rollout workers: how many, on what, and how they sample."""
 
@@ -89,6 +153,7 @@ class RolloutConfig(Section):
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of its GPU's memory the engine takes")
     kv_cache_gib: float = Field(1.0, gt=0, le=2**20, description="KV cache of an engine on CPU")
     enforce_eager: bool = Field(False, description="no graph capture, no compilation: slower steps, quicker start")
+    vllm: VllmOptions = Field(VllmOptions(), description="further arguments of vLLM's engine")
     max_attempts: int = Field(4, ge=1, description="times a group is rolled before its prompt is given up")
     group_timeout_s: float = Field(
         600.0,

@@ -95,6 +95,9 @@ class SequenceResult:
     request's temperature (at 1 for a greedy one), and of image tokens the *guided* one."""
     weight_versions: Int32Array
     """int32 [N]: the weight version that sampled each token; never falls."""
+    unconditional_logprobs: Float32Array | None = None
+    """float32 [N], nats, at temperature 1: of the same image tokens under the unconditional stream. None of text, and
+    of an engine without guidance, which computes no such stream."""
 
     @property
     def oldest_weight_version(self) -> int:

@@ -251,6 +251,7 @@ class GroupSampler:
             seed=derive_seed(request.seed, "image", index),
             cot_versions=nothing if cot.sampled is None else cot.sampled.weight_versions,
             image_versions=drawn.weight_versions,
+            image_unconditional_logprobs=drawn.unconditional_logprobs,
         )
 
     def _request_id(self, request: GroupRequest, what: str) -> str:

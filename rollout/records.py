@@ -108,6 +108,10 @@ class Trajectory:
     image_versions: Int32Array
     """int32 [N_image]: likewise. Under which version the context was sampled does not matter to a token: an engine
     computes it again under its new weights."""
+    image_unconditional_logprobs: Float32Array | None = None
+    """float32 [N_image], nats, at temperature 1: of the same tokens under the unconditional stream, which sees the
+    picture so far and no prompt. None without guidance. For objectives that weigh tokens by what the prompt says to
+    them, as the log-ratio of the two (arXiv 2605.29198)."""
 
     @property
     def oldest_weight_version(self) -> int:

@@ -49,14 +49,18 @@ class _RunningSequence:
     generator: torch.Generator
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    unconditional_logprobs: list[float] = field(default_factory=list)
+    """Of pictures."""
     weight_versions: list[int] = field(default_factory=list)
     finished: bool = False
 
     def result(self) -> SequenceResult:
+        unconditional = np.array(self.unconditional_logprobs, dtype=np.float32)
         return SequenceResult(
             token_ids=np.array(self.token_ids, dtype=np.int32),
             logprobs=np.array(self.logprobs, dtype=np.float32),
             weight_versions=np.array(self.weight_versions, dtype=np.int32),
+            unconditional_logprobs=unconditional if len(self.streams) == 2 else None,
         )
 
 
@@ -181,6 +185,8 @@ class TransformersEngine:
         sequence.token_ids.append(token_id)
         recorded = sampling_logits / (request.temperature or 1.0) if self._sampled_logprobs else policy_logits
         sequence.logprobs.append(float(recorded.log_softmax(-1)[token_id]))
+        if request.phase == "image":
+            sequence.unconditional_logprobs.append(float(unconditional.log_softmax(-1)[token_id]))
         sequence.weight_versions.append(self._weight_version)
         sequence.finished = token_id == sequence.stop_id or len(sequence.token_ids) == request.max_new_tokens
         embed = self._embed_code if request.phase == "image" else self._embed_text

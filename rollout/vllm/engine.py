@@ -1,7 +1,7 @@
 """`Engine` on vLLM: continuous batching, classifier-free guidance inside the model, weights updated between tokens.
 
-    generate ──► AsyncLLM (this process) ◄──► engine core ◄──► worker(s): rollout.vllm.guided_janus
-                                                                           rollout.vllm.guidance_processor
+    generate ──► AsyncLLM (this process) ◄──► engine core ◄──► worker(s): rollout.vllm.model.guided_janus
+                                                                           rollout.vllm.model.first_runner, sampler
     update_weights ─► pause ─► buckets, one by one, through shared memory ─► rollout.vllm.weights ─► resume
 
 Semantic CoTs and pictures are both plain requests to vLLM and share its batch. vLLM is imported in
@@ -23,7 +23,7 @@ from rollout.records import WeightBucket
 from rollout.vllm.layout import check_vllm
 from rollout.vllm.requests import check_request, result_of, sampling_params
 from rollout.vllm.scratch import make_scratch, scratch_environment, temporary_files_in
-from rollout.vllm.settings import context_length, engine_arguments, environment, environment_set
+from rollout.vllm.settings import context_length, engine_arguments, environment, environment_set, num_streams
 from rollout.vllm.starting import make_llm
 from rollout.weights import WeightManifest
 from rollout.weights.buckets import bucket_file
@@ -48,6 +48,7 @@ class VllmEngine:
         checkpoint: JanusCheckpoint,
         manifest: WeightManifest,
         max_model_len: int,
+        is_guided: bool,
         llm: AsyncLLM,
         scratch: OwnedFolder,
         figures: EngineFigures | None = None,
@@ -60,6 +61,7 @@ class VllmEngine:
         self._checkpoint = checkpoint
         self._manifest = manifest
         self._max_model_len = max_model_len
+        self._is_guided = is_guided
         self._llm: AsyncLLM | None = llm
         self._scratch = scratch
         self._weight_version = 0
@@ -87,7 +89,8 @@ class VllmEngine:
                 llm = make_llm(engine_arguments(settings, checkpoint), checkpoint, figures)
             await llm.update_weight_version("0")
             on_error.pop_all()
-        return cls(checkpoint, manifest, max_model_len, llm, scratch, figures)
+        is_guided = num_streams(settings.rollout) == 2
+        return cls(checkpoint, manifest, max_model_len, is_guided, llm, scratch, figures)
 
     @property
     def collective(self) -> VllmEngine:
@@ -118,7 +121,7 @@ class VllmEngine:
         """`generate`; `submitted` is set once the engine core has the request, or the call has failed."""
         try:
             llm = self._running
-            check_request(request, self._checkpoint, self._max_model_len)
+            check_request(request, self._checkpoint, self._max_model_len, self._is_guided)
         except BaseException:
             submitted.set()
             raise

@@ -14,6 +14,7 @@ ENGINE_METHODS = (
     "update_weights", "finish_weight_update", "update_weight_version", "init_weight_transfer_engine", "errored",
     "shutdown",
 )  # fmt: skip
+CPU_KERNELS = ("rms_norm", "fused_add_rms_norm", "silu_and_mul", "fused_gumbel_argmax")
 COMPLETION_FIELDS = ("token_ids", "logprobs", "finish_reason", "weight_versions")
 
 
@@ -24,13 +25,17 @@ def check_vllm(variables: Iterable[str]) -> None:
     variable that a release has dropped would silently change what is sampled.
     """
     try:
+        import torch
         from vllm import envs
-        from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer
+        from vllm.model_executor.layers.activation import SiluAndMul
+        from vllm.model_executor.layers.layernorm import RMSNorm
+        from vllm.model_executor.models.llama import LlamaMLP
         from vllm.outputs import CompletionOutput
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from rollout.vllm.guidance_processor import GuidanceProcessor
-        from rollout.vllm.guided_janus import GuidedJanus
+        from rollout.vllm.model.first_runner import GuidedWorker
+        from rollout.vllm.model.guided_janus import GuidedJanus
         from rollout.vllm.plugin import JanusOverride
         from rollout.vllm.weights import BicotWeightEngine
     except ImportError as error:
@@ -44,10 +49,14 @@ def check_vllm(variables: Iterable[str]) -> None:
     _require("a variable", {name for name in variables if name.startswith("VLLM_")} - known_variables.keys())
     require_attributes("vllm", AsyncLLM, ENGINE_METHODS)
     require_parameters("vllm", AsyncLLM.pause_generation, ["mode", "clear_cache"])
-    require_parameters("vllm", LlamaAttention.forward, ["positions", "hidden_states"])
-    require_parameters("vllm", LlamaDecoderLayer.__init__, ["vllm_config", "prefix", "config", "attn_layer_type"])
+    require_parameters("vllm", LlamaMLP.__init__, ["hidden_size", "intermediate_size", "hidden_act", "prefix"])
+    require_attributes("vllm", RMSNorm, ["forward_cpu"])
+    require_attributes("vllm", SiluAndMul, ["forward_cpu"])
+    require_attributes("vllm", GuidedWorker, ["load_model"])
+    if current_platform.is_cpu():
+        require_attributes("vllm", torch.ops._C, CPU_KERNELS, "its CPU kernels")
     _require("a field of CompletionOutput", set(COMPLETION_FIELDS) - _field_names(CompletionOutput))
-    for own in (GuidanceProcessor, GuidedJanus, BicotWeightEngine, JanusOverride):
+    for own in (GuidedWorker, GuidedJanus, BicotWeightEngine, JanusOverride):
         if lacking := sorted(getattr(own, "__abstractmethods__", ())):
             raise library_error("vllm", f"asks {', '.join(lacking)} of {own.__name__}'s base, which bicot has not")
 

@@ -33,7 +33,7 @@ def register() -> None:
     """
     if _ARCHITECTURE not in ModelRegistry.get_supported_archs():
         # The class and not its name, for which vLLM would start a process to import and inspect it.
-        from rollout.vllm.guided_janus import GuidedJanus
+        from rollout.vllm.model.guided_janus import GuidedJanus
 
         ModelRegistry.register_model(_ARCHITECTURE, GuidedJanus)
     WeightTransferEngineFactory.register_engine(WEIGHT_BACKEND, "rollout.vllm.weights", "BicotWeightEngine")
@@ -43,13 +43,15 @@ def register() -> None:
 
 @dataclass(frozen=True)
 class JanusOverride:
-    """vLLM's `hf_overrides`: gives a Janus config the vocabulary of `rollout.vllm.guided_janus`.
+    """vLLM's `hf_overrides`: gives a Janus config the vocabulary and the heads of `rollout.vllm.model.guided_janus`.
 
-    That is text | codes | unconditional codes. vLLM keeps this object in its config and sends it to each process that
-    it starts; where it is unpickled, `register` is called.
+    The vocabulary is text | codes; an attention layer has the heads of all streams. vLLM keeps this object in its
+    config and sends it to each process that it starts; where it is unpickled, `register` is called.
     """
 
     special_ids: SpecialIds
+    num_streams: int = 2
+    """1 for an engine without guidance."""
 
     def __call__(self, config: PretrainedConfig) -> PretrainedConfig:
         """Widens `config` in place. vLLM also calls it with configs that have no parts; they stay as they are."""
@@ -57,14 +59,19 @@ class JanusOverride:
             return config
         text_config: Any = config.text_config
         text_config.text_vocab_size = text_config.vocab_size
-        text_config.vocab_size += 2 * config.vq_config.num_embeddings
+        text_config.vocab_size += config.vq_config.num_embeddings
+        text_config.head_dim = text_config.head_dim or text_config.hidden_size // text_config.num_attention_heads
+        # vLLM reads from here how many heads an attention layer has: those of all streams.
+        text_config.num_attention_heads *= self.num_streams
+        text_config.num_key_value_heads *= self.num_streams
+        text_config.num_streams = self.num_streams
         config.guidance_special_ids = asdict(self.special_ids)  # a config must stay plain JSON
         return config
 
-    def __reduce__(self) -> tuple[Callable[[SpecialIds], JanusOverride], tuple[SpecialIds]]:
-        return _arrive, (self.special_ids,)
+    def __reduce__(self) -> tuple[Callable[[SpecialIds, int], JanusOverride], tuple[SpecialIds, int]]:
+        return _arrive, (self.special_ids, self.num_streams)
 
 
-def _arrive(special_ids: SpecialIds) -> JanusOverride:
+def _arrive(special_ids: SpecialIds, num_streams: int) -> JanusOverride:
     register()
-    return JanusOverride(special_ids)
+    return JanusOverride(special_ids, num_streams)

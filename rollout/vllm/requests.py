@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
 
 
-def check_request(request: SequenceRequest, checkpoint: JanusCheckpoint, max_model_len: int) -> None:
-    """Raises ValueError for a request that an engine with this context cannot serve."""
+def check_request(request: SequenceRequest, checkpoint: JanusCheckpoint, max_model_len: int, is_guided: bool) -> None:
+    """Raises ValueError for a request that an engine with this context cannot serve, or with one stream alone."""
     if len(request.prompt_ids) + request.max_new_tokens > max_model_len:
         raise ValueError(
             f"request {request.request_id}: {len(request.prompt_ids)} prompt tokens and {request.max_new_tokens} "
@@ -24,6 +24,11 @@ def check_request(request: SequenceRequest, checkpoint: JanusCheckpoint, max_mod
         )
     if request.phase == "image" and request.prompt_ids[-1] != checkpoint.special_ids.begin_of_image:
         raise ValueError(f"request {request.request_id}: its prompt does not end with begin-of-image")
+    if request.phase == "image" and request.guidance_scale != 1 and not is_guided:
+        raise ValueError(
+            f"request {request.request_id} asks for guidance {request.guidance_scale:g} of an engine that was started "
+            "without: rollout.guidance_scale is 1"
+        )
 
 
 def sampling_params(request: SequenceRequest, checkpoint: JanusCheckpoint) -> SamplingParams:
@@ -31,18 +36,17 @@ def sampling_params(request: SequenceRequest, checkpoint: JanusCheckpoint) -> Sa
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    from rollout.vllm.guidance_processor import GUIDANCE_SCALE
+    from rollout.vllm.model.first_runner import extra_args
 
     draws = request.phase == "image"
     return SamplingParams(
         temperature=request.temperature,
         top_k=request.top_k or 0,
         max_tokens=request.max_new_tokens,
-        seed=request.seed,
         ignore_eos=True,
         stop_token_ids=None if draws else [checkpoint.special_ids.eos],
-        extra_args={GUIDANCE_SCALE: request.guidance_scale} if draws else None,
-        logprobs=0,
+        extra_args=extra_args(request.seed, request.guidance_scale if draws else None),
+        logprobs=1,  # the two columns of `rollout.vllm.model.sampler.Sampled`
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -57,7 +61,9 @@ def result_of(request: SequenceRequest, completion: CompletionOutput, checkpoint
     token_ids = np.asarray(completion.token_ids, dtype=np.int32)
     if request.phase == "image":
         token_ids -= np.int32(checkpoint.text_vocab_size)
-    logprobs = np.asarray(getattr(completion.logprobs, "logprobs", ()), dtype=np.float32)
+    # Two a token, one behind the other; see `rollout.vllm.model.sampler.Sampled`.
+    both = np.asarray(getattr(completion.logprobs, "logprobs", ()), dtype=np.float32)
+    logprobs, unconditional = both[::2], both[1::2]
     spans = completion.weight_versions or ()
     versions = np.repeat(
         np.array([int(span.version) for span in spans], dtype=np.int32), [span.end - span.start for span in spans]
@@ -67,4 +73,5 @@ def result_of(request: SequenceRequest, completion: CompletionOutput, checkpoint
             f"the vLLM engine gave {len(logprobs)} log-probabilities and {len(versions)} weight versions for the "
             f"{len(token_ids)} tokens of request {request.request_id}"
         )
-    return SequenceResult(token_ids, logprobs, versions)
+    has_stream = not np.isnan(unconditional).any()
+    return SequenceResult(token_ids, logprobs, versions, unconditional if has_stream else None)

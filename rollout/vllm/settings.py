@@ -1,10 +1,4 @@
-"""vLLM's settings for Janus: engine arguments, context length, environment variables.
-
-Seeds: a request with a seed samples with a random generator of its own, so its tokens depend on no other request (up
-to the rounding of matrix products, which may depend on the size of the batch on GPUs). That excludes chunked prefill:
-after a part of a prompt vLLM resets the generator by a method that only one kind of generator has, and the engine
-stops with the others.
-"""
+"""vLLM's settings for Janus: engine arguments, context length, environment variables."""
 
 from __future__ import annotations
 
@@ -21,7 +15,7 @@ from rollout.janus_checkpoint import JanusCheckpoint
 _CONTEXT_MARGIN = 32
 """Tokens of context beyond the longest sequence that the config allows, where the model has them."""
 _MIN_BATCHED_TOKENS = 8192
-"""Prompt tokens a step; each counts twice in compute, for its two streams."""
+"""Prompt tokens a step; each counts once a stream in compute."""
 
 
 def context_length(config: RolloutConfig, checkpoint: JanusCheckpoint) -> int:
@@ -61,7 +55,7 @@ def environment(config: RolloutConfig) -> dict[str, str]:
     variables = {
         **quiet_environment(),
         "VLLM_NO_USAGE_STATS": "1",
-        # `rollout.vllm.guidance_processor` speaks the interface of the first model runner.
+        # `rollout.vllm.model.first_runner` speaks the interface of the first model runner.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         # A forked engine core cannot use CUDA where this process has as much as counted the GPUs.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -92,29 +86,34 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
         if _on_cpu(config)
         else {"gpu_memory_utilization": config.gpu_memory_utilization}
     )
-    return dict(
-        model=str(checkpoint.folder),
-        hf_overrides=JanusOverride(checkpoint.special_ids),
-        dtype=settings.dtype,
-        skip_tokenizer_init=True,
-        generation_config="vllm",
-        max_model_len=max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max(max_model_len, config.max_num_seqs, _MIN_BATCHED_TOKENS),
-        enable_chunked_prefill=False,
-        enable_prefix_caching=True,
-        async_scheduling=False if settings.deterministic else None,
-        enforce_eager=config.enforce_eager,
-        tensor_parallel_size=config.tensor_parallel_size,
-        distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else "uni",
-        logits_processors=["rollout.vllm.guidance_processor:GuidanceProcessor"],
-        # "Raw" is what the model gives, before guidance and temperature; "processed" is what vLLM samples from.
-        logprobs_mode="processed_logprobs" if settings.sampled_logprobs else "raw_logits",
-        weight_transfer_config=WeightTransferConfig(backend=WEIGHT_BACKEND),
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-        **memory,
-    )
+    arguments: dict[str, Any] = {
+        "model": str(checkpoint.folder),
+        "hf_overrides": JanusOverride(checkpoint.special_ids, num_streams(config)),
+        "dtype": settings.dtype,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "max_model_len": max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": max(max_model_len, config.max_num_seqs, _MIN_BATCHED_TOKENS),
+        "enable_chunked_prefill": True,
+        "enable_prefix_caching": True,
+        "async_scheduling": False if settings.deterministic else None,
+        "enforce_eager": config.enforce_eager,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else "uni",
+        "worker_cls": "rollout.vllm.model.first_runner.GuidedWorker",
+        # "Raw" is what the policy gives, before guidance and temperature; "processed" is what is sampled from.
+        "logprobs_mode": "processed_logprobs" if settings.sampled_logprobs else "raw_logprobs",
+        "weight_transfer_config": WeightTransferConfig(backend=WEIGHT_BACKEND),
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    return {**arguments, **memory, **config.vllm.arguments}
+
+
+def num_streams(config: RolloutConfig) -> int:
+    """Streams that an engine computes for each sequence: without guidance the conditional one alone."""
+    return 1 if config.guidance_scale == 1 else 2
 
 
 @contextmanager

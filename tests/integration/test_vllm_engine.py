@@ -20,12 +20,13 @@ from transformers import JanusForConditionalGeneration
 
 from configs.errors import ConfigError, ModelError, RolloutError, WeightSyncError
 from configs.local.owned_folder import sweep
-from configs.schema import RolloutConfig
+from configs.schema import RolloutConfig, VllmOptions
 from learner.janus_policy import JanusPolicy
 from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
 from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import Int32Array, WeightBucket
+from rollout.transformers_engine import TransformersEngine
 from rollout.vllm import VllmEngine
 from rollout.vllm.scratch import PREFIX
 from rollout.vllm.settings import environment
@@ -196,6 +197,36 @@ async def test_logprobs_of_sampled_tokens_are_the_conditional_ones(
     assert all(len(result.token_ids) == NUM_IMAGE_TOKENS for result in results[:16])
 
 
+async def test_the_unconditional_logprobs_are_those_of_the_slow_engine(
+    engine: VllmEngine, folder: Path, janus: JanusForConditionalGeneration
+) -> None:
+    requests = requests_for(ragged_prompts(3, 20, janus, image=True), "image", "both", temperature=0.0)
+    slow = await TransformersEngine.start(EngineSettings(str(folder), CONFIG))
+    try:
+        expected = await asyncio.gather(*map(slow.generate, requests))
+    finally:
+        await slow.close()
+    for result, twin in zip(await generate(engine, requests), expected, strict=True):
+        assert result.token_ids.tolist() == twin.token_ids.tolist()
+        np.testing.assert_allclose(result.logprobs, twin.logprobs, atol=TOLERANCE)
+        np.testing.assert_allclose(result.unconditional_logprobs, twin.unconditional_logprobs, atol=TOLERANCE)
+
+
+async def test_weights_that_are_the_same_change_no_token_of_a_running_picture(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    """They preempt it, and its context is computed again: chance must not be drawn anew."""
+    requests = requests_for(ragged_prompts(8, 21, janus, image=True), "image", "interrupted")
+    undisturbed = await generate(engine, requests)
+    running = [asyncio.create_task(engine.generate(request)) for request in requests]
+    clock = replace(requests_for(ragged_prompts(1, 22, janus, image=False), "cot", "clock")[0], max_new_tokens=8)
+    await engine.generate(clock)
+    await engine.update_weights(engine.weight_version + 1, buckets_of(janus))
+    for before, after in zip(undisturbed, await asyncio.gather(*running), strict=True):
+        assert after.oldest_weight_version < after.newest_weight_version
+        assert after.token_ids.tolist() == before.token_ids.tolist()
+
+
 async def test_an_engine_can_record_the_logprobs_of_what_it_samples_from(
     folder: Path, janus: JanusForConditionalGeneration
 ) -> None:
@@ -237,6 +268,30 @@ async def test_a_seed_decides_the_tokens_whatever_else_is_in_the_batch(
     assert alone.token_ids.tolist() == crowd[7].token_ids.tolist()
     np.testing.assert_allclose(alone.logprobs, crowd[7].logprobs, atol=TOLERANCE)
     assert other.token_ids.tolist() != alone.token_ids.tolist()
+
+
+async def test_an_engine_without_guidance_runs_one_stream_and_draws_as_one_with_both(
+    engine: VllmEngine, folder: Path, janus: JanusForConditionalGeneration
+) -> None:
+    """And one that reads prompts in parts: a step has 48 tokens for 36 requests."""
+    in_parts = VllmOptions(max_num_batched_tokens=CONFIG.max_num_seqs)
+    config = CONFIG.model_copy(update={"guidance_scale": 1.0, "vllm": in_parts})
+    requests = [
+        *requests_for(ragged_prompts(24, 18, janus, image=True), "image", "alone"),
+        *requests_for(ragged_prompts(12, 19, janus, image=False), "cot", "alone"),
+    ]
+    unguided = [replace(request, guidance_scale=1.0) for request in requests]
+    expected = await generate(engine, unguided)
+    other = await VllmEngine.start(EngineSettings(str(folder), config))
+    try:
+        results = await generate(other, unguided)
+        with pytest.raises(ValueError, match=r"guidance 5 of an engine .* rollout\.guidance_scale is 1"):
+            await other.generate(requests[0])
+    finally:
+        await other.close()
+    assert [r.token_ids.tolist() for r in results] == [r.token_ids.tolist() for r in expected]
+    assert all(r.unconditional_logprobs is None for r in results)
+    assert_teacher_forcing_agrees(janus, unguided, results)
 
 
 async def test_pictures_that_join_as_their_cots_end_are_those_drawn_alone(
@@ -360,6 +415,7 @@ import asyncio, json, sys, threading
 import numpy as np
 from configs.schema import RolloutConfig
 from rollout.engine import EngineSettings, SequenceRequest
+from rollout.transformers_engine import TransformersEngine
 from rollout.vllm import VllmEngine
 
 async def main(folder, config, prompt):

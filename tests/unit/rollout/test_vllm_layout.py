@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import vllm
 from vllm import envs
-from vllm.model_executor.models.llama import LlamaAttention
+from vllm.model_executor.models.llama import LlamaMLP
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from configs.errors import LibraryError
@@ -40,8 +40,12 @@ def without_first_model_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(envs.environment_variables, "VLLM_USE_V2_MODEL_RUNNER")
 
 
-def with_another_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LlamaAttention, "forward", lambda self, hidden_states: hidden_states)
+def with_another_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaMLP, "__init__", lambda self, config, prefix: None)
+
+
+def without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "CPU_KERNELS", (*layout.CPU_KERNELS, "no_such_kernel"))
 
 
 def without_weight_versions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +61,8 @@ def with_a_new_abstract_method(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (without_pause, "has no pause_generation in AsyncLLM"),
         (without_first_model_runner, "does not know VLLM_USE_V2_MODEL_RUNNER as a variable"),
-        (with_another_attention, "has no parameter positions in"),
+        (with_another_mlp, "has no parameter hidden_size, intermediate_size, hidden_act in"),
+        (without_a_kernel, "has no no_such_kernel in its CPU kernels"),
         (without_weight_versions, "does not know renamed_weight_versions as a field of CompletionOutput"),
         (with_a_new_abstract_method, "asks prefetch_weights of BicotWeightEngine"),
     ],

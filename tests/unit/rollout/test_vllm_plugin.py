@@ -64,11 +64,15 @@ def test_a_process_registers_when_vllms_config_arrives_in_it_and_not_before(tmp_
 
 def test_the_override_widens_a_janus_config_once_and_lets_others_be() -> None:
     config = JanusConfig(text_config={"model_type": "llama", "vocab_size": 100}, vq_config={"num_embeddings": 16})
+    heads, head_dim = config.text_config.num_attention_heads, config.text_config.head_dim
     override = pickle.loads(pickle.dumps(JanusOverride(IDS)))
     assert override == JanusOverride(IDS)
+    assert pickle.loads(pickle.dumps(JanusOverride(IDS, num_streams=1))).num_streams == 1
     for _ in range(2):
         widened = override(config)
-        assert (widened.text_config.text_vocab_size, widened.text_config.vocab_size) == (100, 132)
+        text = widened.text_config
+        assert (text.text_vocab_size, text.vocab_size) == (100, 116)
+        assert (text.num_attention_heads, text.num_key_value_heads, text.head_dim) == (2 * heads, 2 * heads, head_dim)
     assert SpecialIds(**config.guidance_special_ids) == IDS
     plain = config.vq_config
     assert override(plain) is plain

@@ -1,0 +1,96 @@
+"""vLLM's first model runner with `TokenSampler` in the place of its own sampler. All that knows that runner.
+
+    GuidedWorker.load_model ─► model runner ─ hidden states ─► RunnerSampler ─► TokenSampler ─► vLLM's SamplerOutput
+
+`rollout.vllm.settings` names `GuidedWorker` as vLLM's `worker_cls` and asks for this runner by name
+(`VLLM_USE_V2_MODEL_RUNNER=0`). A request's seed and guidance scale travel in `SamplingParams.extra_args`: with
+a seed in its own field, vLLM would carry a generator for it from step to step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm import SamplingParams
+from vllm.platforms import current_platform
+from vllm.v1.outputs import LogprobsTensors, SamplerOutput
+
+from configs.library_layout import require_attributes
+from rollout.vllm.model.sampler import Batch, RowSettings, TokenSampler
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
+
+SEED, GUIDANCE_SCALE = "seed", "guidance_scale"
+"""Keys in `extra_args`; a request without a scale writes text."""
+_RUNNER_PARTS = ("sampler", "model", "input_batch", "requests", "seq_lens", "device")
+_BATCH_PARTS = ("sampling_metadata", "req_ids")
+
+
+class RunnerSampler(torch.nn.Module):
+    """Called by the model runner as vLLM's own `Sampler` is, with hidden states in the place of logits."""
+
+    def __init__(self, runner: Any) -> None:
+        super().__init__()
+        require_attributes("vllm", runner, _RUNNER_PARTS, "its model runner")
+        require_attributes("vllm", runner.input_batch, _BATCH_PARTS)
+        self.logprobs_mode: str = runner.sampler.logprobs_mode
+        self._runner = runner
+        self._sample: TokenSampler = runner.model.token_sampler(self.logprobs_mode == "processed_logprobs")
+        self._seen: Any = None
+        self._batch: Batch | None = None
+
+    def forward(self, logits: torch.Tensor, sampling_metadata: Any, **_: Any) -> SamplerOutput:
+        """logits: what `GuidedJanus.compute_logits` returned, hidden states [B, S d]."""
+        runner = self._runner
+        num_rows = logits.shape[0]
+        if sampling_metadata is not runner.input_batch.sampling_metadata:
+            return self._rehearse(logits)
+        if sampling_metadata is not self._seen:  # vLLM makes another one when, and only when, rows change
+            requests = [runner.requests[request_id] for request_id in runner.input_batch.req_ids]
+            settings = [settings_of(request.sampling_params) for request in requests]
+            self._batch, self._seen = Batch(settings, logits.device), sampling_metadata
+        assert self._batch is not None
+        # The tokens so far: those that are computed before this step and those that it computes.
+        return self._output(logits, self._batch, runner.seq_lens[:num_rows].long())
+
+    def _rehearse(self, hidden: torch.Tensor) -> SamplerOutput:
+        """vLLM's trial run, by which it sizes its KV cache: all rows write, then all draw."""
+        num_rows = hidden.shape[0]
+        positions = torch.zeros(num_rows, dtype=torch.int64, device=hidden.device)
+        for scale in (None, 1.0):
+            batch = Batch([RowSettings(0, 1.0, scale)] * num_rows, hidden.device)
+            output = self._output(hidden, batch, positions)
+        return output
+
+    def _output(self, hidden: torch.Tensor, batch: Batch, positions: torch.Tensor) -> SamplerOutput:
+        sampled = self._sample(hidden, batch, positions)
+        token_ids = sampled.token_ids.to(torch.int32).unsqueeze(-1)
+        # Two columns, of which vLLM hands on whatever number there is; ranks are not asked for.
+        columns = token_ids.expand(-1, 2).contiguous()
+        ranks = torch.zeros(len(token_ids), dtype=torch.int32, device=hidden.device)
+        return SamplerOutput(token_ids, LogprobsTensors(columns, sampled.logprobs, ranks))
+
+
+class GuidedWorker(PlatformWorker):
+    """vLLM's worker of this platform, with Janus's sampler."""
+
+    def load_model(self, **arguments: Any) -> None:
+        super().load_model(**arguments)
+        self.model_runner.sampler = RunnerSampler(self.model_runner)
+
+
+def extra_args(seed: int, guidance_scale: float | None) -> dict[str, Any]:
+    """`SamplingParams.extra_args` of a request."""
+    scale = {} if guidance_scale is None else {GUIDANCE_SCALE: guidance_scale}
+    return {SEED: seed, **scale}
+
+
+def settings_of(params: SamplingParams) -> RowSettings:
+    """How a request is sampled; what `extra_args` gave."""
+    extra = params.extra_args or {}
+    # vLLM's 0 is all tokens.
+    return RowSettings(extra.get(SEED, 0), params.temperature, extra.get(GUIDANCE_SCALE), params.top_k or None)
