@@ -82,18 +82,19 @@ def _group(sequence: int) -> RolledGroup:
     prompt = Prompt(f"bench:{sequence}", "a red star above a blue circle")
     request = GroupRequest(sequence, 0, prompt, GROUP_SIZE, 1, sequence)
     empty = np.zeros(0, np.float32)
-    ids = {"cot_ids": np.zeros(NUM_COT, np.int32), "image_ids": np.zeros(NUM_IMAGE, np.int32)}
+    cot_ids, image_ids = np.zeros(NUM_COT, np.int32), np.zeros(NUM_IMAGE, np.int32)
     trajectory = Trajectory(
-        semantic_prompt_ids=ids["cot_ids"],
+        semantic_prompt_ids=cot_ids,
+        cot_ids=cot_ids,
         cot_logprobs=empty,
-        image_prompt_ids=ids["cot_ids"],
+        image_prompt_ids=cot_ids,
+        image_ids=image_ids,
         image_logprobs=empty,
         cot_text="",
         guidance_scale=5.0,
         seed=0,
-        cot_versions=ids["cot_ids"],
-        image_versions=ids["image_ids"],
-        **ids,
+        cot_versions=cot_ids,
+        image_versions=image_ids,
     )
     now = time.time()
     rollout = GroupRollout(request, (trajectory,) * GROUP_SIZE, f"rollout-{sequence % 4}", now - 1.0, now)
