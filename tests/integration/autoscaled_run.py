@@ -32,9 +32,12 @@ from tests.integration.own_cluster import PROJECT_ROOT, REPORT, free_port
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+HEAD_TYPE = "ray.head.default"
+"""As the provider calls it."""
 IDLE_S = 6.0
 WAIT_S = 180.0
-SLOW_STEP_S = 1.0
+SLOW_STEP_S = 8.0
+"""Longer than a step's groups take: some of it both workers are idle, for longer than `shrink_after_s`."""
 
 
 class Story:
@@ -42,7 +45,7 @@ class Story:
 
     def __init__(self) -> None:
         self.num_nodes: dict[str, int] = {}
-        self._deadline = time.monotonic() + WAIT_S
+        self._deadline = time.monotonic() + 2 * WAIT_S
         self._steps_since_shrunk = 0
 
     async def act(self, log: RecordingLog, event: str, number: int) -> None:
@@ -54,7 +57,6 @@ class Story:
             log.run.stop()
             return
         nodes = await asyncio.to_thread(num_worker_nodes)
-        self.num_nodes.setdefault("at first", nodes)
         drawers = {group.rollout.worker_id for groups in log.groups.values() for group in groups}
         if "grown" not in self.num_nodes:
             if len(drawers) == 2:
@@ -148,9 +150,9 @@ def cluster_tree(gcs_address: str) -> dict[str, Any]:
         },
         "auth": {},
         "docker": {},
-        "head_node_type": "head",
+        "head_node_type": HEAD_TYPE,
         "available_node_types": {
-            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             "worker": {
                 "resources": {"CPU": 1, "object_store_memory": 80 << 20},
                 "node_config": {},
