@@ -4,7 +4,7 @@
 
     the head has no CPU      ─► the run's first need brings a node: learner, reward, rollout-0
     rollout bounds the speed ─► the pool asks for rollout-1, the autoscaler brings another node, which draws its part
-    steps take long          ─► the pool shrinks, the node is idle, and the autoscaler takes it away; the run goes on
+    a step takes long        ─► the pool shrinks, the node is idle, and the autoscaler takes it away; the run goes on
 
 The nodes are raylets here, started by Ray's own provider for tests. The autoscaler (version 2) is the real one.
 Leaves what came of it as JSON in DIRECTORY/report.json.
@@ -36,8 +36,6 @@ HEAD_TYPE = "ray.head.default"
 """As the provider calls it."""
 IDLE_S = 6.0
 WAIT_S = 180.0
-SLOW_STEP_S = 8.0
-"""Longer than a step's groups take: some of it both workers are idle, for longer than `shrink_after_s`."""
 
 
 class Story:
@@ -45,29 +43,29 @@ class Story:
 
     def __init__(self) -> None:
         self.num_nodes: dict[str, int] = {}
-        self._deadline = time.monotonic() + 2 * WAIT_S
-        self._steps_since_shrunk = 0
+        self._deadline = time.monotonic() + WAIT_S
+        self._last_step = 0
 
     async def act(self, log: RecordingLog, event: str, number: int) -> None:
         """Called after each step."""
         if event != "step":
             return
         assert log.run is not None
-        if time.monotonic() > self._deadline:
-            log.run.stop()
-            return
-        nodes = await asyncio.to_thread(num_worker_nodes)
         drawers = {group.rollout.worker_id for groups in log.groups.values() for group in groups}
-        if "grown" not in self.num_nodes:
-            if len(drawers) == 2:
-                self.num_nodes["grown"] = nodes
-            return
-        await asyncio.sleep(SLOW_STEP_S)  # now the learner's side bounds the speed, and rollout workers are idle
-        if nodes < self.num_nodes["grown"]:
-            self.num_nodes["shrunk"] = nodes
-            self._steps_since_shrunk += 1
-            if self._steps_since_shrunk == 3:
-                log.run.stop()
+        if "grown" not in self.num_nodes and len(drawers) == 2:
+            self.num_nodes["grown"] = await nodes_now()
+            # The learner takes long now: rollout workers have drawn what they may, and are idle.
+            async with asyncio.timeout(WAIT_S):
+                while await nodes_now() == self.num_nodes["grown"]:
+                    await asyncio.sleep(0.5)
+            self.num_nodes["shrunk"] = await nodes_now()
+            self._last_step = number + 2
+        if number == self._last_step or (self._last_step == 0 and time.monotonic() > self._deadline):
+            log.run.stop()
+
+
+async def nodes_now() -> int:
+    return await asyncio.to_thread(num_worker_nodes)
 
 
 def num_worker_nodes() -> int:
