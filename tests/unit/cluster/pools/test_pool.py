@@ -250,6 +250,16 @@ async def test_a_pool_grows_and_a_worker_that_is_drained_for_its_node_is_replace
     await scene.pool.close()
 
 
+async def test_of_equals_the_newest_leaves_first_so_that_the_node_that_was_added_for_it_empties() -> None:
+    scene = await started(Scene(size=1))
+    await scene.pool.resize(3)
+    await scene.until(2, HealthState.READY)
+    await scene.until(1, HealthState.READY)
+    await scene.pool.resize(1)
+    assert [scene.states(number)[-1] for number in range(3)] == ["READY", "DEAD", "DEAD"]
+    await scene.pool.close()
+
+
 async def test_of_the_surplus_those_that_are_not_ready_leave_first() -> None:
     forever = asyncio.Event()
     scene = await started(Scene(size=1, start=lambda number: forever.wait() if number else None))
