@@ -90,7 +90,8 @@ class ActorPool(Membership):
         surplus = len(self._in_service()) - size
         # First those that nobody will miss: not yet started, then the least busy; of equals the newest, so that what
         # came last empties first, and an autoscaler finds idle the nodes that it added for the pool.
-        order = sorted(self._in_service()[::-1], key=lambda m: (m.state is HealthState.READY, m.num_calls))
+        order = [*reversed(self._in_service())]
+        order.sort(key=lambda m: (m.state is HealthState.READY, m.num_calls))
         for member in order[: max(0, surplus)]:
             await self.drain(member)
 
