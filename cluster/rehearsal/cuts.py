@@ -8,7 +8,7 @@ GPUs                    needs another machine (a cluster's Ray, a Redis, a share
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -153,25 +153,31 @@ def _counts(config: RunConfig) -> Iterator[tuple[str, Any]]:
         yield "warm_start.batch_size", 4
 
 
-def cut_to_memory(cutter: Cutter, shape: ModelShape, available_bytes: int, source: str) -> None:
-    """Train the layers alone where the optimizer's state of the embeddings does not fit the machine's memory.
+def cut_to_memory(
+    cutter: Cutter, shape_of: Callable[[int], ModelShape], layers: int, available_bytes: int, source: str
+) -> int:
+    """Train the layers alone where the optimizer's state of the embeddings does not fit the machine's memory, and take
+    fewer layers where that is not enough; returns how many.
 
-    Raises PlacementError where that is not enough.
+    shape_of: of the model with so many layers. Raises PlacementError where one layer does not fit.
     """
     config = cutter.config(source)
-    if _needed(config, shape) <= available_bytes:
-        return
+    first_bytes = _needed(config, shape_of(layers))
+    if first_bytes <= available_bytes:
+        return layers
+    reason = f"{first_bytes / GIB:.0f} GiB of memory would be needed, {available_bytes / GIB:.0f} are free"
     if config.learner.lora is None:
-        needed = (
-            f"{_needed(config, shape) / GIB:.0f} GiB of memory would be needed, {available_bytes / GIB:.0f} are free"
-        )
-        cutter.set("learner.trainable", list(LAYERS_ONLY), needed, "the layers alone")
+        cutter.set("learner.trainable", list(LAYERS_ONLY), reason, "the layers alone")
         config = cutter.config(source)
-    if (needed_bytes := _needed(config, shape)) > available_bytes:
+    fitting = next((n for n in range(layers, 0, -1) if _needed(config, shape_of(n)) <= available_bytes), None)
+    if fitting is None:
         raise PlacementError(
-            f"a rehearsal of this model needs {needed_bytes / GIB:.1f} GiB of memory, {available_bytes / GIB:.1f} are "
-            f"free here: give fewer layers (--layers 1), or rehearse where there is more"
+            f"a rehearsal of this model needs {_needed(config, shape_of(1)) / GIB:.1f} GiB of memory with one layer, "
+            f"{available_bytes / GIB:.1f} may be taken here: rehearse where there is more, or end what else runs"
         )
+    if fitting < layers:
+        cutter.cuts.append(Cut("--layers", str(layers), str(fitting), reason))
+    return fitting
 
 
 def _needed(config: RunConfig, shape: ModelShape) -> int:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -72,10 +73,11 @@ def rehearse(config: RunConfig, layers: int, signals: StopSignals, launch: Launc
     with _workspace(config, is_temporary=on_cpu or find_ray_address(config.cluster.address)[0] is None) as folder:
         cut = _cut(config, layers, folder, on_cpu, rehearsed)
         print(
-            f"rehearsal of {config.run.name} in {folder}\n{describe_cuts(config, layers, rehearsed.cuts)}", flush=True
+            f"rehearsal of {config.run.name} in {folder}\n{describe_cuts(config, cut.layers, rehearsed.cuts)}",
+            flush=True,
         )
         try:
-            exit_code = _run(cut, layers, folder, signals, launch, rehearsed)
+            exit_code = _run(cut, folder, signals, launch, rehearsed)
         except BaseException:
             print(describe_lives(config, rehearsed.materials_s, rehearsed.lives, failed=True), flush=True)
             raise
@@ -87,6 +89,8 @@ def rehearse(config: RunConfig, layers: int, signals: StopSignals, launch: Launc
 class _CutConfig:
     config: RunConfig
     texts: list[str]
+    layers: int
+    """As many as fit, at most those that were asked for."""
 
 
 def _cut(config: RunConfig, layers: int, folder: Path, on_cpu: bool, rehearsed: Rehearsal) -> _CutConfig:
@@ -99,15 +103,15 @@ def _cut(config: RunConfig, layers: int, folder: Path, on_cpu: bool, rehearsed: 
     cutter.set("run.dir", str(folder), "removed when it is over")
     cutter.set("run.cache_dir", str(folder / "cache"), "removed when it is over")
     if on_cpu:
-        shape = shape_with_layers(config, layers)
-        cut_to_one_machine(cutter, config, shape)
-        cut_to_memory(cutter, shape, int(MEMORY_SHARE * psutil.virtual_memory().available), "--rehearse")
+        cut_to_one_machine(cutter, config, shape_with_layers(config, layers))
+        available_bytes = int(MEMORY_SHARE * psutil.virtual_memory().available)
+        layers = cut_to_memory(cutter, partial(shape_with_layers, config), layers, available_bytes, "--rehearse")
     elif config.cluster.address == AUTO and not _is_ray_here(config):
         cutter.set("cluster.address", None, ONE_MACHINE)
-    return _CutConfig(cutter.config("--rehearse"), texts)
+    return _CutConfig(cutter.config("--rehearse"), texts, layers)
 
 
-def _run(cut: _CutConfig, layers: int, folder: Path, signals: StopSignals, launch: Launch, rehearsed: Rehearsal) -> int:
+def _run(cut: _CutConfig, folder: Path, signals: StopSignals, launch: Launch, rehearsed: Rehearsal) -> int:
     from cluster.training.launched_run import Observer
 
     def one_life(config: RunConfig, resumed: RunDirectory | None) -> int:
@@ -117,7 +121,7 @@ def _run(cut: _CutConfig, layers: int, folder: Path, signals: StopSignals, launc
 
     began_s = time.monotonic()
     print("making policy and rewards with random weights …", flush=True)
-    config = with_materials(cut.config, folder, layers, cut.texts)
+    config = with_materials(cut.config, folder, cut.layers, cut.texts)
     rehearsed.materials_s = time.monotonic() - began_s
     signals.check()
     exit_code = one_life(config, None)

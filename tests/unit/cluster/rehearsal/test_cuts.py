@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,24 +61,31 @@ def test_every_field_that_differs_is_told(name: str) -> None:
 
 def test_embeddings_are_frozen_where_their_optimizer_state_does_not_fit() -> None:
     config = load_config(CONFIGS / "janus_pro_7b_8gpu.yaml")
-    shape = shape_with_layers(config, 2)
+    shape_of = partial(shape_with_layers, config)
     cutter, small = cut(config)
-    needed = learner_rank(small, shape).total
-    cut_to_memory(cutter, shape, 3 * needed, "test")
+    assert cut_to_memory(cutter, shape_of, 2, 60 * GIB, "test") == 2
     assert cutter.config("test").learner.trainable == config.learner.trainable, "there is room"
-    cut_to_memory(cutter, shape, 21 * GIB, "test")
+    assert cut_to_memory(cutter, shape_of, 2, 21 * GIB, "test") == 2
     frozen = cutter.config("test")
     assert frozen.learner.trainable == LAYERS_ONLY
     assert cutter.cuts[-1].field == "learner.trainable"
     assert "GiB" in cutter.cuts[-1].reason
-    assert learner_rank(frozen, shape).parts["optimizer"] < 0.4 * learner_rank(small, shape).parts["optimizer"]
+    before, after = (learner_rank(each, shape_of(2)).parts["optimizer"] for each in (small, frozen))
+    assert after < 0.4 * before
 
 
-def test_a_model_that_does_not_fit_even_so_is_refused_with_what_fits() -> None:
+def test_layers_are_left_out_where_that_is_not_enough_and_said_so() -> None:
     config = load_config(CONFIGS / "janus_pro_7b_8gpu.yaml")
     cutter, _ = cut(config)
-    with pytest.raises(PlacementError, match=r"--layers 1"):
-        cut_to_memory(cutter, shape_with_layers(config, 2), 4 * GIB, "test")
+    assert cut_to_memory(cutter, partial(shape_with_layers, config), 3, 18 * GIB, "test") == 1
+    assert (cutter.cuts[-1].field, cutter.cuts[-1].before, cutter.cuts[-1].after) == ("--layers", "3", "1")
+
+
+def test_a_model_of_which_not_one_layer_fits_is_refused() -> None:
+    config = load_config(CONFIGS / "janus_pro_7b_8gpu.yaml")
+    cutter, _ = cut(config)
+    with pytest.raises(PlacementError, match=r"GiB of memory with one layer, 4\.0 may be taken here"):
+        cut_to_memory(cutter, partial(shape_with_layers, config), 2, 4 * GIB, "test")
 
 
 def test_layers_are_cut_and_widths_are_not() -> None:
