@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,7 @@ def test_the_first_failure_is_named_with_its_remedy_and_the_logs_stay(tmp_path: 
     assert "no more of this" in done.stderr
     folder = Path(re.search(r"stays for a look, its logs above all: (\S+)", done.stderr)[1])  # type: ignore[index]
     assert (folder / "launched" / "logs").is_dir()
+    shutil.rmtree(folder)
 
 
 @pytest.mark.proof
