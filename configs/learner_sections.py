@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.model_sections import MAX_WORKERS, NodeLabels, Section
+from configs.model_sections import MAX_WORKERS, EnvironmentVariables, NodeLabels, Section
 
 LANGUAGE_MODEL = ("model.language_model.*", "lm_head.*")
 """The parameters that T2I-R1 trains."""
@@ -34,7 +34,7 @@ class LearnerConfig(Section):
     cpus_per_rank: float = Field(1.0, ge=0, le=4096, description="logical CPUs that Ray reserves for each")
     gpus_per_rank: float = Field(0.0, ge=0, le=1, description="share of a GPU that Ray reserves for each; 0: on CPU")
     threads_per_rank: int | None = Field(None, ge=1, le=4096, description="OpenMP threads; null: 1 on CPU")
-    env_vars: dict[str, str] = Field(
+    env_vars: EnvironmentVariables = Field(
         default_factory=dict,
         description="of its processes, such as NCCL_SOCKET_IFNAME or HF_HOME; before bicot's own",
     )

@@ -141,7 +141,7 @@ def _dotted(location: tuple[int | str, ...], tree: Mapping[str, Any]) -> str:
             node = None
         named = isinstance(step, int) and isinstance(node, Mapping) and "name" in node
         steps.append(str(node["name"] if named else step))
-    return ".".join(steps)
+    return ".".join(steps).encode(errors="backslashreplace").decode()  # a key may be no text that a screen can show
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:

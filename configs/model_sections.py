@@ -107,6 +107,12 @@ NodeLabels = dict[Annotated[str, Field(pattern=_LABEL_KEY)], Annotated[str, Fiel
 `ray.io/accelerator-type`."""
 
 
+EnvironmentVariables = dict[
+    Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Annotated[str, Field(pattern=r"^[^\x00]*$")]
+]
+"""Environment variables of a process, as every operating system takes them."""
+
+
 class TinyJanusConfig(Section):
     """Shape of a Janus that is built on the spot for a warm start (transformers' own class, random weights)."""
 

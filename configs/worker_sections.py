@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from configs.algorithm_section import RewardNormalization
-from configs.model_sections import MAX_WORKERS, NodeLabels, Section
+from configs.model_sections import MAX_WORKERS, EnvironmentVariables, NodeLabels, Section
 
 _REWARD_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d][\w.]*)?")
 RUNTIME_ENV_KEYS = ("pip", "uv", "conda", "py_modules", "py_executable", "working_dir", "image_uri", "env_vars")
@@ -130,7 +130,7 @@ class RolloutConfig(Section):
     threads_per_worker: int | None = Field(
         None, ge=1, le=4096, description="OpenMP threads of the engine; null: 1 on CPU"
     )
-    env_vars: dict[str, str] = Field(
+    env_vars: EnvironmentVariables = Field(
         default_factory=dict,
         description="of its processes, such as NCCL_SOCKET_IFNAME or HF_HOME; before bicot's own",
     )

@@ -201,6 +201,7 @@ def test_plain_data_is_written_and_read_back_as_it_was(data: Any):
 @given(st.sampled_from(PATHS), ANYTHING)
 @example(("rewards", 0, "gpus_per_replica"), math.inf)
 @example(("rewards", 0, "options"), {"x": math.nan})
+@example(("rewards", 0, "name"), "\ud800")
 def test_any_value_in_any_field_is_taken_and_kept_or_refused(path: tuple[str | int, ...], value: Any):
     config = config_or_refusal(edited([(path, value)]))
     if isinstance(config, str):

@@ -93,6 +93,7 @@ class FakeLog:
 
     rows: list[dict[str, float]] = field(default_factory=list)
     num_failed_groups: int = 0
+    activity: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(phase=lambda name: None))
 
     async def group(self, request: GroupRequest, state: object) -> None:
         return None
