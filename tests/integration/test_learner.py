@@ -671,7 +671,7 @@ def test_a_report_holds_every_metric_with_sensible_values(
     trajectories = [t for group in batches[0].groups for t in group.rollout.trajectories]
     assert first["kl"] == first["kl/cot"] == first["kl/image"] == 0.0, "the policy starts as its own reference"
     assert second["kl/image"] > 0
-    assert first["ratio/min"] == first["ratio/mean"] == first["ratio/max"] == 1.0, "sampled by the learner's own version"
+    assert first["ratio/min"] == first["ratio/mean"] == first["ratio/max"] == 1.0, "of its own version"
     assert first["clip_fraction"] == 0.0
     assert 0.9 < second["ratio/mean"] < 1.1
     assert second["ratio/min"] < second["ratio/mean"] < second["ratio/max"]
