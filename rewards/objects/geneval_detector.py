@@ -29,6 +29,7 @@ from rewards.loading.mmdet_mask2former import load_mmdet_mask2former
 from rewards.loading.pretrained import fetch_file
 from rewards.objects.coco import CLASS_NAMES
 from rewards.objects.geneval import COLORS, FoundObject
+from rewards.objects.passes import passes
 from rewards.pictures import Preprocessing
 from rewards.pictures.preprocessing import normalize_pixels
 from rewards.pictures.resize import resize_as_opencv
@@ -65,6 +66,9 @@ class ObjectDetector:
     @torch.inference_mode()
     def __call__(self, pictures: UInt8Array) -> list[dict[str, list[FoundObject]]]:
         """Class -> the objects found, for each picture, uint8 [B, height, width, 3]."""
+        return [found for some in passes(len(pictures), self._model.device) for found in self._see(pictures[some])]
+
+    def _see(self, pictures: UInt8Array) -> list[dict[str, list[FoundObject]]]:
         pixels = torch.tensor(pictures).to(self._model.device)
         size = self._size_of(tuple(pixels.shape[1:3]))
         seen = normalize_pixels(resize_as_opencv(pixels, size), MEAN, STD)

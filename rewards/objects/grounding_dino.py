@@ -22,6 +22,7 @@ from rewards.loading import load_model, load_tokenizer, model_errors, resolve_dt
 from rewards.objects.boxes import FloatArray
 from rewards.objects.captions import Caption, Phrase, phrase_tokens
 from rewards.objects.detections import Candidates, DetectionRules, wanted_nouns
+from rewards.objects.passes import passes
 from rewards.pictures import Preprocessing
 from rewards.t2i_r1.grounding_dino import T2IR1DetectionRules
 from rollout.records import Prompt, Score, UInt8Array
@@ -117,6 +118,10 @@ class GroundingDinoReward:
     @torch.inference_mode()
     def detect(self, pixels: Tensor, captions: Sequence[Caption]) -> list[dict[str, Candidates]]:
         """Phrase -> its Candidates, for each of the pictures that `prepare` made into pixels, and its own caption."""
+        slices = passes(len(pixels), self._detector.device)
+        return [found for some in slices for found in self._detect(pixels[some], captions[some])]
+
+    def _detect(self, pixels: Tensor, captions: Sequence[Caption]) -> list[dict[str, Candidates]]:
         encoding = self._tokenizer([caption.text for caption in captions], padding=True, return_tensors="pt")
         device = self._detector.device
         # All pictures of a call have one size, so none is padded, and the batch changes no score.
