@@ -24,8 +24,8 @@ DETECTOR_SHA256 = ("743b7d99", "c9d0c4f2")
 """First digits, as in the two files' own names: of mmdetection 2 and 3, the same weights."""
 CLIP = "openai/clip-vit-large-patch14"
 SHORT_SIDE = 800
-GPU_BATCH_SIZE, CPU_BATCH_SIZE = 8, 1
-"""On a CPU the activations of several pictures of 800 x 800 leave its cache, and single ones are faster."""
+BATCH_SIZE = 8
+"""Pictures in memory at once. How many of them the detector sees in one pass is its own affair: `rewards.objects.passes`."""
 
 
 class GenEvalBenchmark:
@@ -38,7 +38,7 @@ class GenEvalBenchmark:
     settings: Mapping[str, str] = {
         "detector": "the official Mask2Former's .pth file; or a folder or hub id of another, as a named substitute",
         "clip": f"folder or hub id of CLIP ViT-L/14; default: {CLIP}",
-        "batch_size": f"pictures at once; default: {GPU_BATCH_SIZE}, on a CPU {CPU_BATCH_SIZE}",
+        "batch_size": f"pictures read at once, and seen at once by the detector on a GPU; default: {BATCH_SIZE}",
         "short_side": f"pixels to which pictures are enlarged; default: {SHORT_SIDE}, the official value",
     }
 
@@ -73,13 +73,12 @@ class GenEvalBenchmark:
         """Load detector and CLIP. Raises ModelError."""
         from rewards.benchmarks.geneval.scorer import GenEvalScorer
 
-        batch_size = GPU_BATCH_SIZE if options.device.startswith("cuda") else CPU_BATCH_SIZE
         return GenEvalScorer(
             options.settings["detector"],
             options.settings.get("clip", CLIP),
             options.device,
             int(options.settings.get("short_side", SHORT_SIDE)),
-            int(options.settings.get("batch_size", batch_size)),
+            int(options.settings.get("batch_size", BATCH_SIZE)),
         )
 
     def grade(self, item: Item, answer: Answer) -> Values:
