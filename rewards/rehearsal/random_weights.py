@@ -46,18 +46,18 @@ def _clip_score(folder: Path, texts: Sequence[str], layers: int) -> dict[str, An
 
 def _git_vqa(folder: Path, texts: Sequence[str], layers: int) -> dict[str, Any]:
     from rewards.rehearsal.models import save_git
-    from rewards.rehearsal.tokenizers import save_bert_tokenizer, words_of
+    from rewards.rehearsal.tokenizers import bert_vocabulary, save_bert_tokenizer, words_of
 
-    save_bert_tokenizer(folder, ["yes", "no", *words_of(texts)])
+    save_bert_tokenizer(folder, bert_vocabulary(["yes", "no", *words_of(texts)]))
     save_git(folder, layers)
     return {"model": str(folder)}
 
 
 def _grounding_dino(folder: Path, texts: Sequence[str], layers: int) -> dict[str, Any]:
     from rewards.rehearsal.models import save_grounding_dino
-    from rewards.rehearsal.tokenizers import save_bert_tokenizer, words_of
+    from rewards.rehearsal.tokenizers import bert_vocabulary, save_bert_tokenizer, words_of
 
-    save_bert_tokenizer(folder, words_of(texts))
+    save_bert_tokenizer(folder, bert_vocabulary(words_of(texts)))
     save_grounding_dino(folder, layers)
     return {"model": str(folder)}
 

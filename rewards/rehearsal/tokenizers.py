@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,15 +23,19 @@ def words_of(texts: Iterable[str]) -> list[str]:
     return sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
 
 
-def save_bert_tokenizer(folder: Path, words: Sequence[str]) -> None:
-    """BERT's, with its number of pieces and its special ones in their places."""
+def bert_vocabulary(words: Iterable[str]) -> dict[str, int]:
+    """Piece -> id: `words`, with BERT's number of pieces and its special ones in their places."""
     vocabulary = dict(BERT_SPECIAL)
     free = (place for place in range(BERT_VOCABULARY) if place not in BERT_SPECIAL.values())
     for word in words:
         if word not in vocabulary:
             vocabulary[word] = next(free)
-    vocabulary |= {f"[unused{place}]": place for place in free}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    return vocabulary | {f"[unused{place}]": place for place in free}
+
+
+def save_bert_tokenizer(folder: Path, vocabulary: Mapping[str, int]) -> None:
+    """BERT's. vocabulary: piece -> id, with [PAD], [UNK], [CLS] and [SEP] among them."""
+    tokenizer = Tokenizer(models.WordPiece(dict(vocabulary), unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))

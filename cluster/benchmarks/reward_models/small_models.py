@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     BlipTextConfig,
@@ -52,12 +52,12 @@ from rewards.objects.coco import CLASS_NAMES
 from rewards.preference.aesthetic_v2_5 import HEAD_NAME, HEAD_NUMBERS
 from rewards.preference.hpsv3 import HEAD_NUMBERS as HPSV3_HEAD_NUMBERS
 from rewards.preference.hpsv3 import INSTRUCTION
+from rewards.rehearsal.tokenizers import BERT_SPECIAL, save_bert_tokenizer
 
 PROMPT_WORDS: Final = ("a", "red", "blue", "star", "above", "circle", "cat", "dog")
 _TOWER: Final = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 128}
 _SWIN: Final = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
-_BERT_SPECIAL: Final = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
-"""At BERT's own places, which GroundingDINO knows by heart."""
+_BERT_VOCABULARY: Final = {**BERT_SPECIAL, **{word: 1030 + i for i, word in enumerate((*PROMPT_WORDS, "yes", "no"))}}
 
 
 def save_clip(folder: Path, **tower: Any) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _save_image_reward(folder: Path) -> dict[str, Any]:
     weights |= {f"blip.text_encoder.{name}": tensor for name, tensor in text.items()}
     weights |= _head_weights("mlp.layers.", PUBLISHED_NUMBERS, (width, 32, 16, 8, 4, 1))
     torch.save(weights, folder / "model.pt")
-    _save_bert_tokenizer(folder)
+    save_bert_tokenizer(folder, _BERT_VOCABULARY)
     return {"model": str(folder / "model.pt"), "tokenizer": str(folder)}
 
 
@@ -151,7 +151,7 @@ def _save_grounding_dino(folder: Path) -> dict[str, Any]:
         num_queries=24,
     )
     GroundingDinoForObjectDetection(config).save_pretrained(folder)
-    _save_bert_tokenizer(folder)
+    save_bert_tokenizer(folder, _BERT_VOCABULARY)
     GroundingDinoImageProcessorPil().save_pretrained(folder)
     return {"model": str(folder)}
 
@@ -184,21 +184,10 @@ def _save_git(folder: Path) -> dict[str, Any]:
     GitForCausalLM(
         GitConfig(vision_config=vision, vocab_size=1100, bos_token_id=101, eos_token_id=102, **_TOWER)
     ).save_pretrained(folder)
-    _save_bert_tokenizer(folder)
+    save_bert_tokenizer(folder, _BERT_VOCABULARY)
     size = {"height": 480, "width": 480}
     CLIPImageProcessorPil(size={"shortest_edge": 480}, crop_size=size).save_pretrained(folder)
     return {"model": str(folder)}
-
-
-def _save_bert_tokenizer(folder: Path) -> None:
-    vocabulary = {**_BERT_SPECIAL, **{word: 1030 + i for i, word in enumerate((*PROMPT_WORDS, "yes", "no"))}}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 102), ("[CLS]", 101))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
 
 
 def _save_nsfw(folder: Path) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from rewards.alignment.git_vqa import Questions
 from rewards.loading.pretrained import load_tokenizer
 from rewards.objects.detections import Candidates, DetectionRules
 from rewards.objects.grounding_dino import Rules, collect_candidates
+from rewards.rehearsal.tokenizers import save_bert_tokenizer
 from rewards.t2i_r1.git_vqa import T2IR1Questions
 from rewards.t2i_r1.grounding_dino import T2IR1DetectionRules
 from rewards.t2i_r1.hps import half_cosines
 from rewards.t2i_r1.orm import reply_probabilities, sampling_steps, score_reply
 from rollout.records import CountInfo, Prompt, Score, SpatialInfo
-from tests.bert_tokenizer import save_bert_tokenizer
 
 FOLDER = Path(__file__).parents[2] / "data" / "t2i_r1"
 SIDE = 384

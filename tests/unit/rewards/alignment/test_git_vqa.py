@@ -13,8 +13,8 @@ from transformers import CLIPImageProcessorPil, GitConfig, GitForCausalLM
 
 from configs.errors import ModelError
 from rewards.alignment import GitVqaReward
+from rewards.rehearsal.tokenizers import save_bert_tokenizer
 from rollout.records import CountInfo, Prompt, SpatialInfo, UInt8Array
-from tests.bert_tokenizer import save_bert_tokenizer
 from tests.pictures import tiled_pictures
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "yes", "no", "?", "a", "red", "green", "apple", "bench", "shiny")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import BlipConfig, BlipForQuestionAnswering, PreTrainedTokenizerFast
 
-from tests.bert_tokenizer import save_bert_tokenizer
+from rewards.rehearsal.tokenizers import save_bert_tokenizer
 
 WORDS = ("yes", "no", "a", "the", "red", "green", "blue", "bench", "bowl", "car", "round", "?", ",", "and", "metal")
 VOCABULARY = {word: index for index, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, "[DEC]", "[ENC]"))}

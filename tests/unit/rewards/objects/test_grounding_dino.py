@@ -14,9 +14,9 @@ from configs.errors import ConfigError, ModelError
 from rewards.objects import GroundingDinoReward
 from rewards.objects.captions import caption_of
 from rewards.objects.detections import Detections, drop_duplicates, score_detections, wanted_nouns
+from rewards.rehearsal.tokenizers import save_bert_tokenizer
 from rewards.t2i_r1.grounding_dino import T2IR1DetectionRules
 from rollout.records import CountInfo, Prompt, SpatialInfo, UInt8Array
-from tests.bert_tokenizer import save_bert_tokenizer
 
 # The ids of [CLS], [SEP], "." and "?" in BERT's vocabulary are written into the model.
 SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}

@@ -23,8 +23,8 @@ from rewards.loading.blip import (
 from rewards.loading.score_head import PUBLISHED_NUMBERS
 from rewards.preference import ImageReward
 from rewards.preference.image_reward import MAX_TOKENS
+from rewards.rehearsal.tokenizers import save_bert_tokenizer
 from rollout.records import Prompt, UInt8Array
-from tests.bert_tokenizer import save_bert_tokenizer
 from tests.pictures import slow_clip_pixels, tiled_pictures
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "star", "circle", "and")
