@@ -25,7 +25,7 @@ DETECTOR_SHA256 = ("743b7d99", "c9d0c4f2")
 CLIP = "openai/clip-vit-large-patch14"
 SHORT_SIDE = 800
 BATCH_SIZE = 8
-"""Pictures in memory at once. How many of them the detector sees in one pass is its own affair: `rewards.objects.passes`."""
+"""Pictures in memory at once; how many of them the detector sees in one pass is its own affair."""
 
 
 class GenEvalBenchmark:
