@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ import psutil
 import ray
 import yaml
 
-from tests.integration.own_cluster import PROJECT_ROOT, REPORT, free_port
+from tests.integration.own_cluster import PROJECT_ROOT, REPORT, end_all, free_port, head_process
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
@@ -94,27 +93,15 @@ def autoscaled_cluster() -> Iterator[str]:
             "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
             "RAY_worker_niceness": "0",
         }
-        command = [
-            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0"),
-            *("--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder / 'tmp'}"),
-            *("--include-dashboard=False", f"--object-store-memory={80 << 20}", f"--autoscaling-config={config}"),
+        options = [
+            *("--num-cpus=0", f"--port={port}", f"--temp-dir={folder / 'tmp'}", "--include-dashboard=False"),
+            *(f"--object-store-memory={80 << 20}", f"--autoscaling-config={config}"),
         ]
-        with (folder / "head.txt").open("wb") as output:
-            head = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
         try:
-            deadline = time.monotonic() + WAIT_S
-            while "--block" not in (folder / "head.txt").read_text():
-                if head.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError((folder / "head.txt").read_text())
-                time.sleep(0.1)
-            yield f"127.0.0.1:{port}"
+            with head_process(folder, environment, *options):
+                yield f"127.0.0.1:{port}"
         finally:
-            processes = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-            head.terminate()
-            head.wait(60)
-            _, alive = psutil.wait_procs([*processes, *raylets_of(folder)], timeout=20)
-            for process in alive:
-                process.kill()
+            end_all(raylets_of(folder))
 
 
 def raylets_of(folder: Path) -> list[psutil.Process]:

@@ -1,6 +1,7 @@
 """A Ray cluster that a test may break, in a process of its own: the tests share one Ray that must stay as it is.
 
 run_story(module, directory)   in the test: that process, to its end; returns what it reported
+head_process(...)              a head of its own by Ray's command, for what the library does not start
 own_cluster(...)               in that process: a head node, to which nodes can be added, and the connection to it
 """
 
@@ -11,18 +12,21 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.cluster_utils import Cluster
 
+from tests.integration.launcher import wait_until
 from tests.short_folder import short_folder
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 REPORT = "report.json"
+HEAD_TIMEOUT_S = 120.0
 
 
 def free_port() -> int:
@@ -40,6 +44,35 @@ def run_story(module: str, directory: Path, timeout_s: float) -> dict[str, Any]:
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
     told: dict[str, Any] = json.loads((directory / REPORT).read_text())
     return told
+
+
+@contextmanager
+def head_process(folder: Path, environment: Mapping[str, str], *options: str) -> Iterator[None]:
+    """A Ray head on loopback as `ray start --head --block` makes it, ended with all its processes.
+
+    folder: for what it prints, head.txt. options: of `ray start`, beside those of the head itself.
+    """
+    printed = folder / "head.txt"
+    ray_command = str(Path(sys.executable).with_name("ray"))
+    command = [ray_command, "start", "--head", "--block", "--node-ip-address=127.0.0.1", *options]
+    with printed.open("wb") as output:
+        head = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+    try:
+        wait_until(lambda: "--block" in printed.read_text(), HEAD_TIMEOUT_S, printed.read_text, head)
+        yield
+    finally:
+        if head.poll() is None:
+            processes = psutil.Process(head.pid).children(recursive=True)
+            head.terminate()
+            head.wait(60)
+            end_all(processes)
+
+
+def end_all(processes: Sequence[psutil.Process]) -> None:
+    """Wait for processes that have been told to end, and kill those that do not."""
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    for process in alive:
+        process.kill()
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.launcher import ENDLESS, ROOT, STEP_TIMEOUT_S, Launched, launchers, wait_until, write_config
-from tests.integration.own_cluster import free_port
+from tests.integration.launcher import ENDLESS, ROOT, STEP_TIMEOUT_S, Launched, launchers, write_config
+from tests.integration.own_cluster import free_port, head_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -78,30 +78,13 @@ def job_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
     folder = tmp_path_factory.mktemp("r")
     dashboard_port = free_port()
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    command = [
-        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=8"),
-        *("--node-ip-address=127.0.0.1", f"--port={free_port()}", f"--temp-dir={folder}"),
+    options = [
+        *("--num-cpus=8", f"--port={free_port()}", f"--temp-dir={folder}"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", f"--object-store-memory={300 << 20}"),
         *(f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"),
     ]
-    with (folder / "head.txt").open("wb") as output:
-        head = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-    try:
-        wait_until(
-            lambda: "--block" in (folder / "head.txt").read_text(),
-            120,
-            lambda: (folder / "head.txt").read_text(),
-            head,
-        )
+    with head_process(folder, environment, *options):
         yield {**environment, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard_port}"}
-    finally:
-        if head.poll() is None:
-            processes = psutil.Process(head.pid).children(recursive=True)
-            head.terminate()
-            head.wait(60)
-            _, alive = psutil.wait_procs(processes, timeout=20)
-            for process in alive:
-                process.kill()
 
 
 def ray_job(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
