@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -42,7 +43,7 @@ def _go_on_injuring(
 ) -> None:
     while len(faults) < num_injuries:
         supervisor.run_for(rng.uniform(0.0, MAX_PAUSE_S))
-        injury = choose(find(), rng)
+        injury = choose(find(), rng, Counter(fault.kind for fault in faults))
         if injury is None:
             continue  # all that may be injured is being replaced
         fault = _injure(supervisor, injury)

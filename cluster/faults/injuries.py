@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,12 +173,16 @@ def find_injuries(supervisor: Supervisor, kinds: Sequence[str]) -> list[Injury]:
 Of = TypeVar("Of", bound=HasKind)
 
 
-def choose(found: Iterable[Of], rng: random.Random) -> Of | None:
-    """A kind at random, so that many processes of one kind do not shield the others; then one of that kind.
+def choose(found: Iterable[Of], rng: random.Random, num_so_far: Mapping[str, int]) -> Of | None:
+    """One of those kinds that were chosen least often, at random, so that no kind is left out; then one of that kind.
 
-    None when there is nothing to choose from.
+    num_so_far: how often each kind was chosen already. None when there is nothing to choose from.
     """
     by_kind: dict[str, list[Of]] = {}
     for each in found:
         by_kind.setdefault(each.kind, []).append(each)
-    return rng.choice(by_kind[rng.choice(sorted(by_kind))]) if by_kind else None
+    if not by_kind:
+        return None
+    fewest = min(num_so_far.get(kind, 0) for kind in by_kind)
+    kind = rng.choice(sorted(kind for kind in by_kind if num_so_far.get(kind, 0) == fewest))
+    return rng.choice(by_kind[kind])

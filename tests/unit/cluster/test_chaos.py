@@ -7,10 +7,11 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import psutil
@@ -87,21 +88,33 @@ def test_a_process_is_known_by_its_title(title: str, kind: str | None) -> None:
     assert kind_of(title) == kind
 
 
-def test_every_kind_comes_up_however_many_processes_another_has() -> None:
-    victims = [victim("reward", pid) for pid in range(50)] + [victim("learner", 100)]
-    rng = random.Random(0)
-    kinds = [chosen.kind for _ in range(60) if (chosen := choose(victims, rng)) is not None]
-    assert 15 < kinds.count("learner") < 45
-    assert choose([], rng) is None
+def choose_many(victims: Sequence[Victim], num: int, seed: int) -> list[Victim]:
+    rng = random.Random(seed)
+    so_far: list[Victim] = []
+    for _ in range(num):
+        chosen = choose(victims, rng, Counter(each.kind for each in so_far))
+        assert chosen is not None
+        so_far.append(chosen)
+    return so_far
+
+
+def test_every_kind_comes_up_equally_often_however_many_processes_another_has() -> None:
+    victims = [victim("reward", pid) for pid in range(50)] + [victim("learner", 100), victim("redis", 101)]
+    for seed in range(20):
+        assert set(Counter(each.kind for each in choose_many(victims, 12, seed)).values()) == {4}
+    assert choose([], random.Random(0), {}) is None
+
+
+def test_a_kind_that_cannot_be_injured_yet_does_not_hold_up_the_others() -> None:
+    chosen = choose([victim("reward", 1)], random.Random(0), {"reward": 7, "learner": 0})
+    assert chosen is not None
+    assert chosen.kind == "reward"
 
 
 def test_the_same_seed_chooses_the_same_injuries() -> None:
     victims = [victim(kind, pid) for pid, kind in enumerate(KINDS)]
-    choices: list[list[Any]] = []
-    for _ in range(2):
-        rng = random.Random(3)
-        choices.append([choose(victims, rng) for _ in range(10)])
-    assert choices[0] == choices[1]
+    assert choose_many(victims, 30, 3) == choose_many(victims, 30, 3)
+    assert choose_many(victims, 30, 3) != choose_many(victims, 30, 4)
 
 
 def test_a_frozen_process_answers_again_when_the_freeze_ends() -> None:
