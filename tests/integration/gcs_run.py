@@ -1,8 +1,8 @@
 """A run whose Ray loses its GCS, for `test_gcs_death.py`.
 
-    python -m tests.integration.gcs_run DIRECTORY
+    python -m tests.integration.gcs_run DIRECTORY STORAGE
 
-    step 2 made   the GCS is killed; its tables lie in a Redis
+    step 2 made   the GCS is killed; its tables lie in STORAGE: redis, or rocksdb (files on the head's disk)
     step 4 made   without a GCS. It is started again as a supervisor would: same command line, same environment
     step 5 made   rollout-0 is killed by its name: both the name and the replacement need what the tables held
     step 8 made   the end
@@ -17,6 +17,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +30,7 @@ from cluster.session import PrivateRedis
 from tests.integration.own_cluster import REPORT, free_port, own_cluster
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
+REDIS, ROCKSDB = "redis", "rocksdb"
 NUM_STEPS = 8
 END_S = 20.0
 UNTIL_CLOSED = 'trap "" TERM; "$@" & cat; kill -9 $!'
@@ -100,19 +103,26 @@ def report(outcome: Outcome, story: Story) -> dict[str, Any]:
     }
 
 
-def main(directory: Path) -> None:
-    story = Story()
+@contextmanager
+def tables_in(storage: str, directory: Path) -> Iterator[dict[str, Any]]:
+    """Sets Ray's variables for its tables; yields the options of `ray.init` that belong to them."""
+    # For so long Ray's processes, this one included, wait for a GCS before they end themselves.
+    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "120"
+    if storage == ROCKSDB:
+        os.environ.update(RAY_gcs_storage=ROCKSDB, RAY_gcs_storage_path=str(directory / "tables"))
+        yield {}
+        return
     with PrivateRedis(directory / "ray-redis") as redis:
         address = urlsplit(redis.url)
-        os.environ.update(
-            {
-                "RAY_REDIS_ADDRESS": f"{address.hostname}:{address.port}",
-                "RAY_external_storage_namespace": directory.name,
-                # For so long Ray's processes, this one included, wait for a GCS before they end themselves.
-                "RAY_gcs_rpc_server_reconnect_timeout_s": "120",
-            }
-        )
-        head = {"num_cpus": 2, "object_store_memory": 80 << 20, "redis_password": address.password}
+        os.environ["RAY_REDIS_ADDRESS"] = f"{address.hostname}:{address.port}"
+        os.environ["RAY_external_storage_namespace"] = directory.name
+        yield {"redis_password": address.password}
+
+
+def main(directory: Path, storage: str) -> None:
+    story = Story()
+    with tables_in(storage, directory) as of_tables:
+        head = {"num_cpus": 2, "object_store_memory": 80 << 20, **of_tables}
         try:
             # A fixed port, so that those who knew the first GCS find the second.
             with own_cluster({}, gcs_server_port=free_port(), **head):
@@ -123,4 +133,4 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

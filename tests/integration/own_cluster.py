@@ -37,9 +37,9 @@ def free_port() -> int:
         return port
 
 
-def run_story(module: str, directory: Path, timeout_s: float) -> dict[str, Any]:
-    """Run `python -m module directory`, which leaves its report there."""
-    command = [sys.executable, "-m", module, str(directory)]
+def run_story(module: str, directory: Path, *arguments: str, timeout_s: float) -> dict[str, Any]:
+    """Run `python -m module directory arguments`, which leaves its report there."""
+    command = [sys.executable, "-m", module, str(directory), *arguments]
     finished = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
     told: dict[str, Any] = json.loads((directory / REPORT).read_text())

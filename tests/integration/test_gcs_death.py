@@ -1,4 +1,4 @@
-"""Ray loses its GCS in the middle of a run, with its tables in Redis. The run is a process of its own: `gcs_run.py`."""
+"""Ray loses its GCS in the middle of a run, with its tables in Redis or in files (RocksDB). The run is a process of its own: `gcs_run.py`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.integration.own_cluster import run_story
 pytestmark = [pytest.mark.slow, pytest.mark.proof, pytest.mark.timeout(300)]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_story(gcs_run.__name__, tmp_path_factory.mktemp("gcs"), timeout_s=280)
+@pytest.fixture(scope="module", params=[gcs_run.REDIS, gcs_run.ROCKSDB])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_story(gcs_run.__name__, tmp_path_factory.mktemp("gcs"), request.param, timeout_s=280)
 
 
 def test_a_run_makes_steps_while_there_is_no_gcs_and_goes_on_with_the_next_one(run: dict[str, Any]) -> None:
