@@ -1,6 +1,6 @@
 """Write the Grafana board and the Prometheus alerts.
 
-python -m cluster.boards                 bicot.json and alerts.yaml, beside the code
+python -m cluster.boards                 bicot.json, alerts.yaml and both as kubernetes.yaml, beside the code
 python -m cluster.boards --to FOLDER     the same into another folder, for a Grafana or Prometheus that reads it
 """
 
@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 
 from cluster.boards.alerts import rules_yaml
+from cluster.boards.kubernetes import kubernetes_yaml
 from configs.command_line import exit_code_of
 from configs.errors import ConfigError
 
 FOLDER = Path(__file__).parent
 BOARD_NAME = "bicot.json"
 ALERTS_NAME = "alerts.yaml"
+KUBERNETES_NAME = "kubernetes.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +35,9 @@ def _write(folder: Path) -> int:
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed; install bicot[dev]") from error
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in ((BOARD_NAME, board_json()), (ALERTS_NAME, rules_yaml())):
+    board = board_json()
+    files = {BOARD_NAME: board, ALERTS_NAME: rules_yaml(), KUBERNETES_NAME: kubernetes_yaml(BOARD_NAME, board)}
+    for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
         print(folder / name)
     return 0

@@ -158,8 +158,8 @@ ALERTS: Final = (
 )
 
 
-def rules_yaml() -> str:
-    """The rule file that Prometheus loads."""
+def rule_groups() -> list[dict[str, Any]]:
+    """The groups of rules, as a rule file and a PrometheusRule hold them."""
     rules: list[dict[str, Any]] = [
         {
             "alert": alert.name,
@@ -170,5 +170,10 @@ def rules_yaml() -> str:
         }
         for alert in ALERTS
     ]
+    return [{"name": "bicot", "rules": rules}]
+
+
+def rules_yaml() -> str:
+    """The rule file that Prometheus loads."""
     header = "# Written by `make boards` from cluster/boards/alerts.py; do not edit.\n"
-    return header + yaml.safe_dump({"groups": [{"name": "bicot", "rules": rules}]}, sort_keys=False, width=120)
+    return header + yaml.safe_dump({"groups": rule_groups()}, sort_keys=False, width=120)

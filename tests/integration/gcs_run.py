@@ -107,15 +107,15 @@ def report(outcome: Outcome, story: Story) -> dict[str, Any]:
 def tables_in(storage: str, directory: Path) -> Iterator[dict[str, Any]]:
     """Sets Ray's variables for its tables; yields the options of `ray.init` that belong to them."""
     # For so long Ray's processes, this one included, wait for a GCS before they end themselves.
-    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "120"
+    os.environ.update({"RAY_gcs_rpc_server_reconnect_timeout_s": "120"})
     if storage == ROCKSDB:
-        os.environ.update(RAY_gcs_storage=ROCKSDB, RAY_gcs_storage_path=str(directory / "tables"))
+        os.environ.update({"RAY_gcs_storage": ROCKSDB, "RAY_gcs_storage_path": str(directory / "tables")})
         yield {}
         return
     with PrivateRedis(directory / "ray-redis") as redis:
         address = urlsplit(redis.url)
-        os.environ["RAY_REDIS_ADDRESS"] = f"{address.hostname}:{address.port}"
-        os.environ["RAY_external_storage_namespace"] = directory.name
+        where = f"{address.hostname}:{address.port}"
+        os.environ.update({"RAY_REDIS_ADDRESS": where, "RAY_external_storage_namespace": directory.name})
         yield {"redis_password": address.password}
 
 

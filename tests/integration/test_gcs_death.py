@@ -1,4 +1,7 @@
-"""Ray loses its GCS in the middle of a run, with its tables in Redis or in files (RocksDB). The run is a process of its own: `gcs_run.py`."""
+"""Ray loses its GCS in the middle of a run, with its tables in Redis or in files (RocksDB).
+
+The run is a process of its own: `gcs_run.py`.
+"""
 
 from __future__ import annotations
 

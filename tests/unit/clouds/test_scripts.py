@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,17 @@ def test_shellcheck_finds_no_fault(script: str) -> None:
 def test_shellcheck_finds_no_fault_in_what_skypilot_runs() -> None:
     task = yaml.safe_load((CLOUDS / "skypilot.yaml").read_text(encoding="utf-8"))
     assert lint(tool("shellcheck"), "--shell=bash", "-", text=task["run"]) == ""
+
+
+def test_skypilot_takes_its_file_and_finds_a_misspelt_key() -> None:
+    """BICOT_SKYPILOT_PYTHON: the Python of an environment that has SkyPilot, which needs one of its own."""
+    python = os.environ.get("BICOT_SKYPILOT_PYTHON", "")
+    if not Path(python or "/nowhere").is_file():
+        pytest.skip("BICOT_SKYPILOT_PYTHON names no Python that has SkyPilot")
+    read = "import sky, sys, yaml; print(sky.Task.from_yaml_config(yaml.safe_load(sys.stdin)).num_nodes)"
+    text = (CLOUDS / "skypilot.yaml").read_text(encoding="utf-8")
+    assert lint(python, "-c", read, text=text) == ""
+    assert "did you mean 'use_spot'" in lint(python, "-c", read, text=text.replace("use_spot", "use_spto"))
 
 
 def test_skypilots_nodes_hold_the_plan() -> None:
