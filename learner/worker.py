@@ -26,8 +26,10 @@ from learner.checkpoint import load_checkpoint, save_checkpoint
 from learner.export import export_buckets, export_tensors, save_pretrained, weight_layout
 from learner.janus_policy import JanusPolicy
 from learner.nccl_sender import NcclSender
+from learner.prompt_check import PromptCheck
 from learner.zero import DeepSpeedEngine, OptimizerSettings, close_distributed, init_distributed
 from learner.zero.engine import StepInfo
+from rollout.prompts import Conversation
 from rollout.prompts.conversation import ConversationFormat
 from rollout.records import GroupRollout, TrajectoryBatch, WeightBucket
 
@@ -60,8 +62,9 @@ class LearnerWorker:
         policy: JanusPolicy,
         engine: DeepSpeedEngine,
         updater: BatchUpdater,
+        prompts: PromptCheck,
     ) -> None:
-        """Of a policy, the engine around it and an updater of that engine; `start` gives one.
+        """Of a policy, the engine around it, an updater of that engine and a look at prompts; `start` gives one.
 
         model_path: where the policy came from.
         """
@@ -71,6 +74,7 @@ class LearnerWorker:
         self._policy = policy
         self._engine = engine
         self._updater = updater
+        self._prompts = prompts
         self._num_skipped = 0
         self._sender: NcclSender | None = None
 
@@ -103,7 +107,8 @@ class LearnerWorker:
             device=device,
         )
         updater = BatchUpdater(config, engine, reference or BaseReference(engine), device)
-        return cls(config, model_path, rank, policy, engine, updater)
+        prompts = PromptCheck(config, Conversation.of_run(model_path, config.rollout, config.model.revision))
+        return cls(config, model_path, rank, policy, engine, updater, prompts)
 
     @property
     def weight_version(self) -> int:
@@ -117,6 +122,7 @@ class LearnerWorker:
         Raises LearnerError for a batch that does not fit the config, and at the parity gate.
         """
         started_s = time.perf_counter()
+        other_prompts = self._prompts.judge([group.rollout for group in batch.groups], probes, self.weight_version)
         plan = plan_step(batch, PlanSettings.of(self._config, self._config.learner.num_ranks), self._rank)
         step_version = self.weight_version
         outcome = self._updater.update(plan, probes)
@@ -131,7 +137,8 @@ class LearnerWorker:
         num_passed = plan.num_tokens * self._config.learner.updates_per_batch
         metrics |= {"skipped_steps": float(self._num_skipped), "tokens_per_s": num_passed / duration_s}
         has_learned = any(update.applied for update in outcome.updates)
-        return StepReport(self.weight_version, metrics, skipped, outcome.note, has_learned)
+        notes = "; ".join(note for note in (other_prompts, outcome.note) if note is not None)
+        return StepReport(self.weight_version, metrics, skipped, notes or None, has_learned)
 
     def _note_skipped(self, updates: Sequence[StepInfo], loss: float, step: int) -> str | None:
         num_skipped = sum(not update.applied for update in updates)

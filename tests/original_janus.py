@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
 
+from configs.schema import RolloutConfig
 from learner.warm_start.tiny_janus import build_tokenizer
+from rollout.engine import EngineSettings, SequenceRequest
+from rollout.pictures import ImageDecoder
+from rollout.records import UInt8Array
+from rollout.transformers_engine import TransformersEngine
 
 DATA = Path(__file__).resolve().parent / "data" / "janus_original"
 LAYOUT = json.loads((DATA / "layout.json").read_text())
+NUM_IMAGE_TOKENS = 64
 RECORD = json.loads((DATA / "record.json").read_text())
 
 
@@ -53,3 +60,16 @@ def write_original(
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2))
+
+
+async def draw_greedily(folder: Path, prompt_ids: Sequence[int]) -> tuple[list[int], UInt8Array]:
+    """Codes and picture, uint8 [height, width, 3], that bicot's engine draws from a converted folder: always the
+    likeliest code under a guidance of 5, in float32."""
+    engine = await TransformersEngine.start(EngineSettings(str(folder), RolloutConfig(engine="transformers")))
+    prompt = np.array(prompt_ids, np.int32)
+    try:
+        drawn = await engine.generate(SequenceRequest("greedy", "image", prompt, NUM_IMAGE_TOKENS, 0.0, 5.0, seed=0))
+    finally:
+        await engine.close()
+    (picture,) = ImageDecoder(str(folder), "cpu", 1).decode(drawn.token_ids[None])
+    return drawn.token_ids.tolist(), picture

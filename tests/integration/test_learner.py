@@ -16,10 +16,11 @@ from transformers import AutoTokenizer, JanusForConditionalGeneration
 
 from configs.schema import RunConfig, TinyJanusConfig
 from learner.warm_start.tiny_janus import save_random_tiny_janus
+from rollout.prompts import Conversation
 from rollout.prompts.conversation import ConversationFormat
 from rollout.records import ScoredGroup, Trajectory, TrajectoryBatch
 from tests.integration.learner_ranks import Job, JobResult, all_equal, run_jobs
-from tests.records import make_scored_group
+from tests.records import make_request, make_scored_group
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -125,21 +126,22 @@ def _random_batch(
     groups = []
     for sequence in (2 * step, 2 * step + 1):
         group = make_scored_group(sequence, rng.random(GROUP_SIZE).round(2).tolist())
-        trajectories = tuple(_random_trajectory(model, rng, step, guided, noise) for _ in range(GROUP_SIZE))
-        groups.append(replace(group, rollout=replace(group.rollout, trajectories=trajectories)))
+        prompt = " ".join(f"word{number}" for number in rng.integers(80, size=rng.integers(1, 6)))
+        trajectories = tuple(_random_trajectory(model, prompt, rng, step, guided, noise) for _ in range(GROUP_SIZE))
+        request = make_request(sequence, GROUP_SIZE, prompt)
+        groups.append(replace(group, rollout=replace(group.rollout, request=request, trajectories=trajectories)))
     return TrajectoryBatch(step, tuple(groups))
 
 
 def _random_trajectory(
-    model: JanusForConditionalGeneration, rng: np.random.Generator, step: int, guided: bool, noise: float
+    model: JanusForConditionalGeneration, prompt: str, rng: np.random.Generator, step: int, guided: bool, noise: float
 ) -> Trajectory:
-    def words(low: int, high: int) -> np.ndarray:
-        return rng.integers(9, 80, rng.integers(low, high)).astype(np.int32)
-
+    conversation = Conversation.from_pretrained(model.name_or_path)
+    cot_ids = rng.integers(9, 80, rng.integers(1, 9)).astype(np.int32)
     ids = {
-        "semantic_prompt_ids": np.concatenate([[1], words(2, 6)]).astype(np.int32),
-        "cot_ids": words(1, 9),
-        "image_prompt_ids": np.concatenate([[1], words(3, 12), [4]]).astype(np.int32),
+        "semantic_prompt_ids": conversation.semantic_prompt(prompt),
+        "cot_ids": cot_ids,
+        "image_prompt_ids": conversation.image_prompt(prompt, conversation.decode_cot(cot_ids)),
         "image_ids": rng.integers(0, SHAPE.num_codes, 16).astype(np.int32),
     }
     empty = np.zeros(0, np.float32)
@@ -323,6 +325,7 @@ def jobs_on_one_rank(
         Job("other stage", make_config(folder, zero_stage=2), [third], load_from=checkpoint),
         Job("fewer ranks", make_config(folder, zero_stage=0), [third], load_from=directory / "checkpoint-2"),
         Job("other model", make_config(deeper, zero_stage=1), [third], load_from=checkpoint),
+        Job("other roles", make_config(folder, rollout={"roles": ["User", "Assistant"]}), [first]),
         Job("no checkpoint", zero1, [third], load_from=directory / "nothing"),
         *(
             Job(f"spoiled{stage}", make_config(folder, zero_stage=stage), [first, spoil(second), third])
@@ -460,6 +463,15 @@ def test_the_parity_gate_ends_a_run_whose_engine_and_learner_disagree_before_it_
     assert "(allowed: 0.001)" in error
     assert "raise parity.max_abs" in error
     assert not results[1]["not exact"].reports
+
+
+def test_a_batch_that_was_asked_with_other_roles_ends_the_run_before_it_learns(
+    results: dict[int, Mapping[str, JobResult]],
+) -> None:
+    error = results[1]["other roles"].error
+    assert error is not None
+    assert "prompts were asked in other tokens than the learner's: worker rollout-0" in error
+    assert not results[1]["other roles"].reports
 
 
 @pytest.mark.parametrize(("num_ranks", "job"), [(1, "zero0"), (1, "bfloat16"), (1, "guided"), (2, "zero3")])
