@@ -29,6 +29,8 @@ from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import WeightBucket
 from rollout.weights import unpack_bucket
 
+CLOSED = "the transformers engine is not running: it was closed"
+
 
 @dataclass(slots=True)
 class _Stream:
@@ -126,6 +128,11 @@ class TransformersEngine:
         """Always: it has no process of its own that could die."""
         return True
 
+    async def check_alive(self) -> None:
+        """Nothing to ask: it lives and freezes with this process. Raises RolloutError when it is closed."""
+        if self._is_closed:
+            raise RolloutError(CLOSED)
+
     async def close(self) -> None:
         """Free the model; safe to call twice. Requests that still run end with RolloutError."""
         self._is_closed = True
@@ -133,7 +140,7 @@ class TransformersEngine:
         self._model = None
 
     async def _on_thread(self, function: Any, *arguments: Any) -> Any:
-        closed = RolloutError("the transformers engine is not running: it was closed")
+        closed = RolloutError(CLOSED)
         if self._is_closed:
             raise closed
         try:

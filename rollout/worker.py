@@ -93,6 +93,10 @@ class RolloutWorker:
         """See `Engine`."""
         return self._engine.is_usable
 
+    async def check_alive(self) -> None:
+        """See `Engine`."""
+        await self._engine.check_alive()
+
     async def close(self) -> None:
         """Free everything; safe to call twice."""
         await self._engine.close()

@@ -83,5 +83,8 @@ class FakeEngine:
     def is_usable(self) -> bool:
         return True
 
+    async def check_alive(self) -> None:
+        return None
+
     async def close(self) -> None:
         return None

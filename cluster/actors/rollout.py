@@ -123,6 +123,10 @@ class RolloutActor:
             self._held = version
 
     async def ping(self) -> str:
+        """Answered when the engine has answered, too: a process of its own, which may be frozen or hang by itself."""
+        if self._worker is not None:
+            with self._ending_with_engine() as worker:
+                await worker.check_alive()
         return node_id()
 
     async def _tell_figures(self, worker: RolloutWorker) -> None:

@@ -11,7 +11,7 @@ Semantic CoTs and pictures are both plain requests to vLLM and share its batch. 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +25,13 @@ from rollout.vllm.requests import check_request, result_of, sampling_params
 from rollout.vllm.scratch import make_scratch, scratch_environment, temporary_files_in
 from rollout.vllm.settings import context_length, engine_arguments, environment, environment_set, num_streams
 from rollout.vllm.starting import make_llm
+from rollout.vllm.waiting import answer_or_death
 from rollout.weights import WeightManifest
 from rollout.weights.buckets import bucket_file
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
     from vllm.v1.engine.async_llm import AsyncLLM
-
-_LIFE_SIGN_S = 0.5
-"""How often a weight update looks whether the engine is alive."""
 
 
 class VllmEngine:
@@ -168,7 +166,7 @@ class VllmEngine:
         and when loading fails half-way, it refuses all further work.
         """
         self._manifest.check_buckets(buckets)
-        await self._unless_engine_dies(self._load_buckets(version, buckets))
+        await answer_or_death(self._load_buckets(version, buckets), self, WeightSyncError)
 
     async def _load_buckets(self, version: int, buckets: Sequence[WeightBucket]) -> None:
         async with self._swapping_weights(version) as llm:
@@ -176,17 +174,14 @@ class VllmEngine:
                 with bucket_file(bucket) as path:
                     await self._load(llm, bucket.names, bucket.dtypes, bucket.shapes, path)
 
-    async def _unless_engine_dies(self, update: Coroutine[Any, Any, None]) -> None:
-        """Await `update`; vLLM itself waits for ever for the answer of an engine core that has died."""
-        task = asyncio.create_task(update)
+    async def check_alive(self) -> None:
+        """See Engine. The engine core answers between two of its steps; vLLM's own `check_health` asks nobody."""
         try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=_LIFE_SIGN_S)
-                if not task.done() and not self.is_usable:
-                    raise WeightSyncError("the vLLM engine died while its weights were being updated")
-        finally:
-            task.cancel()
-        task.result()
+            await answer_or_death(self._running.get_weight_version(), self, RolloutError)
+        except RolloutError:
+            raise
+        except Exception as error:
+            raise RolloutError(f"the vLLM engine does not answer: {error!r}") from error
 
     async def init_collective(self, master_address: str, master_port: int, rank_offset: int, world_size: int) -> None:
         """See `rollout.engine.CollectiveReceiver`. The workers take `tensor_parallel_size` ranks from `rank_offset`.
@@ -211,7 +206,7 @@ class VllmEngine:
     ) -> None:
         """See `rollout.engine.CollectiveReceiver`."""
         self._manifest.check_tensors(zip(names, shapes, dtypes, strict=True))
-        await self._unless_engine_dies(self._load_collective(version, names, dtypes, shapes))
+        await answer_or_death(self._load_collective(version, names, dtypes, shapes), self, WeightSyncError)
 
     async def _load_collective(
         self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]

@@ -78,7 +78,14 @@ async def test_a_killed_rollout_worker_is_replaced_and_no_group_is_lost(tmp_path
     assert outcome.rows[-1]["staleness/max"] <= 1  # the newcomer had the live weights
 
 
-async def test_a_rollout_worker_whose_engine_died_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "injure", [psutil.Process.kill, pytest.param(psutil.Process.suspend, marks=pytest.mark.proof)]
+)
+async def test_a_rollout_worker_whose_engine_died_or_freezes_is_replaced(
+    tmp_path: Path, injure: Callable[[psutil.Process], None]
+) -> None:
+    injured: list[psutil.Process] = []
+
     async def act(log: RecordingLog, event: str, number: int) -> None:
         if (event, number) == ("step", 1):
             descendants = psutil.Process().children(recursive=True)
@@ -87,14 +94,18 @@ async def test_a_rollout_worker_whose_engine_died_is_replaced(tmp_path: Path) ->
             ]
             assert engines, "vLLM has an engine process"
             for engine in engines:
-                engine.kill()
+                injure(engine)
+                injured.append(engine)
 
-    outcome = await train_in_time(
-        run_tree("engine-killed", tmp_path, run={"steps": 3}, rollout={"engine": "vllm"}), act
+    tree = run_tree(
+        "engine-lost", tmp_path, run={"steps": 3}, rollout={"engine": "vllm"}, cluster={"heartbeat_timeout_s": 10.0}
     )
+    outcome = await train_in_time(tree, act)
     assert_all_groups_trained(outcome)
     assert {group.rollout.worker_id for group in outcome.log.groups[3]} == {"rollout-1"}
     assert any("rollout-0" in note and "starting another" in note for note in outcome.log.notes)
+    _, alive = psutil.wait_procs(injured, timeout=20)
+    assert not alive, "a frozen engine keeps its memory for as long as it is there"
 
 
 async def test_groups_whose_reward_fails_are_given_up_by_name_and_replaced(tmp_path: Path) -> None:

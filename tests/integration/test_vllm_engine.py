@@ -464,14 +464,38 @@ async def test_an_engine_without_the_entry_point_draws_the_same_and_ends_with_it
     assert not list(temporary.iterdir())
 
 
-async def test_closing_ends_requests_and_processes_and_may_be_repeated(
-    engine: VllmEngine, janus: JanusForConditionalGeneration
-) -> None:
-    # Others of this process's children are Python's own tracker of shared memory and the session's Ray.
+def engine_processes() -> list[psutil.Process]:
+    """Others of this process's children are Python's own tracker of shared memory and the session's Ray."""
     children = psutil.Process().children(recursive=True)
     # One that has ended already, and was not yet collected, has no command line.
     running = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
-    processes = [child for child in running if "EngineCore" in " ".join([child.name(), *child.cmdline()])]
+    return [child for child in running if "EngineCore" in " ".join([child.name(), *child.cmdline()])]
+
+
+async def test_an_engine_that_is_frozen_answers_when_it_is_woken_and_not_before(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    drawing = asyncio.create_task(
+        engine.generate(requests_for(ragged_prompts(1, 18, janus, image=True), "image", "busy")[0])
+    )
+    await asyncio.wait_for(engine.check_alive(), 60)
+    for process in engine_processes():
+        process.suspend()
+    answer = asyncio.create_task(engine.check_alive())
+    try:
+        assert not (await asyncio.wait({answer}, timeout=2))[0]
+        assert engine.is_usable, "vLLM itself sees nothing"
+    finally:
+        for process in engine_processes():
+            process.resume()
+    await asyncio.wait_for(answer, 60)
+    await asyncio.wait_for(drawing, 60)
+
+
+async def test_closing_ends_requests_and_processes_and_may_be_repeated(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    processes = engine_processes()
     assert processes
     scratch = engine._scratch.path
     assert scratch.is_dir()
@@ -484,6 +508,8 @@ async def test_closing_ends_requests_and_processes_and_may_be_repeated(
     await engine.close()
     with pytest.raises(RolloutError, match="not running"):
         await engine.generate(request)
+    with pytest.raises(RolloutError, match="not running"):
+        await engine.check_alive()
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
     assert not scratch.exists()

@@ -62,6 +62,19 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path, how: str) -> Non
     child.wait(timeout=20)  # raises when it is still there
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end by a signal")
+def test_a_frozen_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    with start(tmp_path, "running") as parent:
+        (child,) = read_processes(parent, 1)
+        child.suspend()
+        parent.kill()
+    try:
+        child.wait(timeout=20)
+    finally:
+        if child.is_running():
+            child.kill()
+
+
 def test_a_child_ends_also_while_another_process_holds_the_pipe_it_watches(tmp_path: Path) -> None:
     with start(tmp_path, "heir") as parent:
         processes = {process.name(): process for process in read_processes(parent, 2)}
