@@ -167,7 +167,8 @@ def _table(faults: Sequence[Fault]) -> Table:
         "Faults",
         "A name alone: killed with SIGKILL; freeze: SIGSTOP; memory: an actor's process gets no more. Recovery: from "
         "the injury until another worker of the pool was READY; of a lost host, until four more steps were made; of "
-        "all else, until the next step was made. A resumed run goes on from its last whole checkpoint.",
+        "Redis, whose loss ends a run after `registry.patience_s` (30 s), until two steps were made after the resume; "
+        "of all else, until the next step was made. A resumed run goes on from its last whole checkpoint.",
         ("injury", "times", "of them resumed", "recovery, median", "groups rolled again", "steps redone"),
         tuple(rows),
     )

@@ -4,6 +4,8 @@ injured                                  recovered when
 rollout worker or engine, reward worker  another worker of its pool, that was not there before, is READY: also where it
                                          lives and fails, which has to be found out first
 a host                                   four more optimizer steps are made: some were under way when it went
+Redis                                    the run was resumed, and has made two more steps: until its patience is over it
+                                         goes on as if nothing had happened
 anything else                            the optimizer step after the one it died in is made
 """
 
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cluster.faults.supervisor import Supervisor
+from cluster.faults.victims import REDIS
 from cluster.state import Registry
 from cluster.state.registry import RunSnapshot
 from cluster.state.run_directory import key_of
@@ -47,11 +50,13 @@ class Recovery:
         self._supervisor = supervisor
         self._kind = kind
         self._victim = victim
-        self._step = self._lowest_step = supervisor.num_steps
+        self._step = self._highest_step = supervisor.num_steps
+        self._steps_redone = 0
         self._until = self._step + (4 if victim == "host" else 2)
         self._num_rolled_again = self._rolled_again()
         self._num_resumes = supervisor.num_resumes
         self._known = self._ready_workers()
+        self._waits_for_resume = victim == REDIS
 
     def from_here(self) -> None:
         """The injury is taken back: steps that were made while it lasted are no sign of a recovery."""
@@ -60,7 +65,13 @@ class Recovery:
     def is_over(self) -> bool:
         """Whether the run has recovered. A run that was resumed has when it has made a step more than before."""
         step = self._supervisor.num_steps
-        self._lowest_step = min(self._lowest_step, step)
+        self._highest_step = max(self._highest_step, step)
+        self._steps_redone = max(self._steps_redone, self._highest_step - step)
+        if self._waits_for_resume:
+            if not self._was_resumed:
+                return False
+            self._waits_for_resume = False
+            self.from_here()
         if self._victim in _POOL_OF and not self._was_resumed:
             return bool(self._ready_workers() - self._known)
         # A step may have been as good as made when the process died; the one after it was not.
@@ -72,7 +83,7 @@ class Recovery:
             kind=self._kind,
             step=self._step,
             recovery_s=recovery_s,
-            steps_redone=self._step - self._lowest_step,
+            steps_redone=self._steps_redone,
             groups_rolled_again=max(0, self._rolled_again() - self._num_rolled_again),
             resumed=self._was_resumed,
         )

@@ -38,7 +38,7 @@ from cluster.training.pipeline import Machinery, Pipeline
 from cluster.training.preparation import StartingModel, prompts_that_fit
 from cluster.training.run_evaluation import RunEvaluation
 from cluster.training.run_finish import leave_behind, noted, summarize
-from configs.errors import BicotError, CheckpointError, LearnerError, RunError
+from configs.errors import BicotError, CheckpointError, LearnerError, RegistryError, RunError
 from configs.schema import RunConfig
 from rollout.prompts import PromptSet, PromptSource
 from rollout.prompts.source import summarize_skipped
@@ -219,8 +219,9 @@ class Run:
             await queue.close()
 
     async def _may_restart(self, error: Exception) -> bool:
-        """Whether `error` comes of a dead learner, and another one may be started."""
-        if self._num_restarts >= self.config.run.max_restarts:
+        """Whether `error` comes of a dead learner, and another one may be started. A registry that has stayed away for
+        all its patience does not come back for a new learner, and is what no learner can be started without."""
+        if isinstance(error, RegistryError) or self._num_restarts >= self.config.run.max_restarts:
             return False
         return isinstance(error, LearnerLostError) or not await self._learner.is_alive()
 

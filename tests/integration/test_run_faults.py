@@ -78,9 +78,7 @@ async def test_a_killed_rollout_worker_is_replaced_and_no_group_is_lost(tmp_path
     assert outcome.rows[-1]["staleness/max"] <= 1  # the newcomer had the live weights
 
 
-@pytest.mark.parametrize(
-    "injure", [psutil.Process.kill, pytest.param(psutil.Process.suspend, marks=pytest.mark.proof)]
-)
+@pytest.mark.parametrize("injure", [psutil.Process.kill, pytest.param(psutil.Process.suspend, marks=pytest.mark.proof)])
 async def test_a_rollout_worker_whose_engine_died_or_freezes_is_replaced(
     tmp_path: Path, injure: Callable[[psutil.Process], None]
 ) -> None:
@@ -156,6 +154,27 @@ async def test_a_dead_registry_ends_the_run_with_a_clear_error_and_a_checkpoint(
     assert summary["status"] == "failed"
     assert summary["error"].startswith("RegistryError: ")
     assert (Path(summary["checkpoint"]) / "config.json").is_file()
+
+
+async def test_a_registry_that_is_dead_when_the_learner_dies_is_not_taken_for_another_dead_learner(
+    tmp_path: Path,
+) -> None:
+    server_ids: list[int] = []
+
+    async def act(log: RecordingLog, event: str, number: int) -> None:
+        if (event, number) == ("step", 1):
+            os.kill(server_ids[0], signal.SIGKILL)
+            ray.kill(ray.get_actor(f"{log.directory.name}-learner-0"))
+
+    outcome = await train_in_time(
+        run_tree("both-killed", tmp_path, run={"steps": 5000, "max_restarts": 9}, registry={"patience_s": 2}),
+        act,
+        on_redis=lambda redis: server_ids.append(redis.process_id),
+    )
+    assert isinstance(outcome.error, RegistryError)
+    restarts = [note for note in outcome.log.notes if "(run.max_restarts)" in note]
+    assert len(restarts) == 1
+    assert "a learner rank died" in restarts[0]
 
 
 async def test_a_dead_learner_rank_ends_the_run_with_a_clear_error(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from cluster.faults import hosts
 from cluster.faults.harness import injure_many
 from cluster.faults.injuries import Freeze, Starve, choose
 from cluster.faults.invariants import check_ledger, check_metrics, check_rewards
+from cluster.faults.recovery import Recovery
 from cluster.faults.sabotage import FAILS, SHAPE, give_order, sabotage
 from cluster.faults.storage import (
     DISK_FULL,
@@ -192,6 +193,28 @@ for size in iter(input, ""):
         child.kill()
         child.wait()
     starve.end()  # of a process that is gone
+
+
+def test_a_run_whose_redis_was_killed_has_recovered_when_it_was_resumed_and_not_by_steps_made_without_it() -> None:
+    class Steps:
+        num_steps = 5
+        num_resumes = 0
+
+        def rows(self) -> list[MetricsRow]:
+            return [{"groups_rolled_again": 0}]
+
+    run = Steps()
+    recovery = Recovery(cast(Supervisor, run), "redis", "redis")
+    run.num_steps = 12
+    assert not recovery.is_over(), "it makes steps for as long as its patience lasts"
+    run.num_resumes = 1
+    assert not recovery.is_over()
+    run.num_steps = 10  # of the checkpoint
+    assert not recovery.is_over()
+    run.num_steps = 14
+    assert recovery.is_over()
+    fault = recovery.fault(1.0)
+    assert (fault.resumed, fault.step, fault.steps_redone) == (True, 5, 2)
 
 
 def test_ctrl_c_ends_the_injuries_and_keeps_what_was_survived() -> None:
