@@ -141,6 +141,8 @@ def _lines(
         + (f", {time.time() - float(progress['updated_s']):.0f} s ago" if "updated_s" in progress else ""),
         f"groups   {', '.join(counts)}",
     ]
+    if is_running and (snapshot.job or snapshot.dashboard):
+        lines.append(f"in Ray   {' '.join(filter(None, (snapshot.job and f'job {snapshot.job}', snapshot.dashboard)))}")
     lines += [
         f"gave up  {prompt_id} (group {entry['sequence']}): {entry['reason']}"
         for prompt_id, entry in list(snapshot.given_up.items())[:NUM_LISTED]
@@ -163,6 +165,8 @@ def _tree(
         "step": snapshot.step,
         "num_steps": snapshot.num_steps,
         "weight_version": snapshot.weight_version,
+        "job": snapshot.job,
+        "dashboard": snapshot.dashboard,
         "progress": dict(snapshot.progress),
         "groups": {state.value: count for state, count in snapshot.group_counts.items()},
         "given_up": dict(snapshot.given_up),

@@ -57,7 +57,7 @@ class User:
 @contextmanager
 def local_ray(
     config: ClusterConfig, plan: PlacementPlan, logs_dir: Path, options: dict[str, Any], user: User
-) -> Iterator[None]:
+) -> Iterator[RayThread]:
     """Start a Ray, and end it; its log files stay in `logs_dir`.
 
     options: more arguments of ray.init. Raises RunError when it does not start.
@@ -67,8 +67,8 @@ def local_ray(
         try:
             user.check()
             if config.dashboard:
-                user.note(f"the Ray dashboard asks for a token: it is in {folder / 'token'}")
-            yield
+                user.note(f"the Ray dashboard at {thread.dashboard} asks for a token: it is in {folder / 'token'}")
+            yield thread
         finally:
             thread.stop()
 

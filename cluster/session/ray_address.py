@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+from dataclasses import dataclass
 from typing import Final
 
 from configs.errors import PlacementError
@@ -13,6 +15,32 @@ JOB_VARIABLE: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 VARIABLE: Final = "RAY_ADDRESS"
 AUTO: Final = "auto"
 KNOCK_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class RayPlace:
+    """Where people find a run in Ray."""
+
+    dashboard: str | None
+    """http://HOST:PORT; None where the cluster has none."""
+    job: str | None
+    """Submission id of the Ray job that the launcher is; None where it was started by hand."""
+
+    def __str__(self) -> str:
+        """The page to open, or ''."""
+        if self.dashboard is None:
+            return ""
+        return self.dashboard if self.job is None else f"{self.dashboard}/#/jobs/{self.job}"
+
+
+def this_job() -> str | None:
+    """The submission id of the Ray job that this process is the entry point of."""
+    try:
+        metadata = json.loads(os.environ.get(JOB_VARIABLE, "{}")).get("metadata") or {}
+    except ValueError:  # Ray's own variable, and not ours to judge
+        return None
+    found = metadata.get("job_submission_id")
+    return str(found) if found else None
 
 
 def find_ray_address(configured: str | None) -> tuple[str | None, str]:

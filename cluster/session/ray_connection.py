@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from cluster.session.local_ray import OBJECT_STORE_BYTES, User, local_ray
 from cluster.session.nodes import check_cluster
 from cluster.session.placement import PlacementPlan
-from cluster.session.ray_address import JOB_VARIABLE, find_ray_address, knock, no_answer
+from cluster.session.ray_address import JOB_VARIABLE, RayPlace, find_ray_address, knock, no_answer, this_job
 from cluster.session.ray_thread import RayThread
 from configs.errors import PlacementError
 from configs.schema import ClusterConfig
@@ -30,7 +30,7 @@ def ray_session(
     logs_dir: Path,
     user: User | None = None,
     object_store_bytes: int = OBJECT_STORE_BYTES,
-) -> Iterator[None]:
+) -> Iterator[RayPlace]:
     """Connect, check that the plan fits, and disconnect at the end; a local Ray ends with it, and leaves
     its log files in `logs_dir`. user: is told what there is to tell, and may stop the start.
 
@@ -47,14 +47,17 @@ def ray_session(
     user = user or User()
     with ExitStack() as stack:
         if address is None:
-            stack.enter_context(
-                local_ray(config, plan, logs_dir, {**options, "object_store_memory": object_store_bytes}, user)
-            )
+            of_local = {**options, "object_store_memory": object_store_bytes}
+            place = RayPlace(stack.enter_context(local_ray(config, plan, logs_dir, of_local, user)).dashboard, None)
         else:
-            stack.callback(_connect(address, source, options, user).stop)
+            thread = _connect(address, source, options, user)
+            stack.callback(thread.stop)
+            place = RayPlace(thread.dashboard, this_job())
+            if str(place):
+                user.note(f"in the Ray dashboard: {place}")
         if not config.autoscaling:
             check_cluster(plan)
-        yield
+        yield place
 
 
 def _connect(address: str, source: str, options: dict[str, Any], user: User) -> RayThread:

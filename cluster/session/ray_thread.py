@@ -36,6 +36,8 @@ class RayThread:
         self._is_local = is_local
         self._before = _children()
         self._error: BaseException | None = None
+        self.dashboard: str | None = None
+        """http://HOST:PORT, once it has started; None where the cluster has none."""
         self._has_begun = threading.Event()
         self._may_end = threading.Event()
         self._thread = threading.Thread(target=self._live, name=f"{THREAD_NAME}-ray", daemon=True)
@@ -75,7 +77,8 @@ class RayThread:
     def _live(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            ray.init(**self._options)
+            address = ray.init(**self._options).dashboard_url
+            self.dashboard = f"http://{address}" if address else None
         except BaseException as error:  # noqa: BLE001 - `start` raises it, in the thread that waits
             self._error = error
         self._has_begun.set()

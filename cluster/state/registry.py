@@ -3,7 +3,7 @@
 Every key begins with `bicot:{KEY}:`, where KEY is the run's name and its random id: names alone are not unique.
 
     key                  type  holds
-    bicot:{KEY}:run      hash  status, num_steps, groups_per_step, started_s (Unix time)
+    bicot:{KEY}:run      hash  status, num_steps, groups_per_step, started_s (Unix time), dashboard, job
     bicot:{KEY}:progress hash  step, weight_version, updated_s (Unix time), and what the caller adds
     bicot:{KEY}:workers  hash  worker id -> {"kind", "state", "weight_version"}
 
@@ -57,6 +57,10 @@ class RunSnapshot:
     num_steps: int | None
     groups_per_step: int | None
     started_s: float | None
+    dashboard: str | None
+    """The page of the run in Ray's dashboard."""
+    job: str | None
+    """Submission id of the Ray job that the launcher is."""
     progress: Mapping[str, Value]
     workers: Mapping[str, WorkerRecord]
     group_counts: Mapping[GroupState, int]
@@ -138,7 +142,13 @@ class Registry:
     async def set_run(self, status: str, num_steps: int | None = None, groups_per_step: int | None = None) -> None:
         """Say how the run is; what is not given keeps its value. The first call dates the start."""
         given = {"status": status, "num_steps": num_steps, "groups_per_step": groups_per_step}
-        fields: dict[str, Value] = {name: value for name, value in given.items() if value is not None}
+        await self._tell_run({name: value for name, value in given.items() if value is not None})
+
+    async def set_place(self, dashboard: str | None, job: str | None) -> None:
+        """Say where the run is to be found in Ray; what an earlier life of it said is forgotten."""
+        await self._tell_run({"dashboard": dashboard or "", "job": job or ""})
+
+    async def _tell_run(self, fields: Mapping[str, Value]) -> None:
         self._told_run.update(fields)
         async with self._errors("write to"), self._client.pipeline(transaction=True) as pipe:
             pipe.hset(self._key("run"), mapping=_encode(fields))
@@ -188,6 +198,8 @@ class Registry:
             num_steps=run.get("num_steps"),
             groups_per_step=run.get("groups_per_step"),
             started_s=run.get("started_s"),
+            dashboard=run.get("dashboard") or None,
+            job=run.get("job") or None,
             progress=progress,
             workers={worker_id: WorkerRecord(**record) for worker_id, record in workers.items()},
             group_counts={state: int(counts.get(state, 0)) for state in GroupState},

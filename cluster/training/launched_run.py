@@ -111,7 +111,8 @@ class LaunchedRun:
                 progress.note(complaint)
             user = User(progress.note, self.signals.check, self.signals.held)
             size = object_store_size(config)
-            with ray_session(config.cluster, plan_placement(config), directory.logs_dir, user, size):
+            with ray_session(config.cluster, plan_placement(config), directory.logs_dir, user, size) as place:
+                await registry.set_place(str(place) or None, place.job)
                 nodes = usable_nodes()
                 check_registry_is_reached(config, len(nodes))
                 if not is_local(config.cluster.address):

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.integration.launcher import ENDLESS, ROOT, STEP_TIMEOUT_S, Launched, launchers, write_config
+from cluster.status import main as status
+from tests.integration.launcher import ENDLESS, ROOT, STEP_TIMEOUT_S, Launched, launchers, wait_until, write_config
 from tests.integration.own_cluster import free_port, head_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
@@ -77,7 +79,7 @@ def job_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
     """A Ray head with a dashboard, and the environment in which `ray job` finds it."""
     folder = tmp_path_factory.mktemp("r")
     dashboard_port = free_port()
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
     options = [
         *("--num-cpus=8", f"--port={free_port()}", f"--temp-dir={folder}"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", f"--object-store-memory={300 << 20}"),
@@ -92,29 +94,44 @@ def ray_job(environment: Mapping[str, str], *arguments: str) -> subprocess.Compl
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=STEP_TIMEOUT_S)
 
 
+@contextmanager
+def submitted(environment: Mapping[str, str], config: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m cluster.submit` of a config, whose folder travels; ends with the test."""
+    command = [sys.executable, "-m", "cluster.submit", "--config", str(config), "--working-dir", str(config.parent)]
+    with output.open("wb") as file:
+        sender = subprocess.Popen([*command, "--python", sys.executable], env=environment, stdout=file, stderr=file)
+    try:
+        yield sender
+    finally:
+        sender.kill()
+        sender.wait()
+
+
 def test_a_ray_job_trains_shows_its_log_and_saves_a_checkpoint_when_it_is_stopped(
-    job_environment: dict[str, str], tmp_path: Path
+    job_environment: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path)
-    # Ray kills a job that does not end within 3 s of being stopped, unless told otherwise.
-    patience = ("--runtime-env-json", json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}))
-    entry = ("--working-dir", ".", *patience, "--", sys.executable, "-m", "cluster.launch", "--config", str(config))
+    entry = ("--working-dir", ".", "--", sys.executable, "-m", "cluster.launch", "--config", str(config))
     finished = ray_job(job_environment, "submit", *entry)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "step 2/2" in finished.stdout
     assert f"draw with it: python -m rollout.generate --model {tmp_path / 'runs' / 'launched'}" in finished.stdout
     assert json.loads((tmp_path / "runs" / "launched" / "summary.json").read_text())["status"] == "finished"
 
-    steps = ("--set", f"run.steps={ENDLESS}")
-    submitted = ray_job(job_environment, "submit", "--no-wait", "--submission-id", "endless", *entry, *steps)
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    deadline = time.monotonic() + STEP_TIMEOUT_S
-    while "step 1/" not in ray_job(job_environment, "logs", "endless").stdout:
-        assert time.monotonic() < deadline
-        time.sleep(1)
-    stopped = ray_job(job_environment, "stop", "endless")
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    summary = json.loads((tmp_path / "runs" / "launched-2" / "summary.json").read_text())
+    travels = tmp_path / "travels"
+    travels.mkdir()
+    endless = write_config(travels, run={"name": "endless", "steps": ENDLESS, "dir": str(tmp_path / "runs")})
+    output = tmp_path / "submit.txt"
+    with submitted(job_environment, endless, output) as sender:
+        wait_until(lambda: "step 1/" in output.read_text(), STEP_TIMEOUT_S, output.read_text, sender)
+        page = f"{job_environment['RAY_ADDRESS']}/#/jobs/endless"
+        assert f"in the Ray dashboard: {page}" in output.read_text()
+        assert status([str(tmp_path / "runs" / "endless")]) == 0
+        assert f"in Ray   job endless {page}" in capsys.readouterr().out
+        stopped = ray_job(job_environment, "stop", "endless")
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        assert sender.wait(STEP_TIMEOUT_S) == 143, output.read_text()
+    summary = json.loads((tmp_path / "runs" / "endless" / "summary.json").read_text())
     assert summary["status"] == "stopped"
     assert (Path(summary["checkpoint"]) / "model.safetensors").is_file()
 

@@ -32,6 +32,7 @@ async def fill(redis_url: str, key: str) -> None:
     async with Registry(redis_url, key) as registry:
         await registry.ledger.rewind(4)
         await registry.set_run("training", num_steps=9, groups_per_step=2)
+        await registry.set_place("http://head:8265/#/jobs/watched", "watched")
         await registry.set_progress(2, 2, {"reward": 0.625})
         await registry.set_worker("rollout-0", "rollout", "READY", 2)
         for state in (GroupState.DISPATCHED, GroupState.SCORED, GroupState.QUEUED):
@@ -58,6 +59,7 @@ def test_a_running_run_is_found_by_its_directory(
     assert main([str(directory.path)]) == 0
     printed = capsys.readouterr().out
     assert f"run      {NAME}: training, life 1" in printed
+    assert "in Ray   job watched http://head:8265/#/jobs/watched" in printed
     assert "step     2 of 9, weight version 2, reward 0.625" in printed
     assert "groups   dispatched 0, failed 1, given up 0, scored 0, queued 1, trained 4" in printed
     assert "gave up  file:9 (group 5): the reward failed" in printed

@@ -55,6 +55,8 @@ def snapshot(step: int, **counts: int) -> RunSnapshot:
         status="stopped",
         num_steps=10,
         groups_per_step=4,
+        dashboard=None,
+        job=None,
         started_s=0.0,
         progress={"step": step, "weight_version": step},
         workers={},

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 
 import pytest
 
-from cluster.session.ray_address import check_ray_address, find_ray_address, is_local, knock
+from cluster.session.ray_address import RayPlace, check_ray_address, find_ray_address, is_local, knock, this_job
 from configs.errors import PlacementError
 
 
@@ -15,6 +16,18 @@ from configs.errors import PlacementError
 def _no_ray_around(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
+
+
+def test_a_job_knows_its_own_id_and_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert this_job() is None
+    told = {"runtime_env": {}, "metadata": {"job_submission_id": "endless-2", "run": "endless"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(told))
+    assert this_job() == "endless-2"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "no JSON")
+    assert this_job() is None
+    assert str(RayPlace("http://head:8265", "endless-2")) == "http://head:8265/#/jobs/endless-2"
+    assert str(RayPlace("http://head:8265", None)) == "http://head:8265"
+    assert str(RayPlace(None, "endless-2")) == ""
 
 
 def test_the_config_goes_before_the_environment_and_that_before_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
