@@ -16,6 +16,7 @@ BENCHMARKS: Mapping[str, str] = {
     "wise": "rewards.benchmarks.judged.wise:WiseLegacy",
     "wise_verified": "rewards.benchmarks.judged.wise:WiseVerified",
     "t2i_compbench": "rewards.benchmarks.compbench.benchmark:CompBench",
+    "dpg": "rewards.benchmarks.dpg.benchmark:DPGBench",
     "shapes": "rewards.benchmarks.geneval.shapes:ShapesBenchmark",
 }
 """Name -> module:class."""
