@@ -12,7 +12,7 @@ from rewards.calling import WrongAnswerError
 from rewards.calling.answers import shorten
 from rollout.records import Prompt
 
-_OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "not enough memory")
+_OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "not enough memory", "can't allocate memory")
 _LOST_GPU = ("cuda error", "cublas_status", "cudnn_status", "nccl error", "hip error")
 MAX_PROMPTS_NAMED = 5
 

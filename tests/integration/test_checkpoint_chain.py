@@ -52,7 +52,7 @@ def test_the_authors_checkpoint_is_converted_planned_rehearsed_trained_and_conve
         rewards=[{"name": "tests.integration.rewards:MoodyReward", "cpus_per_replica": 0.1}],
         learner={"zero_stage": 2, "lr": 1e-2},
     )
-    assert "parameters" in launch(config, "--dry-run")
+    assert f"path: {policy}" in launch(config, "--dry-run")
     assert "rehearsed: 3 steps in 2 lives" in launch(config, "--rehearse", "--layers", "1")
     launch(config)
     trained = tmp_path / "runs" / "launched" / "checkpoints" / f"step_{NUM_STEPS:06d}" / "model"

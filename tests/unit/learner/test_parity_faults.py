@@ -20,12 +20,11 @@ from transformers import JanusForConditionalGeneration
 
 from configs.errors import LearnerError
 from configs.schema import RunConfig, TinyJanusConfig
-from learner.batch import PlanSettings, plan_step
 from learner.janus_policy import JanusPolicy
-from learner.parity_check import ParityCheck, logprob_request
 from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import Trajectory, TrajectoryBatch
+from tests.parity import judge as judge_batch
 from tests.records import make_scored_group, make_trajectory
 
 SHAPE = TinyJanusConfig(
@@ -39,15 +38,6 @@ NUM_OLD = 4
 GROUP_SIZE = 64
 NUM_GROUPS = 4
 WORKERS = ("rollout-0", "rollout-1")
-
-
-@dataclass
-class Learner:
-    """What the check asks of a `DeepSpeedEngine`."""
-
-    module: JanusPolicy
-    num_steps: int
-    zero_stage: int = 0
 
 
 @dataclass(frozen=True)
@@ -200,17 +190,7 @@ def judge(folder: Path, sound: Setting, suspect: Setting, version: int, stalenes
         special_ids=JanusCheckpoint(folder).special_ids,
         logprob_chunk_tokens=1024,
     )
-    learner = Learner(policy, version)
-    check = ParityCheck(config, learner, None, torch.device("cpu"))
-    plan = plan_step(batch, PlanSettings.of(config, 1), 0)
-    sums = check.begin(plan)
-    assert sums is not None
-    with torch.no_grad():
-        for micro_batch in plan.mini_batches[0].micro_batches:
-            for phase in micro_batch.phases:
-                check.compare(phase, policy(logprob_request(config, phase))[0], sums)
-    check.judge(sums)
-    return check.metrics(sums)
+    return judge_batch(config, policy, batch, version)
 
 
 CASES = pytest.mark.parametrize(

@@ -20,6 +20,11 @@ CALLS: list[tuple[int, ...]] = []
 """Shape of every batch the reward under test was called with."""
 CLOSED: list[str] = []
 """What `Closing` was asked."""
+OUT_OF_MEMORY = {
+    "GPU memory": "CUDA out of memory. Tried to allocate 20.00 GiB",
+    "host memory": "DefaultCPUAllocator: can't allocate memory: you tried to allocate 21474836480 bytes. Error code 12",
+}
+"""As PyTorch says it, by the device."""
 CALLED = threading.Event()
 RELEASE = threading.Event()
 """Lets a reward that hangs go on."""
@@ -67,8 +72,8 @@ class Brightness:
             raised = {"exit": SystemExit, "interrupt": KeyboardInterrupt, "cancel": asyncio.CancelledError}
             if self._misbehave in raised:
                 raise raised[self._misbehave]("the server is down")
-        if self._misbehave == "memory" and len(pictures) > 8:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        if self._misbehave in OUT_OF_MEMORY and len(pictures) > 8:
+            raise RuntimeError(OUT_OF_MEMORY[self._misbehave])
         return [Score(value) for value in values]
 
 
@@ -200,7 +205,8 @@ def test_an_answer_of_the_wrong_shape_is_refused_and_not_made_to_fit(misbehave: 
     assert CALLS == [(6, 4, 4, 3)]
 
 
-def test_the_size_that_fits_is_found_once_and_said_once() -> None:
+@pytest.mark.parametrize("device", OUT_OF_MEMORY)
+def test_the_size_that_fits_is_found_once_and_said_once(device: str) -> None:
     async def scenario(worker: RewardWorker) -> list[str | None]:
         notes = []
         for _ in range(2):
@@ -208,7 +214,7 @@ def test_the_size_that_fits_is_found_once_and_said_once() -> None:
             notes.append(worker.take_note())
         return notes
 
-    first, second = run(scenario, make_worker("memory", batch_size=32, max_wait_ms=0))
+    first, second = run(scenario, make_worker(device, batch_size=32, max_wait_ms=0))
     assert [shape[0] for shape in CALLS] == [32, 16, 8, 8, 8, 8, *[8] * 4]
     assert first == (
         f"reward '{__name__}:Brightness' ran out of memory with 16 pictures at once and takes 8 from now on; "
