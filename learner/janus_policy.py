@@ -174,6 +174,14 @@ class JanusPolicy(nn.Module):
             if name in name_of and part_of(name) in parts
         ]
 
+    def share_frozen(self, other: JanusPolicy) -> None:
+        """Take the memory of the parameters that `other` does not train in place of copies. Both must be of the same
+        checkpoint, in the same precision, and whole on this rank."""
+        own = dict(self.model.named_parameters())
+        for name, parameter in other.model.named_parameters():
+            if not parameter.requires_grad:
+                own[name].data = parameter.data
+
     def adapters(self) -> dict[str, LoraLinear]:
         """Name of a weight in the Hugging Face checkpoint -> the layer with the adapter that changes it."""
         return named_adapters(self.model)

@@ -106,6 +106,10 @@ class LearnerWorker:
             dtype=_dtype(config),
             device=device,
         )
+        if reference is not None:
+            if learner.zero_stage < 3:  # which partitions what is frozen, too
+                reference.share_frozen(policy)
+            reference.to(device)
         updater = BatchUpdater(config, engine, reference or BaseReference(engine), device)
         prompts = PromptCheck(config, Conversation.of_run(model_path, config.rollout, config.model.revision))
         return cls(config, model_path, rank, policy, engine, updater, prompts)
@@ -249,9 +253,9 @@ def _load_policy(config: RunConfig, model_path: str) -> JanusPolicy:
 
 
 def _load_reference(config: RunConfig, model_path: str) -> JanusPolicy | None:
-    """The policy as it was before training; None where adapters leave it in place, or no token has a KL."""
+    """The policy as it was before training, on the CPU; None where adapters leave it in place, or no token has a KL."""
     if config.algorithm.needs_reference and config.learner.lora is None:
-        return _load_policy(config, model_path).requires_grad_(False).to(_device(config))
+        return _load_policy(config, model_path).requires_grad_(False)
     return None
 
 

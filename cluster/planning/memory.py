@@ -65,11 +65,18 @@ def learner_rank(config: RunConfig, shape: ModelShape) -> Need:
         # Seen in measurements: beside its partitions a rank keeps the gradient of the embedding whole.
         "embedding": _whole_gradient(config, shape) * size if is_partitioned else 0,
         "buffers": BUFFER_ELEMENTS * size if learner.zero_stage == 3 or (is_partitioned and ranks > 1) else 0,
-        "reference": shape.drawing * size if config.algorithm.needs_reference and learner.lora is None else 0,
+        "reference": _reference(config, shape, trained) * size,
         "activations": learner_activations(config, shape),
         "context": CONTEXT_BYTES if learner.gpus_per_rank > 0 else 0,
     }
     return Need(parts)
+
+
+def _reference(config: RunConfig, shape: ModelShape, trained: int) -> int:
+    """Parameters that the reference holds for itself: what is frozen it shares with the policy, but at ZeRO 3."""
+    if not config.algorithm.needs_reference or config.learner.lora is not None:
+        return 0
+    return shape.drawing if config.learner.zero_stage == 3 else trained
 
 
 def _trained_parameters(config: RunConfig, shape: ModelShape) -> int:
@@ -94,7 +101,11 @@ def _sizes(shape: ModelShape) -> Sequence[tuple[str, int]]:
     text, vq = shape.text, shape.vq
     return (
         (EMBEDDING, text.embedding_parameters),
-        ("model.language_model.layers.0.mlp.up_proj.weight", text.num_layers * text.layer_parameters),
+        ("model.language_model.layers.0.self_attn.q_proj.weight", text.num_layers * text.attention_parameters),
+        (
+            "model.language_model.layers.0.mlp.up_proj.weight",
+            text.num_layers * (text.layer_parameters - text.attention_parameters),
+        ),
         ("model.language_model.norm.weight", text.hidden_size),
         ("lm_head.weight", shape.lm_head),
         ("model.generation_embeddings.weight", vq.num_codes * vq.embed_dim),

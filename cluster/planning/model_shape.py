@@ -58,9 +58,13 @@ class TextShape:
 
     @property
     def layer_parameters(self) -> int:
+        return self.attention_parameters + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+
+    @property
+    def attention_parameters(self) -> int:
+        """Of one layer."""
         hidden, wide = self.hidden_size, self.num_heads * self.head_dim
-        attention = hidden * wide * 2 + hidden * self.num_kv_heads * self.head_dim * 2
-        return attention + 3 * hidden * self.intermediate_size + 2 * hidden
+        return hidden * wide * 2 + hidden * self.num_kv_heads * self.head_dim * 2
 
     @property
     def embedding_parameters(self) -> int:

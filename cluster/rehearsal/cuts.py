@@ -28,6 +28,7 @@ SHORT: Final = "a rehearsal is short"
 NO_GPU: Final = "no GPU here"
 ONE_MACHINE: Final = "this machine alone"
 LAYERS_ONLY: Final = ("model.language_model.layers.*", "model.language_model.norm.*")
+ATTENTION_ONLY: Final = ("model.language_model.layers.*.self_attn.*",)
 MIN_CACHE_GIB: Final = 0.25
 BESIDE_BYTES: Final = 5 * GIB
 """For interpreters and libraries of some six processes, rewards with few layers, and the object store."""
@@ -153,35 +154,63 @@ def _counts(config: RunConfig) -> Iterator[tuple[str, Any]]:
         yield "warm_start.batch_size", 4
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryOnCpu:
+    """Bytes that the processes of a rehearsal need together where there is no GPU."""
+
+    learner: int
+    checkpoint: int
+    """Of the learner: copies of weights and of the optimizer's state on their way to the disk."""
+    rollout: int
+    beside: int = BESIDE_BYTES
+
+    @classmethod
+    def of(cls, config: RunConfig, shape: ModelShape) -> MemoryOnCpu:
+        learner = learner_rank(config, shape)
+        copies = learner.parts["optimizer"] + learner.parts["weights"]
+        return cls(learner.total, copies, rollout_worker(config, shape, None).total)
+
+    @property
+    def total(self) -> int:
+        return self.learner + self.checkpoint + self.rollout + self.beside
+
+    def __str__(self) -> str:
+        parts = {name: getattr(self, name) for name in ("learner", "checkpoint", "rollout", "beside")}
+        shown = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+        return f"{self.total / GIB:.1f} GiB ({shown})"
+
+
 def cut_to_memory(
     cutter: Cutter, shape_of: Callable[[int], ModelShape], layers: int, available_bytes: int, source: str
-) -> int:
-    """Train the layers alone where the optimizer's state of the embeddings does not fit the machine's memory, and take
-    fewer layers where that is not enough; returns how many.
+) -> tuple[int, MemoryOnCpu]:
+    """Train the layers alone, or their attention alone, where the optimizer's state of the whole does not fit the
+    machine's memory, and take fewer layers where that is not enough; returns how many, and the memory that it needs.
 
     shape_of: of the model with so many layers. Raises PlacementError where one layer does not fit.
     """
     config = cutter.config(source)
-    first_bytes = _needed(config, shape_of(layers))
-    if first_bytes <= available_bytes:
-        return layers
-    reason = f"{first_bytes / GIB:.0f} GiB of memory would be needed, {available_bytes / GIB:.0f} are free"
+    whole = MemoryOnCpu.of(config, shape_of(layers))
+    if whole.total <= available_bytes:
+        return layers, whole
+    reason = f"{whole.total / GIB:.0f} GiB of memory would be needed, {available_bytes / GIB:.0f} may be taken"
     if config.learner.lora is None:
         cutter.set("learner.trainable", list(LAYERS_ONLY), reason, "the layers alone")
+        if MemoryOnCpu.of(cutter.config(source), shape_of(layers)).total > available_bytes:
+            cutter.cuts.pop()
+            cutter.set("learner.trainable", list(ATTENTION_ONLY), reason, "the layers' attention alone")
         config = cutter.config(source)
-    fitting = next((n for n in range(layers, 0, -1) if _needed(config, shape_of(n)) <= available_bytes), None)
-    if fitting is None:
+    for fitting in range(layers, 0, -1):
+        needed = MemoryOnCpu.of(config, shape_of(fitting))
+        if needed.total <= available_bytes:
+            break
+    else:
         raise PlacementError(
-            f"a rehearsal of this model needs {_needed(config, shape_of(1)) / GIB:.1f} GiB of memory with one layer, "
-            f"{available_bytes / GIB:.1f} may be taken here: rehearse where there is more, or end what else runs"
+            f"a rehearsal of this model needs {needed} with one layer; {available_bytes / GIB:.1f} GiB may be taken "
+            "here: rehearse where there is more, or end what else runs"
         )
     if fitting < layers:
         cutter.cuts.append(Cut("--layers", str(layers), str(fitting), reason))
-    return fitting
-
-
-def _needed(config: RunConfig, shape: ModelShape) -> int:
-    return learner_rank(config, shape).total + rollout_worker(config, shape, None).total + BESIDE_BYTES
+    return fitting, needed
 
 
 def needs_gpus(config: RunConfig) -> bool:

@@ -23,6 +23,7 @@ from typing import Final
 
 import psutil
 
+from cluster.planning.memory import GIB
 from cluster.rehearsal.cuts import (
     ONE_MACHINE,
     RESUMED_STEPS,
@@ -72,10 +73,8 @@ def rehearse(config: RunConfig, layers: int, signals: StopSignals, launch: Launc
     rehearsed = Rehearsal()
     with _workspace(config, is_temporary=on_cpu or find_ray_address(config.cluster.address)[0] is None) as folder:
         cut = _cut(config, layers, folder, on_cpu, rehearsed)
-        print(
-            f"rehearsal of {config.run.name} in {folder}\n{describe_cuts(config, cut.layers, rehearsed.cuts)}",
-            flush=True,
-        )
+        print(f"rehearsal of {config.run.name} in {folder}")
+        print(describe_cuts(config, cut.layers, rehearsed.cuts, cut.memory), flush=True)
         try:
             exit_code = _run(cut, folder, signals, launch, rehearsed)
         except BaseException:
@@ -91,6 +90,8 @@ class _CutConfig:
     texts: list[str]
     layers: int
     """As many as fit, at most those that were asked for."""
+    memory: str | None
+    """What it will need, for people; None where GPUs hold it."""
 
 
 def _cut(config: RunConfig, layers: int, folder: Path, on_cpu: bool, rehearsed: Rehearsal) -> _CutConfig:
@@ -99,16 +100,19 @@ def _cut(config: RunConfig, layers: int, folder: Path, on_cpu: bool, rehearsed: 
     cut_rewards(cutter, config)
     config = cutter.config("--rehearse")
     cut_everywhere(cutter, config)
-    texts = cut_data(cutter, config)
+    texts, memory = cut_data(cutter, config), None
     cutter.set("run.dir", str(folder), "removed when it is over")
     cutter.set("run.cache_dir", str(folder / "cache"), "removed when it is over")
     if on_cpu:
         cut_to_one_machine(cutter, config, shape_with_layers(config, layers))
         available_bytes = int(MEMORY_SHARE * psutil.virtual_memory().available)
-        layers = cut_to_memory(cutter, partial(shape_with_layers, config), layers, available_bytes, "--rehearse")
+        layers, needed = cut_to_memory(
+            cutter, partial(shape_with_layers, config), layers, available_bytes, "--rehearse"
+        )
+        memory = f"about {needed} of {available_bytes / GIB:.1f} that may be taken"
     elif config.cluster.address == AUTO and not _is_ray_here(config):
         cutter.set("cluster.address", None, ONE_MACHINE)
-    return _CutConfig(cutter.config("--rehearse"), texts, layers)
+    return _CutConfig(cutter.config("--rehearse"), texts, layers, memory)
 
 
 def _run(cut: _CutConfig, folder: Path, signals: StopSignals, launch: Launch, rehearsed: Rehearsal) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from statistics import mean
@@ -18,8 +19,8 @@ _STARTING = "starting learner, rollout workers and rewards"
 _RAY = "starting Redis and Ray"
 
 
-def describe_cuts(config: RunConfig, layers: int, cuts: Sequence[Cut]) -> str:
-    """Every field that was changed, and what stays."""
+def describe_cuts(config: RunConfig, layers: int, cuts: Sequence[Cut], memory: str | None) -> str:
+    """Every field that was changed, what stays, and the memory that it will need."""
     lines = [
         f"  models        random weights, {layers} layers each, widths, picture size and vocabulary as they are"
         if config.model.path != "tiny-janus"
@@ -27,6 +28,8 @@ def describe_cuts(config: RunConfig, layers: int, cuts: Sequence[Cut]) -> str:
     ]
     width = max((len(cut.field) for cut in cuts), default=0)
     lines += [f"  cut           {cut.field.ljust(width)}  {cut.before} → {cut.after}  ({cut.reason})" for cut in cuts]
+    if memory is not None:
+        lines.append(f"  memory        {memory}")
     return "\n".join(lines)
 
 
@@ -97,7 +100,7 @@ def _memory(usages: Sequence[Usage]) -> str:
 
 
 def _mean(life: Life, key: str) -> float | None:
-    values = [step[key] for step in life.steps if key in step]
+    values = [step[key] for step in life.steps if not math.isnan(step.get(key, math.nan))]
     return mean(values) if values else None
 
 

@@ -66,7 +66,7 @@ def config_of(folder: Path) -> RunConfig:
                 "threads_per_worker": 2,
                 "vllm": {"max_num_batched_tokens": 1024},
             },
-            "learner": {"micro_batch_size": GROUP_SIZE},
+            "learner": {"micro_batch_size": GROUP_SIZE, "zero_stage": 1},
         }
     )
 

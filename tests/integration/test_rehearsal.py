@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.load import load_config
 from tests.integration.launcher import ROOT, write_config
 
 REHEARSE = [sys.executable, "-m", "cluster.launch", "--rehearse", "--layers"]
@@ -33,6 +34,11 @@ def test_a_config_for_gpus_is_rehearsed_without_them(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"cut +learner\.num_ranks +2 → 1 +\(no GPU here\)", done.stdout)
     assert re.search(r"cut +data\.train +\S*nowhere\.jsonl → shapes:train:40", done.stdout)
+    assert re.search(
+        r"^  memory +about [\d.]+ GiB \(learner [\d.]+, checkpoint .*\) of [\d.]+ that may be taken$",
+        done.stdout,
+        re.MULTILINE,
+    )
     for row in ROWS:
         assert re.search(rf"^  {re.escape(row)}", done.stdout, re.MULTILINE), row
     assert re.search(r"learner \(ZeRO 2\) +[\d.]+ to start, [\d.]+ a step +[\d.]+ GiB", done.stdout)
@@ -56,10 +62,14 @@ def test_the_first_failure_is_named_with_its_remedy_and_the_logs_stay(tmp_path: 
 
 @pytest.mark.proof
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", ["janus_pro_1b_1gpu", "janus_pro_7b_8gpu", "janus_pro_7b_cluster"])
+@pytest.mark.parametrize("name", ["janus_pro_1b_1gpu", "janus_pro_7b_8gpu", "janus_pro_7b_cluster", "t2i_r1"])
 def test_the_shipped_gpu_configs_are_rehearsed_on_a_cpu(name: str) -> None:
+    """The 1B config takes some 10 GiB of memory, each of the others some 15."""
     done = rehearse(ROOT / "configs" / f"{name}.yaml", "2", timeout_s=1700)
+    if done.returncode == 2 and "a rehearsal of this model needs" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rehearsed: 3 steps in 2 lives" in done.stdout
-    for row in (*ROWS, "reward hps", "reward git_vqa", "reward grounding_dino"):
+    rewards = [f"reward {reward.name}" for reward in load_config(ROOT / "configs" / f"{name}.yaml").rewards]
+    for row in (*ROWS, *rewards):
         assert re.search(rf"^  {re.escape(row)}", done.stdout, re.MULTILINE), row

@@ -200,6 +200,19 @@ def test_the_model_that_a_policy_is_made_of_stays_whole_and_usable(
     assert not torch.equal(model(input_ids=prompt).logits, before[0])
 
 
+def test_a_reference_shares_what_the_policy_does_not_train_and_keeps_the_rest(folder: Path) -> None:
+    trainable = ["model.language_model.layers.0.*"]
+    policy, reference = (
+        JanusPolicy.load(str(folder), torch.float32, logprob_chunk_tokens=7, trainable=trainable) for _ in range(2)
+    )
+    reference.requires_grad_(False).share_frozen(policy)
+    trained = {name for name, _ in policy.named_trainable_parameters()}
+    own = dict(reference.model.named_parameters())
+    for name, parameter in policy.model.named_parameters():
+        assert (own[name].data_ptr() == parameter.data_ptr()) is (name not in trained), name
+        assert torch.equal(own[name], parameter)
+
+
 def test_names_and_order_of_parameters_are_those_that_older_checkpoints_hold(folder: Path) -> None:
     """A rank's fragments are found by these names; see `learner.zero.optimizer_state`."""
     lora = LoraConfig(rank=2, targets=("q_proj",))
