@@ -1,66 +1,98 @@
-"""The learner's part of a checkpoint: weights, optimizer state and random state of every rank.
+"""The learner's part of a checkpoint: the policy, and the weights, optimizer state and random state of every rank.
 
-    DIRECTORY/rank_00000.safetensors, …   each rank's shard of weights and optimizer state, and its random state
-    DIRECTORY/learner.json                number of shards, step, and the caller's state; written last
+    Snapshot.take     every rank, between two steps: copies into host memory
+    Snapshot.write    each rank for itself, in any thread, while the next steps are made:
+        STATE/rank_00000.safetensors, …   each rank's shard of weights and optimizer state, and its random state
+        STATE/learner.json                rank 0: number of shards, step, and the caller's state
+        MODEL/                            rank 0: a Hugging Face folder
 
-Any number of ranks, at any ZeRO stage, reads them back (see `learner.zero.optimizer_state`).
+Any number of ranks, at any ZeRO stage, reads the state back (see `learner.zero.optimizer_state`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from configs.errors import CheckpointError, LearnerError
-from learner.zero import DeepSpeedEngine
+from learner.export import PretrainedWriter, take_weights
+from learner.janus_policy import JanusPolicy
+from learner.zero import DeepSpeedEngine, HostCopies, all_succeed
 
 INFO_FILE = "learner.json"
 RNG_CPU, RNG_CUDA = "rng_cpu:state:0", "rng_cuda:state:0"
 """Keys of the generators' states, in the form of a fragment's key."""
 
 
-def save_checkpoint(engine: DeepSpeedEngine, directory: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; every rank calls it, and returns when it is whole. state: plain JSON values.
+class Snapshot:
+    """One rank's copy of what a checkpoint holds. It may be written in a thread of its own; another one can be taken
+    when it is written."""
 
-    Raises CheckpointError on all ranks when one of them cannot write its part: none is left waiting for it.
-    """
-    rank = dist.get_rank()
+    def __init__(self, engine: DeepSpeedEngine, policy: JanusPolicy, writer: PretrainedWriter | None) -> None:
+        """writer: on rank 0, which writes the model."""
+        self._engine = engine
+        self._policy = policy
+        self._writer = writer
+        self._state, self._weights = HostCopies(), HostCopies()
+        self._info: dict[str, Any] = {}
+        self._in_use = threading.Lock()
 
-    def write_part() -> None:
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Copy the learner as it is now; every rank calls it, between two steps. state: plain JSON values.
+
+        Raises CheckpointError on all ranks while the one before is still being written on one of them.
+        """
+        all_succeed(self._check_not_in_use, "take another checkpoint")
+        with self._in_use:
+            self._state.take(_with_random_state(self._engine))
+            take_weights(self._engine, self._policy, self._weights)
+            self._info = {"num_parts": dist.get_world_size(), "num_steps": self._engine.num_steps, "state": dict(state)}
+
+    def write(self, state_directory: Path, model_directory: Path) -> None:
+        """Write what this rank has to write: see `files_of_rank` and, on rank 0, `PretrainedWriter.write`.
+
+        Raises CheckpointError.
+        """
+        with self._in_use:
+            with _as_checkpoint_error(f"the learner's state to {state_directory}"):
+                self._write_state(state_directory)
+            if self._writer is not None:
+                with _as_checkpoint_error(f"the model to {model_directory}"):
+                    self._writer.write(self._weights.tensors, model_directory)
+
+    def _write_state(self, directory: Path) -> None:
+        rank = dist.get_rank()
         directory.mkdir(parents=True, exist_ok=True)
-        engine.write_state(_part(directory, rank), _random_state())
-
-    def write_info() -> None:
+        save_file(self._state.tensors, _part(directory, rank))
         if rank == 0:
-            info = {"num_parts": dist.get_world_size(), "num_steps": engine.num_steps, "state": dict(state)}
-            (directory / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+            (directory / INFO_FILE).write_text(json.dumps(self._info, indent=2) + "\n", encoding="utf-8")
 
-    all_succeed(write_part, f"the learner's state to {directory}")
-    all_succeed(write_info, f"the learner's state to {directory}")
+    def _check_not_in_use(self) -> None:
+        if self._in_use.locked():
+            raise CheckpointError("the one before is still being written")
 
 
-def all_succeed(write: Callable[[], None], what: str) -> None:
-    """Run `write` on every rank, and return when it has ended on all. Raises CheckpointError on all when it failed
-    on one, whatever it raised: a full disk shows itself as OSError, or as an error of safetensors."""
-    fault: str | None = None
+@contextmanager
+def _as_checkpoint_error(what: str) -> Iterator[None]:
     try:
-        write()
-    except Exception as error:  # noqa: BLE001 - raised again below, on every rank
-        fault = f"rank {dist.get_rank()}: {type(error).__name__}: {error}"
-    faults: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(faults, fault)
-    if told := [entry for entry in faults if entry is not None]:
-        raise CheckpointError(f"cannot write {what}: {'; '.join(told)}")
+        yield
+    except Exception as error:  # a full disk shows itself as OSError, or as an error of safetensors
+        raise CheckpointError(
+            f"cannot write {what}: rank {dist.get_rank()}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def files_of_rank(directory: Path, rank: int) -> list[Path]:
-    """What `save_checkpoint` writes on a rank."""
+    """What `Snapshot.write` writes for the state on a rank."""
     return [_part(directory, rank), *([directory / INFO_FILE] if rank == 0 else [])]
 
 
@@ -90,11 +122,11 @@ def _part(directory: Path, rank: int) -> Path:
     return directory / f"rank_{rank:05d}.safetensors"
 
 
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {RNG_CPU: torch.get_rng_state()}
+def _with_random_state(engine: DeepSpeedEngine) -> Iterator[tuple[str, torch.Tensor]]:
+    yield RNG_CPU, torch.get_rng_state()
     if torch.cuda.is_available():
-        state[RNG_CUDA] = torch.cuda.get_rng_state()
-    return state
+        yield RNG_CUDA, torch.cuda.get_rng_state()
+    yield from engine.named_state()
 
 
 def _restore_random_state(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Export of the policy's weights from DeepSpeed: as buckets for the engines, and as a Hugging Face folder.
 
     DeepSpeedEngine.gathered ─► adapters merged ─┬─► export_buckets ─► WeightBucket, WeightBucket, ...
-                                                 └─► save_pretrained ─► starting model + trained weights ─► folder
+                                                 └─► take_weights ─► host memory ─► PretrainedWriter ─► folder
 
 At ZeRO-3 this needs an all-gather: every rank must make the call and exhaust the iterator. Only rank 0 yields.
 """
@@ -9,19 +9,18 @@ At ZeRO-3 this needs an all-gather: every rank must make the call and exhaust th
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import JanusForConditionalGeneration
 
 from configs.errors import LearnerError
-from learner.checkpoint import all_succeed
-from learner.janus_policy import JanusPolicy, load_janus
+from learner.janus_policy import JanusPolicy
 from learner.lora import merged_weight
-from learner.zero import DeepSpeedEngine
-from rollout.janus_checkpoint import resolve_folder
+from learner.zero import DeepSpeedEngine, HostCopies, all_succeed
+from rollout.prompts.conversation import ConversationFormat
 from rollout.records import WeightBucket
 from rollout.weights.buckets import pack_bucket
 
@@ -79,51 +78,83 @@ def export_tensors(engine: DeepSpeedEngine, policy: JanusPolicy) -> Iterator[tup
             yield name, tensor.clone() if engine.zero_stage == 3 else tensor
 
 
-def save_pretrained(
-    engine: DeepSpeedEngine,
-    policy: JanusPolicy,
-    starting_model: str,
-    directory: Path,
-    *,
-    dtype: torch.dtype,
-    revision: str | None = None,
-) -> None:
-    """Write a folder that `from_pretrained` loads: the starting model with the trained weights in it,
-    and its tokenizer, chat template, generation config and conversation format.
+def take_weights(engine: DeepSpeedEngine, policy: JanusPolicy, copies: HostCopies) -> None:
+    """Copy the tensors of `export_buckets` into `copies`: on rank 0, and nothing on the others. Collective."""
+    tensors = (entry for bucket in _merged(engine, policy, _GATHER_BYTES) for entry in bucket)
+    if dist.get_rank() == 0:
+        copies.take(tensors)
+    else:
+        for _ in tensors:  # gathering ZeRO-3's partitions is collective
+            pass
 
-    It appears whole or not at all: it is written beside `directory`, then renamed, replacing an older
-    one. Every rank returns after that. Raises CheckpointError when it cannot be written.
+
+def save_pretrained(
+    engine: DeepSpeedEngine, policy: JanusPolicy, writer: PretrainedWriter | None, directory: Path
+) -> None:
+    """Write a Hugging Face folder with the present weights; every rank returns when it is whole. writer: on rank 0.
+
+    Raises CheckpointError when it cannot be written.
     """
-    trained: dict[str, Tensor] = {}
-    for tensors in _merged(engine, policy, _GATHER_BYTES):
-        if dist.get_rank() == 0:
-            trained.update((name, tensor.to("cpu", dtype, copy=True)) for name, tensor in tensors)
+    copies = HostCopies()
+    take_weights(engine, policy, copies)
 
     def write() -> None:
-        if dist.get_rank() == 0:
-            _write_folder(trained, starting_model, directory, dtype, revision)
+        if writer is not None:
+            writer.write(copies.tensors, directory)
 
-    all_succeed(write, f"the model to {directory}")
+    all_succeed(write, f"write the model to {directory}")
 
 
-def _write_folder(
-    trained: dict[str, Tensor], starting_model: str, directory: Path, dtype: torch.dtype, revision: str | None
-) -> None:
-    model = load_janus(starting_model, dtype, revision)
-    unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
-    if unexpected:
-        raise LearnerError(f"model {starting_model} has no weights {', '.join(sorted(unexpected))}, which were trained")
-    new = directory.with_name(f".{directory.name}.new")
-    old = directory.with_name(f".{directory.name}.old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    model.save_pretrained(new)
-    _copy_small_files(resolve_folder(starting_model, revision), new)
-    if directory.exists():
-        directory.rename(old)
-    new.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
+class PretrainedWriter:
+    """Writes folders that `from_pretrained` loads: the model that training began with, with trained weights in it.
+
+    It holds of that model what training leaves as it was, in host memory, so that no folder needs it loaded again.
+    """
+
+    def __init__(
+        self, janus: JanusForConditionalGeneration, policy: JanusPolicy, folder: Path, format: ConversationFormat
+    ) -> None:
+        """janus: the model that `policy` was made of. It is this object's from here on, and loses the weights that
+        training changes; the policy keeps its own. folder: where it came from. format: written beside the weights,
+        since a policy plans best when it is asked as it was trained."""
+        self._janus = janus
+        self._folder = folder
+        self._format = format
+        own = dict(janus.named_parameters())
+        self._trained: dict[str, nn.Parameter] = {}
+        for name, _ in policy.named_changing_parameters():
+            self._trained[name] = own[name]
+            own[name].data = own[name].new_empty(0)
+
+    def write(self, trained: Mapping[str, Tensor], directory: Path) -> None:
+        """Write a folder with these weights, by the names of `take_weights`, the starting model's tokenizer, chat
+        template and generation config, and the conversation format.
+
+        It appears whole or not at all: it is written beside `directory`, then renamed, replacing an older one.
+        Raises LearnerError for other weights than those that training changes.
+        """
+        if different := trained.keys() ^ self._trained.keys():
+            raise LearnerError(
+                f"model {self._folder}: {min(different)} is either trained and not a weight of it, or was not given"
+            )
+        # By parameter and not by name: weights that are tied have several.
+        values = {id(self._trained[name]): tensor for name, tensor in trained.items()}
+        state = {
+            name: values.get(id(tensor), tensor.detach())
+            for name, tensor in self._janus.state_dict(keep_vars=True).items()
+        }
+        new = directory.with_name(f".{directory.name}.new")
+        old = directory.with_name(f".{directory.name}.old")
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        new.mkdir(parents=True)
+        self._janus.save_pretrained(new, state_dict=state)
+        _copy_small_files(self._folder, new)
+        self._format.save(new)
+        if directory.exists():
+            directory.rename(old)
+        new.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _copy_small_files(source: Path, target: Path) -> None:

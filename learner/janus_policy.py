@@ -140,10 +140,11 @@ class JanusPolicy(nn.Module):
         revision: str | None = None,
         trainable: Sequence[str] = LANGUAGE_MODEL,
         lora: LoraConfig | None = None,
+        janus: JanusForConditionalGeneration | None = None,
     ) -> JanusPolicy:
-        """From a hub id or folder, on the CPU. Raises ModelError."""
+        """From a hub id or folder, on the CPU. janus: what `load_janus` gave of it. Raises ModelError."""
         return cls(
-            load_janus(path, dtype, revision),
+            janus or load_janus(path, dtype, revision),
             special_ids=JanusCheckpoint.from_pretrained(path, revision, weights=True).special_ids,
             logprob_chunk_tokens=logprob_chunk_tokens,
             trainable=trainable,

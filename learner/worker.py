@@ -17,20 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import JanusForConditionalGeneration
 
 from configs.errors import LearnerError
 from configs.schema import RunConfig
 from learner.batch import PlanSettings, plan_step
 from learner.batch_updates import BaseReference, BatchUpdater
-from learner.checkpoint import load_checkpoint, save_checkpoint
-from learner.export import export_buckets, export_tensors, save_pretrained, weight_layout
-from learner.janus_policy import JanusPolicy
+from learner.checkpoint import Snapshot, load_checkpoint
+from learner.export import PretrainedWriter, export_buckets, export_tensors, weight_layout
+from learner.janus_policy import JanusPolicy, load_janus
 from learner.nccl_sender import NcclSender
 from learner.prompt_check import PromptCheck
 from learner.zero import DeepSpeedEngine, OptimizerSettings, close_distributed, init_distributed
 from learner.zero.engine import StepInfo
+from rollout.janus_checkpoint import resolve_folder
 from rollout.prompts import Conversation
-from rollout.prompts.conversation import ConversationFormat
 from rollout.records import GroupRollout, TrajectoryBatch, WeightBucket
 
 logger = logging.getLogger(__name__)
@@ -57,24 +58,22 @@ class LearnerWorker:
     def __init__(
         self,
         config: RunConfig,
-        model_path: str,
         rank: int,
         policy: JanusPolicy,
         engine: DeepSpeedEngine,
         updater: BatchUpdater,
         prompts: PromptCheck,
+        writer: PretrainedWriter | None,
     ) -> None:
-        """Of a policy, the engine around it, an updater of that engine and a look at prompts; `start` gives one.
-
-        model_path: where the policy came from.
-        """
+        """Of a policy, the engine around it, an updater of that engine, a look at prompts, and on rank 0 a writer;
+        `start` gives one."""
         self._config = config
-        self._model_path = model_path
         self._rank = rank
         self._policy = policy
         self._engine = engine
         self._updater = updater
         self._prompts = prompts
+        self._snapshot = Snapshot(engine, policy, writer)
         self._num_skipped = 0
         self._sender: NcclSender | None = None
 
@@ -95,7 +94,12 @@ class LearnerWorker:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as torch asks for, on GPUs
             torch.use_deterministic_algorithms(True)
         init_distributed(rank, learner.num_ranks, master_address, master_port, device.type, config.run.start_timeout_s)
-        policy = _load_policy(config, model_path)
+        janus = load_janus(model_path, _dtype(config), config.model.revision)
+        policy = _load_policy(config, model_path, janus)
+        conversation = Conversation.of_run(model_path, config.rollout, config.model.revision)
+        folder = resolve_folder(model_path, config.model.revision)
+        writer = PretrainedWriter(janus, policy, folder, conversation.format) if rank == 0 else None
+        del janus  # what the writer does not hold is the policy's, or free
         if learner.gradient_checkpointing:
             policy.enable_gradient_checkpointing()
         reference = _load_reference(config, model_path)
@@ -111,8 +115,7 @@ class LearnerWorker:
                 reference.share_frozen(policy)
             reference.to(device)
         updater = BatchUpdater(config, engine, reference or BaseReference(engine), device)
-        prompts = PromptCheck(config, Conversation.of_run(model_path, config.rollout, config.model.revision))
-        return cls(config, model_path, rank, policy, engine, updater, prompts)
+        return cls(config, rank, policy, engine, updater, PromptCheck(config, conversation), writer)
 
     @property
     def weight_version(self) -> int:
@@ -201,29 +204,25 @@ class LearnerWorker:
             self._sender.close()
             self._sender = None
 
-    def save_checkpoint(self, directory: Path, step: int) -> None:
-        """Write the state that resuming after `step` steps needs. Raises LearnerError when the learner is at another
-        step."""
+    def take_snapshot(self, step: int) -> None:
+        """Copy into host memory what resuming after `step` steps needs, and the policy. Collective.
+
+        Raises LearnerError when the learner is at another step, CheckpointError while the last one is being written.
+        """
         self._check_version(step)
-        save_checkpoint(self._engine, directory, {"num_skipped": self._num_skipped})
+        self._snapshot.take({"num_skipped": self._num_skipped})
+
+    def write_snapshot(self, state_directory: Path, model_directory: Path) -> None:
+        """Write what `take_snapshot` has copied: not collective, and in any thread, while the next steps are made.
+
+        Raises CheckpointError.
+        """
+        self._snapshot.write(state_directory, model_directory)
 
     def load_checkpoint(self, directory: Path) -> int:
-        """Resume from a checkpoint of `save_checkpoint`; returns the number of steps made. Raises LearnerError."""
+        """Resume from the state of `write_snapshot`; returns the number of steps made. Raises LearnerError."""
         self._num_skipped = load_checkpoint(self._engine, directory)["num_skipped"]
         return self.weight_version
-
-    def save_pretrained(self, directory: Path) -> None:
-        """Write a Hugging Face folder with the present weights. Raises LearnerError."""
-        save_pretrained(
-            self._engine,
-            self._policy,
-            self._model_path,
-            directory,
-            dtype=_dtype(self._config),
-            revision=self._config.model.revision,
-        )
-        if self._rank == 0:  # a policy plans best when it is asked as it was trained
-            ConversationFormat.of_run(directory, self._config.rollout).save(directory)
 
     def close(self) -> None:
         """Free optimizer and process groups."""
@@ -241,7 +240,7 @@ def _dtype(config: RunConfig) -> torch.dtype:
     return dtype
 
 
-def _load_policy(config: RunConfig, model_path: str) -> JanusPolicy:
+def _load_policy(config: RunConfig, model_path: str, janus: JanusForConditionalGeneration | None = None) -> JanusPolicy:
     return JanusPolicy.load(
         model_path,
         _dtype(config),
@@ -249,6 +248,7 @@ def _load_policy(config: RunConfig, model_path: str) -> JanusPolicy:
         revision=config.model.revision,
         trainable=config.learner.trainable,
         lora=config.learner.lora,
+        janus=janus,
     )
 
 

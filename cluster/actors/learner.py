@@ -21,7 +21,7 @@ from rollout.records import GroupRollout, TrajectoryBatch, WeightBucket
 if TYPE_CHECKING:
     from learner.worker import LearnerWorker, StepReport
 
-CONCURRENCY_GROUPS: Final = {"pulse": 1, "files": 1}
+CONCURRENCY_GROUPS: Final = {"pulse": 1, "files": 1, "checkpoint": 1}
 """Threads beside the one that computes: for what must be answered while it does."""
 
 
@@ -146,22 +146,24 @@ class LearnerActor:
     def send_collective(self, version: int) -> None:
         self._started.send_collective(version)
 
-    def save_checkpoint(self, directory: str, step: int) -> WrittenFiles:
-        """Returns what this rank wrote there."""
+    def take_snapshot(self, step: int) -> None:
+        self._started.take_snapshot(step)
+
+    def write_snapshot(self, directory: str) -> WrittenFiles:
+        """Write what `take_snapshot` has copied, in the concurrency group "checkpoint", while the rank computes.
+
+        Returns what this rank wrote: its part of DIRECTORY/state, and rank 0 DIRECTORY/model. Raises CheckpointError.
+        """
         from learner.checkpoint import files_of_rank
 
         folder = Path(directory)
-        self._started.save_checkpoint(folder, step)
-        return self._written(folder, files_of_rank(folder, self._rank))
+        state, model = folder / "state", folder / "model"
+        self._started.write_snapshot(state, model)
+        files = [*files_of_rank(state, self._rank), *(folders.files_of(model) if self._rank == 0 else [])]
+        return self._written(folder, files)
 
     def load_checkpoint(self, directory: str) -> int:
         return self._started.load_checkpoint(Path(directory))
-
-    def save_pretrained(self, directory: str) -> WrittenFiles:
-        """Returns what this rank wrote there: rank 0 all of it, the others nothing."""
-        folder = Path(directory)
-        self._started.save_pretrained(folder)
-        return self._written(folder, folders.files_of(folder) if self._rank == 0 else [])
 
     def close(self) -> None:
         if self._worker is not None:

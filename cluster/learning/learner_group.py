@@ -28,7 +28,7 @@ from cluster.learning.pulses import Pulses, SilentRankError, StepTimes
 from cluster.learning.rank_placement import bundle_of, place_ranks
 from cluster.pools.cancellation import end_tasks
 from cluster.pools.remote_errors import WorkerLostError, raised_by, resolve, told
-from configs.errors import BicotError, ConfigError, LearnerError
+from configs.errors import BicotError, CheckpointError, ConfigError, LearnerError
 from configs.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -183,21 +183,36 @@ class LearnerGroup:
         with _as_learner_errors(what, None):
             return await self._unless_silent(work, None, self._pulses.watch())
 
-    async def save_checkpoint(self, directory: str, step: int) -> list[WrittenFiles]:
-        """Write what going on after `step` steps needs; returns what each rank wrote.
+    async def take_snapshot(self, step: int) -> None:
+        """Have the ranks copy what going on after `step` steps needs into their host memory.
 
-        Raises CheckpointError when it cannot be written, and LearnerError when the learner is at another step.
+        Raises CheckpointError while the last copy is still being written, and LearnerError when the learner is at
+        another step.
         """
-        return await self._all("save_checkpoint", directory, step, timeout_s=self._config.run.step_timeout_s)
+        await self._all("take_snapshot", step, timeout_s=self._config.run.step_timeout_s)
+
+    async def write_snapshot(self, directory: str) -> list[WrittenFiles]:
+        """Have the ranks write what they have copied, beside what they compute; returns what each rank wrote.
+
+        Raises CheckpointError when it cannot be written, or is not in time, and no rank writes any more unless it is
+        late.
+        """
+        timeout_s = self._config.run.step_timeout_s
+        references = [
+            rank.write_snapshot.options(concurrency_group="checkpoint").remote(directory) for rank in self._ranks
+        ]
+        try:
+            with _as_learner_errors("write_snapshot", timeout_s):
+                return await self._unless_silent(_all_ended(references), timeout_s, self._pulses.watch())
+        except LearnerLostError as error:
+            if await self.is_alive():
+                raise CheckpointError(str(error)) from error
+            raise
 
     async def load_checkpoint(self, directory: str) -> int:
-        """Go on where `save_checkpoint` was; returns the number of steps made."""
+        """Go on where `take_snapshot` was; returns the number of steps made."""
         steps = await self._all("load_checkpoint", directory, timeout_s=self._config.run.start_timeout_s)
         return int(steps[0])
-
-    async def save_pretrained(self, directory: str) -> list[WrittenFiles]:
-        """Write a Hugging Face folder; returns what each rank wrote. Raises CheckpointError."""
-        return await self._all("save_pretrained", directory, timeout_s=self._config.run.step_timeout_s)
 
     async def close(self) -> None:
         """End all ranks."""
@@ -244,6 +259,15 @@ class LearnerGroup:
         references = [self._ranks[0].rendezvous.remote()]
         (meeting,) = await self._gathered("rendezvous", references, self._config.run.start_timeout_s)
         return meeting
+
+
+async def _all_ended(references: Sequence[Any]) -> list[Any]:
+    """What they return, when all have ended, whether well or not. Raises the first of what they raised."""
+    results = await asyncio.gather(*map(resolve, references), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return list(results)
 
 
 class _LateError(Exception):

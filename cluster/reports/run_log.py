@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -25,12 +24,11 @@ from cluster.reports.progress import Progress
 from cluster.reports.sample_file import write_sample_file
 from cluster.reports.samples import SampleEntry, draw_samples
 from cluster.reports.timeline import Timeline
-from cluster.state import Checkpoints, Registry, RunDirectory, RunState
+from cluster.state import BackgroundCheckpoints, Checkpoints, Registry, RunDirectory, RunState
 from cluster.state.ledger import GroupState
 from cluster.state.outbox import Outbox
 from cluster.telemetry.export import Exporter
 from cluster.trackers import TrackedPicture, TrackedRun, Trackers
-from configs.errors import CheckpointError
 from configs.load import dump_config
 from configs.schema import RunConfig
 from configs.yaml_text import parse_yaml
@@ -54,19 +52,21 @@ class RunLog:
     at_end: Callable[[str], Awaitable[None]] | None = None
     """Called with the run's name when it ends, well or not, while its actors still live."""
     num_failed_groups: int = 0
-    num_failed_checkpoints: int = 0
     evaluations: list[EvaluationPoint] = field(default_factory=list)
     activity: Activity = field(init=False)
+    saving: BackgroundCheckpoints = field(init=False)
     trackers: Trackers = field(init=False)
     _timeline: Timeline = field(init=False)
     _outbox: Outbox = field(init=False)
-    _num_failed_in_a_row: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         name = self.directory.name
         watching = self.config.watching
         self._timeline = Timeline(self.directory.timeline_path if watching.timeline else None)
         self.activity = Activity(self.config, name, Exporter(name, is_on=watching.metrics), self._timeline)
+        self.saving = BackgroundCheckpoints(
+            self.checkpoints, self.config.checkpoint, self.note, lambda ok: self.activity.checkpoint(is_written=ok)
+        )
         folder, config = self.directory.path / "trackers", parse_yaml(dump_config(self.config), "config")
         self.trackers = Trackers(watching.trackers, TrackedRun(name, self.directory.key, folder, config))
         self._outbox = Outbox(self.config.registry.patience_s, self.note)
@@ -139,7 +139,7 @@ class RunLog:
     def write(self, metrics: dict[str, float]) -> None:
         """Write down the metrics of an optimizer step. A disk that takes no more is a note, and tried again."""
         metrics["groups_failed"] = self.num_failed_groups
-        metrics["checkpoints_failed"] = self.num_failed_checkpoints
+        metrics["checkpoints_failed"] = self.saving.num_failed
         self.trackers.metrics(int(metrics["step"]), metrics)
         for warning in self.trackers.take_warnings():
             self.note(warning)
@@ -167,27 +167,9 @@ class RunLog:
         if step % self.config.samples.every_steps == 0 or step == self.config.run.steps:
             await self._draw(step, metrics["reward/mean"], rolled)
 
-    async def checkpoint(self, learner: LearnerGroup, state: RunState) -> Path | None:
-        """Write a checkpoint; returns its folder. None, and a note, when it cannot be written: to be tried again.
-
-        Raises CheckpointError when `checkpoint.max_failures` tries in a row have failed.
-        """
-        self.activity.phase("checkpointing")
-        try:
-            folder = await self.checkpoints.save(learner, state)
-        except CheckpointError as error:
-            self.activity.checkpoint(is_written=False)
-            self.num_failed_checkpoints += 1
-            self._num_failed_in_a_row += 1
-            if self._num_failed_in_a_row >= self.config.checkpoint.max_failures:
-                raise CheckpointError(
-                    f"{self._num_failed_in_a_row} checkpoints in a row failed (checkpoint.max_failures): {error}"
-                ) from error
-            self.note(f"no checkpoint of step {state.step}, tried again after the next step: {error}")
-            return None
-        self._num_failed_in_a_row = 0
-        self.activity.checkpoint(is_written=True)
-        return folder
+    async def begin_checkpoint(self, learner: LearnerGroup, state: RunState) -> None:
+        """Where a checkpoint is due after this step, begin it; see `BackgroundCheckpoints.after_step`."""
+        await self.saving.after_step(learner, state, lambda: self.activity.phase("checkpointing"))
 
     async def draw_curves(self) -> None:
         """Bring curves.png up to date; nothing before the first step."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from cluster.state.background_checkpoints import BackgroundCheckpoints as BackgroundCheckpoints
     from cluster.state.checkpoints import Checkpoints as Checkpoints
     from cluster.state.registry import Registry as Registry
     from cluster.state.run_directory import RunDirectory as RunDirectory
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "background_checkpoints": ["BackgroundCheckpoints"],
         "checkpoints": ["Checkpoints"],
         "registry": ["Registry"],
         "run_directory": ["RunDirectory"],

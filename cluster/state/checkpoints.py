@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -49,22 +49,18 @@ class Checkpoints:
     note: Callable[[str], None]
     seen_timeout_s: float = SEEN_TIMEOUT_S
 
-    async def save(self, learner: LearnerGroup, state: RunState) -> Path:
-        """Write the checkpoint after `state.step` optimizer steps; returns its folder. Every rank takes part.
+    async def write(self, learner: LearnerGroup, state: RunState) -> Path:
+        """Write the checkpoint after `state.step` optimizer steps, of which the ranks have taken a snapshot; returns
+        its folder. The ranks may compute meanwhile.
 
         Raises CheckpointError when it cannot be written, or is not whole as seen from here; the learner is well then.
         """
-        final = self.directory / name_of(state.step)
-        if final.exists():
-            return final
+        final = self.path_of(state)
         partial = final.with_name(final.name + PARTIAL)
         try:
             self._make_room()
             partial.mkdir(parents=True)
-            written = {
-                "state": await learner.save_checkpoint(str(partial / "state"), state.step),
-                "model": await learner.save_pretrained(str(partial / "model")),
-            }
+            written = await learner.write_snapshot(str(partial))
             (partial / RUN_FILE).write_text(state.to_json(), encoding="utf-8")
             digests = await self._see_all(partial, written)
             await asyncio.to_thread(write_manifest, partial, digests)
@@ -79,6 +75,10 @@ class Checkpoints:
         await self._copy(final)
         self._prune()
         return final
+
+    def path_of(self, state: RunState) -> Path:
+        """The folder of the checkpoint after `state.step` steps, which is there when it is whole."""
+        return self.directory / name_of(state.step)
 
     def all(self) -> list[Path]:
         """Checkpoints that were written to their end, oldest first."""
@@ -124,13 +124,10 @@ class Checkpoints:
         self.note(f"checkpoint {path} is damaged and not used: {fault}; it now lies in {aside.name}")
         return None
 
-    async def _see_all(self, partial: Path, written: Mapping[str, list[WrittenFiles]]) -> dict[str, Digest]:
+    async def _see_all(self, partial: Path, written: Sequence[WrittenFiles]) -> dict[str, Digest]:
         """The digests of all that the ranks wrote, by path in the checkpoint, when all of it is seen here."""
         wanted: dict[str, tuple[Digest, str]] = {
-            f"{part}/{name}": (digest, files.address)
-            for part, of_ranks in written.items()
-            for files in of_ranks
-            for name, digest in files.digests.items()
+            name: (digest, files.address) for files in written for name, digest in files.digests.items()
         }
         if missing := [name for name in (STATE_FILE, MODEL_FILE) if name not in wanted]:
             raise CheckpointError(f"checkpoint {partial}: no rank of the learner has written {missing[0]}")

@@ -74,8 +74,6 @@ class Pipeline:
     _between_steps: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     """Cleared from when the learner begins a step until all that is told of the step is written down."""
     _step: int = field(init=False)
-    _is_checkpoint_due: bool = field(default=False, init=False)
-    """Since the last one was to be written: because of the step, or because it failed."""
     _is_waiting: bool = field(default=False, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
 
@@ -315,6 +313,5 @@ class Pipeline:
         for note in filter(None, notes):
             self.log.note(note)
         await self.log.step(metrics, rolled)
-        self._is_checkpoint_due |= self._step % self.config.checkpoint.every_steps == 0
-        if self._is_checkpoint_due and self._step < self.config.run.steps:
-            self._is_checkpoint_due = await self.log.checkpoint(self.machinery.learner, self.state) is None
+        if self._step < self.config.run.steps:
+            await self.log.begin_checkpoint(self.machinery.learner, self.state)

@@ -229,6 +229,7 @@ class Run:
         """A new learner in place of the dead one, from the last checkpoint; the workers stay."""
         self._pipeline = None
         self._num_restarts += 1
+        await self.log.saving.abandon()
         before = self.state
         self.checkpoint, state = await self.log.checkpoints.newest() or (None, RunState())
         self.state = replace(state, prompts_digest=before.prompts_digest)
@@ -262,7 +263,11 @@ class Run:
             with noted(note, "the last checkpoint could not be written"):
                 if self._has_new_steps and is_learner_well:
                     self.log.progress.stage("writing the last checkpoint")
-                    checkpoint = str(await self.log.checkpoints.save(self._learner, self.state) / "model")
+                    checkpoint = str(await self.log.saving.save(self._learner, self.state) / "model")
+                elif status == "failed" and is_learner_well:
+                    await self.log.saving.settle()
+                else:
+                    await self.log.saving.abandon()
             summary = summarize(self.log, self.state, status, self._evaluation.changes, checkpoint, error)
             await leave_behind(self.log, summary)
             with noted(note, "the registry could not be told of the end"):

@@ -30,10 +30,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from transformers import JanusForConditionalGeneration
 
 from configs.errors import ConfigError, DataError
 from configs.schema import RunConfig, VQTrainingConfig, WarmStartConfig
-from learner.export import save_pretrained
+from learner.export import PretrainedWriter, save_pretrained
 from learner.janus_policy import EVERYTHING, JanusPolicy, load_janus
 from learner.warm_start.base import prepare_base
 from learner.warm_start.cache import warm_start_folder
@@ -141,8 +142,9 @@ class _WarmStart:
                 image_ids = self._encode_pictures(folder, examples)
             else:
                 folder, image_ids = self._train_vq(folder, Path(scratch) / "vq_trained", examples, self.section.vq)
-            policy, engine = self._train_policy(folder, TokenizedExamples(*texts, image_ids))
-            self._save(output_dir, policy, engine, folder, conversation)
+            janus = load_janus(str(folder), self.dtype)
+            policy, engine = self._train_policy(folder, janus, TokenizedExamples(*texts, image_ids))
+            self._save(output_dir, policy, engine, PretrainedWriter(janus, policy, folder, conversation.format))
 
     def _tokenize(self, conversation: Conversation, examples: ExampleSet) -> tuple[ExampleSet, _Texts]:
         """The examples that fit the model and the rollout's limits and whose pictures are some, and their texts as ids.
@@ -232,7 +234,10 @@ class _WarmStart:
         dist.broadcast_object_list(result)
         return folder, result[0]
 
-    def _train_policy(self, folder: Path, examples: TokenizedExamples) -> tuple[JanusPolicy, DeepSpeedEngine]:
+    def _train_policy(
+        self, folder: Path, janus: JanusForConditionalGeneration, examples: TokenizedExamples
+    ) -> tuple[JanusPolicy, DeepSpeedEngine]:
+        """janus: the model of `folder`."""
         learner, section = self.config.learner, self.section
         settings = OptimizerSettings(
             lr=section.lr,
@@ -244,7 +249,11 @@ class _WarmStart:
             max_grad_norm=section.max_grad_norm,
         )
         policy = JanusPolicy.load(
-            str(folder), self.dtype, logprob_chunk_tokens=learner.logprob_chunk_tokens, trainable=EVERYTHING
+            str(folder),
+            self.dtype,
+            logprob_chunk_tokens=learner.logprob_chunk_tokens,
+            trainable=EVERYTHING,
+            janus=janus,
         )
         if self.shard.device.type == "cpu":
             # With heads this narrow, transformers' fused attention for CPUs is slower than plain matrix products.
@@ -257,16 +266,13 @@ class _WarmStart:
         train_supervised(engine, examples, section, self.shard, partial(self.report, "policy"))
         return policy, engine
 
-    def _save(
-        self, output_dir: Path, policy: JanusPolicy, engine: DeepSpeedEngine, folder: Path, conversation: Conversation
-    ) -> None:
+    def _save(self, output_dir: Path, policy: JanusPolicy, engine: DeepSpeedEngine, writer: PretrainedWriter) -> None:
         """Write the model beside `output_dir`, and rename the folder when it is complete. Every rank calls it."""
         staging = staging_folder(output_dir)
         try:
-            save_pretrained(engine, policy, str(folder), staging, dtype=self.dtype)
+            save_pretrained(engine, policy, writer if self.shard.rank == 0 else None, staging)
             engine.destroy()
             if self.shard.rank == 0:
-                conversation.save(staging)
                 staging.rename(output_dir)
         except OSError:
             # Another process may have finished the same warm start first; its model is as good as this one.

@@ -11,7 +11,7 @@ micro-batches, so a loss that is divided by a global token count needs no furthe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,8 @@ from learner.zero.optimizer_state import (
     FragmentFiles,
     check_layout,
     find_fragments,
+    named_fragments,
     read_fragments,
-    write_fragments,
 )
 from learner.zero.process_group import import_deepspeed
 
@@ -161,13 +161,13 @@ class DeepSpeedEngine:
             return nullcontext()
         return import_deepspeed().zero.GatheredParameters(parameters, modifier_rank=modifier_rank)
 
-    def write_state(self, path: Path, extra: Mapping[str, Tensor]) -> None:
-        """Write this rank's shard of weights and optimizer state, and `extra`, into one safetensors file.
+    def named_state(self) -> Iterator[tuple[str, Tensor]]:
+        """This rank's shard of weights and optimizer state as `read_state` knows it: views that the next step changes.
 
-        Every rank writes its own file. At stage 0 all ranks hold the same state, so ranks above 0 write `extra` only.
+        At stage 0 all ranks hold the same state, so ranks above 0 have none to write.
         """
         fragments = self._fragments() if self.zero_stage > 0 or dist.get_rank() == 0 else []
-        write_fragments(path, fragments, self._torch_optimizer, extra)
+        return named_fragments(fragments, self._torch_optimizer)
 
     def read_state(self, paths: Sequence[Path], num_steps: int) -> None:
         """Resume after `num_steps` steps from the files of all ranks, which may be of another ZeRO stage and number of

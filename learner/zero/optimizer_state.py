@@ -11,7 +11,7 @@ wrote at another: each reads its new fragments out of the old ones. Files are sa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,6 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from configs.errors import LearnerError
@@ -119,19 +118,15 @@ def _own_part(parameter: nn.Parameter, rank: int) -> tuple[int, Tensor]:
     return rank * part.numel(), part
 
 
-def write_fragments(
-    path: Path, fragments: Sequence[Fragment], optimizer: torch.optim.Optimizer, extra: Mapping[str, Tensor]
-) -> None:
-    """Write this rank's fragments and `extra` into one file. An owner without a step yet has no state."""
-    tensors = dict(extra)
+def named_fragments(fragments: Sequence[Fragment], optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """This rank's fragments as a checkpoint's file names them: views. An owner without a step yet has no state."""
     for fragment in fragments:
-        tensors[_key(WEIGHT, fragment)] = fragment.of(fragment.owner)
+        yield _key(WEIGHT, fragment), fragment.of(fragment.owner)
         state = optimizer.state.get(fragment.owner)
         if state:
-            tensors |= {_key(moment, fragment): fragment.of(state[moment]) for moment in MOMENTS}
-            tensors[_key(STEP, fragment)] = torch.as_tensor(float(state[STEP])).reshape(1)
-    # Copies: safetensors refuses views that share one buffer.
-    save_file({key: tensor.cpu().clone() for key, tensor in tensors.items()}, path)
+            for moment in MOMENTS:
+                yield _key(moment, fragment), fragment.of(state[moment])
+            yield _key(STEP, fragment), torch.as_tensor(float(state[STEP])).reshape(1)
 
 
 def _key(kind: str, fragment: Fragment) -> str:

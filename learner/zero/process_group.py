@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from configs.errors import LearnerError
+from configs.errors import CheckpointError, LearnerError
 from configs.library_layout import require_attributes
 from learner.zero.meeting_place import meeting_place
 
@@ -60,6 +61,20 @@ def close_distributed() -> None:
     if dist.is_initialized():
         # DeepSpeed's own call, which also forgets the groups it has made of this one.
         import_deepspeed().comm.destroy_process_group()
+
+
+def all_succeed(work: Callable[[], None], what: str) -> None:
+    """Run `work` on every rank, and return when it has ended on all. Raises CheckpointError on all when it failed
+    on one, whatever it raised: a full disk shows itself as OSError, or as an error of safetensors."""
+    fault: str | None = None
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - raised again below, on every rank
+        fault = f"rank {dist.get_rank()}: {type(error).__name__}: {error}"
+    faults: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(faults, fault)
+    if told := [entry for entry in faults if entry is not None]:
+        raise CheckpointError(f"cannot {what}: {'; '.join(told)}")
 
 
 def _quiet_libraries() -> None:

@@ -16,10 +16,11 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
-from configs.errors import LearnerError
+from configs.errors import CheckpointError, LearnerError
 from configs.schema import RunConfig
 from learner.worker import LearnerWorker, StepReport
 from learner.zero.meeting_place import open_meeting_place
@@ -31,14 +32,15 @@ TIMEOUT_S = 280.0
 
 @dataclass(frozen=True)
 class Job:
-    """Steps of one worker, which is made for it; checkpoint and folder are written after the last step."""
+    """Steps of one worker, which is made for it; a checkpoint is written after the last step."""
 
     name: str
     config: RunConfig
     batches: Sequence[TrajectoryBatch]
     load_from: Path | None = None
-    save_checkpoint_to: Path | None = None
-    save_pretrained_to: Path | None = None
+    checkpoint_to: Path | None = None
+    batches_while_writing: Sequence[TrajectoryBatch] = ()
+    """Steps between the copy in host memory and the writing of it, which must not show in the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class JobResult:
     """After each step."""
     resumed_step: int | None = None
     num_buckets: int = 0
+    faults: list[str | None] = field(default_factory=list)
+    """Of each rank, why it could not write its part of the checkpoint."""
     error: str | None = None
 
 
@@ -102,16 +106,30 @@ def _run_rank(rank: int, num_ranks: int, jobs: list[Job], ports: list[SimpleQueu
 def _run_job(worker: LearnerWorker, job: Job) -> JobResult:
     resumed_step = worker.load_checkpoint(job.load_from) if job.load_from is not None else None
     reports, weights, num_buckets = [], [], 0
+    faults: list[str | None] = []
     for batch in job.batches:
         reports.append(worker.train_step(batch))
         buckets = list(worker.export_weights(worker.weight_version))
         num_buckets = len(buckets)
         weights.append({name: tensor for bucket in buckets for name, tensor in unpack_bucket(bucket)})
-    if job.save_checkpoint_to is not None:
-        worker.save_checkpoint(job.save_checkpoint_to, worker.weight_version)
-    if job.save_pretrained_to is not None:
-        worker.save_pretrained(job.save_pretrained_to)
-    return JobResult(reports, weights, resumed_step, num_buckets)
+    if job.checkpoint_to is not None:
+        worker.take_snapshot(worker.weight_version)
+        for batch in job.batches_while_writing:
+            worker.train_step(batch)
+        faults = _write(worker, job.checkpoint_to)
+    return JobResult(reports, weights, resumed_step, num_buckets, faults)
+
+
+def _write(worker: LearnerWorker, directory: Path) -> list[str | None]:
+    """Why each rank could not write its part of the snapshot; each writes for itself."""
+    fault = None
+    try:
+        worker.write_snapshot(directory / "state", directory / "model")
+    except CheckpointError as error:
+        fault = str(error)
+    faults: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(faults, fault)
+    return faults
 
 
 def all_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -20,19 +20,22 @@ def test_a_rank_that_cannot_write_leaves_no_other_waiting_and_the_next_checkpoin
     )
     full, model = tmp_path / "full", tmp_path / "model"
     # A folder in the place of the second rank's file, which is the only one that cannot write.
-    (full / "rank_00001.safetensors").mkdir(parents=True)
-    model.write_text("in the place of a folder")
+    (full / "state" / "rank_00001.safetensors").mkdir(parents=True)
+    model.mkdir()
+    (model / "model").write_text("in the place of a folder")
     results = run_jobs(
         [
-            Job("state", config, [], save_checkpoint_to=full),
-            Job("model", config, [], save_pretrained_to=model / "inside"),
-            Job("whole", config, [], save_checkpoint_to=tmp_path / "whole"),
+            Job("state", config, [], checkpoint_to=full),
+            Job("model", config, [], checkpoint_to=model),
+            Job("whole", config, [], checkpoint_to=tmp_path / "whole"),
         ],
         2,
         tmp_path,
     )
-    assert (results["state"].error or "").startswith(f"cannot write the learner's state to {full}: rank 1: ")
-    assert not (full / "learner.json").exists()
-    assert (results["model"].error or "").startswith(f"cannot write the model to {model / 'inside'}: rank 0: ")
-    assert results["whole"].error is None
-    assert json.loads((tmp_path / "whole" / "learner.json").read_text())["num_parts"] == 2
+    assert (results["state"].faults[1] or "").startswith(f"cannot write the learner's state to {full}/state: rank 1: ")
+    assert results["state"].faults[0] is None, "each rank writes for itself"
+    assert (results["model"].faults[0] or "").startswith(f"cannot write the model to {model}/model: rank 0: ")
+    assert results["whole"].faults == [None, None]
+    whole = tmp_path / "whole"
+    assert json.loads((whole / "state" / "learner.json").read_text())["num_parts"] == 2
+    assert (whole / "model" / "config.json").is_file()

@@ -320,11 +320,11 @@ def jobs_on_one_rank(
     return [
         *(Job(f"zero{stage}", make_config(folder, zero_stage=stage), batches) for stage in range(4)),
         *(Job(f"micro{size}", make_config(folder, micro_batch_size=size), batches) for size in (1, 8)),
-        Job("until checkpoint", zero1, [first, second], save_checkpoint_to=checkpoint),
-        Job("after checkpoint", zero1, [third], load_from=checkpoint, save_pretrained_to=directory / "saved"),
-        Job("other stage", make_config(folder, zero_stage=2), [third], load_from=checkpoint),
-        Job("fewer ranks", make_config(folder, zero_stage=0), [third], load_from=directory / "checkpoint-2"),
-        Job("other model", make_config(deeper, zero_stage=1), [third], load_from=checkpoint),
+        Job("until checkpoint", zero1, [first, second], checkpoint_to=checkpoint, batches_while_writing=[third]),
+        Job("after checkpoint", zero1, [third], load_from=checkpoint / "state", checkpoint_to=directory / "saved"),
+        Job("other stage", make_config(folder, zero_stage=2), [third], load_from=checkpoint / "state"),
+        Job("fewer ranks", make_config(folder, zero_stage=0), [third], load_from=directory / "checkpoint-2" / "state"),
+        Job("other model", make_config(deeper, zero_stage=1), [third], load_from=checkpoint / "state"),
         Job("other roles", make_config(folder, rollout={"roles": ["User", "Assistant"]}), [first]),
         Job("no checkpoint", zero1, [third], load_from=directory / "nothing"),
         *(
@@ -343,13 +343,13 @@ def jobs_on_one_rank(
             "some",
             make_config(folder, zero_stage=2, trainable=SOME, gradient_checkpointing=True),
             [first],
-            save_pretrained_to=directory / "some",
+            checkpoint_to=directory / "some",
         ),
         Job(
             "lora",
             make_config(folder, lora=LORA, rollout={"image_prompt": "verbatim"}),
             batches,
-            save_pretrained_to=directory / "lora",
+            checkpoint_to=directory / "lora",
         ),
         Job("semantic", make_config(folder, algorithm={"optimize": "semantic"}), [first]),
         *(
@@ -368,8 +368,8 @@ def jobs_on_two_ranks(
     return [
         *(Job(f"zero{stage}", make_config(folder, zero_stage=stage, num_ranks=2), batches) for stage in (0, 2)),
         Job("zero3", make_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True), batches),
-        Job("until checkpoint", zero3, [first, second], save_checkpoint_to=checkpoint),
-        Job("after checkpoint", zero3, [third], load_from=checkpoint, save_pretrained_to=directory / "saved-2"),
+        Job("until checkpoint", zero3, [first, second], checkpoint_to=checkpoint, batches_while_writing=[third]),
+        Job("after checkpoint", zero3, [third], load_from=checkpoint / "state", checkpoint_to=directory / "saved-2"),
         Job("spoiled3", zero3, [first, spoil(second), third]),
         Job("guided", make_config(folder, zero_stage=3, num_ranks=2, algorithm={"policy": "guided"}), guided_batches),
         Job("lora", make_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True, lora=LORA), batches),
@@ -507,7 +507,7 @@ def test_only_parameters_whose_names_match_train_and_engines_get_whole_parts(
     }
     changed = {name for name, tensor in exported.items() if not torch.equal(tensor, start[name])}
     assert changed == {name for name in start if any(fnmatchcase(name, pattern) for pattern in SOME)}
-    saved = JanusForConditionalGeneration.from_pretrained(directory / "some").state_dict()
+    saved = JanusForConditionalGeneration.from_pretrained(directory / "some" / "model").state_dict()
     assert all(torch.equal(tensor, exported.get(name, start[name])) for name, tensor in saved.items())
 
 
@@ -525,8 +525,10 @@ def test_adapters_train_with_the_base_as_reference_and_are_merged_into_what_leav
         assert changed == {name for name in start if name.startswith(LANGUAGE_MODEL) and name.endswith(ADAPTED)}
         assert all(torch.linalg.matrix_rank(changes[name], rtol=1e-4) <= 4 for name in changed)
     merged = results[1]["lora"].weights[-1]
-    assert ConversationFormat.load(directory / "lora") == ConversationFormat("plan", "draw {prompt}", None, "verbatim")
-    saved = JanusForConditionalGeneration.from_pretrained(directory / "lora").state_dict()
+    assert ConversationFormat.load(directory / "lora" / "model") == ConversationFormat(
+        "plan", "draw {prompt}", None, "verbatim"
+    )
+    saved = JanusForConditionalGeneration.from_pretrained(directory / "lora" / "model").state_dict()
     assert saved.keys() == start.keys()
     assert all(torch.equal(tensor, merged.get(name, start[name])) for name, tensor in saved.items())
     # The two ranks went the same way as the one.
@@ -637,15 +639,16 @@ def test_the_saved_folder_is_a_whole_checkpoint_with_the_trained_weights(
     results: dict[int, Mapping[str, JobResult]], directory: Path, folder: Path, name: str
 ) -> None:
     trained = results[1 if name == "saved" else 2]["after checkpoint"].weights[0]
-    saved = JanusForConditionalGeneration.from_pretrained(directory / name).state_dict()
+    model = directory / name / "model"
+    saved = JanusForConditionalGeneration.from_pretrained(model).state_dict()
     start = JanusForConditionalGeneration.from_pretrained(folder).state_dict()
     assert saved.keys() == start.keys()
     for key, tensor in saved.items():
         assert torch.equal(tensor, trained.get(key, start[key])), key
-    assert AutoTokenizer.from_pretrained(directory / name).chat_template
-    assert ConversationFormat.load(directory / name) == ConversationFormat("plan", "draw {prompt}")
-    assert {path.name for path in folder.iterdir()} == {path.name for path in (directory / name).iterdir()}
-    assert not list(directory.glob(f".{name}.*"))
+    assert AutoTokenizer.from_pretrained(model).chat_template
+    assert ConversationFormat.load(model) == ConversationFormat("plan", "draw {prompt}")
+    assert {path.name for path in folder.iterdir()} == {path.name for path in model.iterdir()}
+    assert {path.name for path in (directory / name).iterdir()} == {"model", "state"}
 
 
 def test_bfloat16_follows_float32_loosely_and_ships_bfloat16(results: dict[int, Mapping[str, JobResult]]) -> None:

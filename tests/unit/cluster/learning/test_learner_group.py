@@ -28,6 +28,10 @@ class Rank:
         self.disk = disk
         self.runs = asyncio.Event()
         self.runs.set()
+        self.has_written = False
+        self.writing_error: Exception | None = None
+        self.writes = asyncio.Event()
+        self.writes.set()
         self.error: Exception | None = None
 
     async def pulse(self) -> None:
@@ -39,8 +43,15 @@ class Rank:
         await self.runs.wait()
         return "report"
 
-    async def save_checkpoint(self, directory: str, step: int) -> None:
+    async def take_snapshot(self, step: int) -> None:
         raise self.error or AssertionError("it is to fail")
+
+    async def write_snapshot(self, directory: str) -> str:
+        await self.writes.wait()
+        self.has_written = True
+        if self.writing_error is not None:
+            raise self.writing_error
+        return "files"
 
     async def answer_probe(self, folder: str, question: str, answer: str) -> ProbeAnswer:
         return folders.answer_probe(str(self.disk or folder), question, answer, self.address)
@@ -90,13 +101,13 @@ async def test_work_of_others_on_the_ranks_is_watched_too() -> None:
 @pytest.mark.parametrize(
     ("error", "raised", "words"),
     [
-        (ActorDiedError(), LearnerLostError, "a learner rank died during save_checkpoint"),
+        (ActorDiedError(), LearnerLostError, "a learner rank died during take_snapshot"),
         (
             task_error(RuntimeError("peer closed")),
             LearnerLostError,
             r"failed during .*\(on node 10.77.0.12",
         ),
-        (task_error(TimeoutError("of a library")), LearnerLostError, "failed during save_checkpoint: TimeoutError"),
+        (task_error(TimeoutError("of a library")), LearnerLostError, "failed during take_snapshot: TimeoutError"),
         (task_error(CheckpointError("cannot write: No space left")), CheckpointError, r"No space left \(on node 10.77"),
     ],
 )
@@ -104,8 +115,37 @@ async def test_a_full_disk_is_no_dead_learner(error: Exception, raised: type[Exc
     rank = Rank()
     rank.error = error
     with pytest.raises(raised, match=words) as caught:
-        await asyncio.wait_for(group_of(rank).save_checkpoint("somewhere", 1), WAIT_S)
+        await asyncio.wait_for(group_of(rank).take_snapshot(1), WAIT_S)
     assert type(caught.value) is raised
+
+
+async def test_a_snapshot_is_written_beside_a_step_and_its_failure_waits_for_the_last_rank() -> None:
+    failing, slow = Rank(), Rank()
+    failing.writing_error = task_error(CheckpointError("No space left"))
+    slow.writes.clear()
+    group = group_of(failing, slow)
+    batch: Any = None
+    writing = asyncio.create_task(group.write_snapshot("somewhere"))
+    assert await asyncio.wait_for(group.train_step(batch), WAIT_S) == "report"
+    assert failing.has_written
+    assert not writing.done(), "what a rank still writes would lie in a folder that is taken away"
+    slow.writes.set()
+    with pytest.raises(CheckpointError, match="No space left"):
+        await asyncio.wait_for(writing, WAIT_S)
+
+
+async def test_a_disk_that_hangs_costs_the_checkpoint_and_not_the_learner() -> None:
+    rank = Rank()
+    rank.writes.clear()
+    group = group_of(rank)
+    group._config = group._config.model_copy(
+        update={"run": group._config.run.model_copy(update={"step_timeout_s": 0.05})}
+    )
+    with pytest.raises(CheckpointError, match=r"did not finish write_snapshot within 0\.05 s"):
+        await asyncio.wait_for(group.write_snapshot("somewhere"), WAIT_S)
+    rank.runs.clear()
+    with pytest.raises(LearnerLostError, match="rank 0 was silent"):
+        await asyncio.wait_for(group_of(rank).write_snapshot("somewhere"), WAIT_S)
 
 
 async def test_a_folder_that_all_ranks_share_is_left_as_it_was(tmp_path: Path) -> None:

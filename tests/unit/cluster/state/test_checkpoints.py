@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -10,11 +11,13 @@ import pytest
 
 from cluster.actors.folders import WrittenFiles, digest_file
 from cluster.learning import LearnerGroup
-from cluster.state import Checkpoints, RunState
+from cluster.state import BackgroundCheckpoints, Checkpoints, RunState
 from cluster.state.run_state import digest_of
 from configs.errors import CheckpointError, DataError, LearnerError
 from configs.schema import CheckpointConfig
 from rollout.records import Prompt
+
+WAIT_S = 10.0
 
 
 class Writer:
@@ -24,21 +27,29 @@ class Writer:
     def __init__(self) -> None:
         self.fault: Exception | None = None
         self.elsewhere: Path | None = None
-        self.num_saved = 0
+        self.num_written = 0
+        self.disk_answers = asyncio.Event()
+        self.disk_answers.set()
+        self.step = 0
 
-    async def save_checkpoint(self, directory: str, step: int) -> list[WrittenFiles]:
-        self.num_saved += 1
-        return [self._write(directory, {"learner.json": str(step)}), self._write(directory, {"rank": "weights"})]
+    async def take_snapshot(self, step: int) -> None:
+        self.step = step
 
-    async def save_pretrained(self, directory: str) -> list[WrittenFiles]:
+    async def write_snapshot(self, directory: str) -> list[WrittenFiles]:
+        self.num_written += 1
+        files = [
+            self._write(directory, {"state/learner.json": str(self.step)}),
+            self._write(directory, {"state/rank": "weights"}),
+        ]
+        await self.disk_answers.wait()
         if self.fault is not None:
             raise self.fault
-        return [self._write(directory, {"config.json": "{}"})]
+        return [*files, self._write(directory, {"model/config.json": "{}"})]
 
     def _write(self, directory: str, files: dict[str, str]) -> WrittenFiles:
         folder = Path(directory) if self.elsewhere is None else self.elsewhere
-        folder.mkdir(exist_ok=True, parents=True)
         for name, text in files.items():
+            (folder / name).parent.mkdir(exist_ok=True, parents=True)
             (folder / name).write_text(text)
         return WrittenFiles("10.77.0.12", {name: digest_file(folder / name) for name in files})
 
@@ -49,11 +60,17 @@ class Shelf:
     def __init__(self, directory: Path, **config: object) -> None:
         self.notes: list[str] = []
         self.writer = Writer()
-        self.checkpoints = Checkpoints(directory, CheckpointConfig.model_validate(config), self.notes.append, 0.1)
+        self.ends: list[bool] = []
+        settings = CheckpointConfig.model_validate(config)
+        self.checkpoints = Checkpoints(directory, settings, self.notes.append, 0.1)
+        self.background = BackgroundCheckpoints(self.checkpoints, settings, self.notes.append, self.ends.append)
 
     async def save(self, *steps: int) -> None:
         for step in steps:
-            await self.checkpoints.save(cast(LearnerGroup, self.writer), RunState(step=step))
+            await self.background.save(cast(LearnerGroup, self.writer), RunState(step=step))
+
+    async def after_step(self, step: int) -> None:
+        await self.background.after_step(cast(LearnerGroup, self.writer), RunState(step=step), lambda: None)
 
     @property
     def names(self) -> list[str]:
@@ -88,7 +105,7 @@ async def test_every_so_many_steps_one_is_kept_for_good(directory: Path):
 
 async def test_a_half_written_checkpoint_is_no_checkpoint_and_is_replaced(directory: Path):
     shelf = Shelf(directory)
-    shelf.writer.fault = LearnerError("a learner rank died during save_pretrained")
+    shelf.writer.fault = LearnerError("a learner rank died during write_snapshot")
     with pytest.raises(LearnerError):
         await shelf.save(7)
     assert shelf.names == []
@@ -102,7 +119,7 @@ async def test_a_half_written_checkpoint_is_no_checkpoint_and_is_replaced(direct
 async def test_a_step_is_saved_once(directory: Path):
     shelf = Shelf(directory)
     await shelf.save(7, 7)
-    assert shelf.writer.num_saved == 1
+    assert shelf.writer.num_written == 1
 
 
 @pytest.mark.parametrize(
@@ -216,7 +233,62 @@ async def test_a_disk_without_room_is_found_before_anything_is_written(
     monkeypatch.setattr("cluster.state.checkpoints.shutil.disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match="are free on its disk, and the last checkpoint takes"):
         await shelf.save(4)
-    assert shelf.writer.num_saved == 1
+    assert shelf.writer.num_written == 1
+
+
+async def test_a_step_does_not_wait_for_a_slow_disk_and_the_next_checkpoint_and_the_end_do(directory: Path):
+    shelf = Shelf(directory, every_steps=2)
+    shelf.writer.disk_answers.clear()
+    for step in (1, 2, 3):
+        await asyncio.wait_for(shelf.after_step(step), WAIT_S)
+    assert [path.name for path in directory.iterdir()] == ["step_000002.partial"]
+    fourth = asyncio.create_task(shelf.after_step(4))
+    await asyncio.sleep(0)
+    assert (fourth.done(), shelf.writer.step) == (False, 2), "one at a time"
+    shelf.writer.disk_answers.set()
+    await asyncio.wait_for(fourth, WAIT_S)
+    assert shelf.names == ["step_000002"]
+    assert await asyncio.wait_for(shelf.background.save(cast(LearnerGroup, shelf.writer), RunState(step=5)), WAIT_S)
+    assert shelf.names == ["step_000004", "step_000005"]
+    assert await shelf.checkpoints.newest() == (directory / "step_000005", RunState(step=5))
+    assert (shelf.ends, shelf.notes) == ([True, True, True], [])
+
+
+async def test_one_that_fails_beside_a_step_is_a_note_and_is_tried_again_after_the_next(directory: Path):
+    shelf = Shelf(directory, every_steps=2, max_failures=2)
+    shelf.writer.fault = OSError(28, "No space left on device")
+    await shelf.after_step(2)
+    await shelf.background.settle()
+    assert list(directory.iterdir()) == []
+    assert "no checkpoint of step 2, tried again after the next step" in shelf.notes[0]
+    shelf.writer.fault = None
+    await shelf.after_step(3)
+    await shelf.background.settle()
+    assert (shelf.names, shelf.ends, shelf.background.num_failed) == (["step_000003"], [False, True], 1)
+    shelf.writer.fault = CheckpointError("no space left")
+    for step in (4, 5):
+        await shelf.after_step(step)
+        await shelf.background.settle()
+    with pytest.raises(CheckpointError, match=r"2 checkpoints in a row failed \(checkpoint\.max_failures\): no space"):
+        await shelf.after_step(6)
+    shelf.writer.fault = None
+    await shelf.save(6)
+    assert shelf.names == ["step_000003", "step_000006"]
+
+
+async def test_a_learner_that_is_lost_while_it_writes_leaves_no_checkpoint_and_is_told_between_steps(directory: Path):
+    shelf = Shelf(directory, every_steps=2)
+    await shelf.save(1)
+    shelf.writer.fault = LearnerError("a learner rank died during write_snapshot")
+    await shelf.after_step(2)
+    await asyncio.sleep(0)
+    with pytest.raises(LearnerError, match="died during write_snapshot"):
+        await shelf.after_step(3)
+    assert await shelf.checkpoints.newest() == (directory / "step_000001", RunState(step=1))
+    shelf.writer.disk_answers.clear()
+    await shelf.after_step(4)
+    await asyncio.wait_for(shelf.background.abandon(), WAIT_S)
+    assert shelf.names == ["step_000001"]
 
 
 async def test_what_the_user_keeps_beside_the_checkpoints_is_left_alone(directory: Path):

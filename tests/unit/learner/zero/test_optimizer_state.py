@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import deepspeed
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from configs.errors import LearnerError, LibraryError
-from learner.zero.optimizer_state import Fragment, FragmentFiles, check_layout, read_fragments, write_fragments
+from learner.zero.host_copies import HostCopies
+from learner.zero.optimizer_state import Fragment, FragmentFiles, check_layout, named_fragments, read_fragments
 
 SIZES = {"first": 7, "second": 5}
 
@@ -46,7 +48,9 @@ def write_in_parts(tmp_path: Path, num_parts: int, num_steps: int) -> tuple[torc
         begin, end = part * size, (part + 1) * size
         fragments = [Fragment(f.name, f.start, flat, begin + f.offset, f.numel) for f in cut(flat, begin, end)]
         paths.append(tmp_path / f"part{part}.safetensors")
-        write_fragments(paths[-1], fragments, optimizer, {"rng_cpu:state:0": torch.zeros(3)})
+        copies = HostCopies()
+        copies.take([("rng_cpu:state:0", torch.zeros(3)), *named_fragments(fragments, optimizer)])
+        save_file(copies.tensors, paths[-1])
     return flat, FragmentFiles(paths)
 
 

@@ -1,12 +1,8 @@
-"""The learner: memory of its log-probabilities, and its speed, each against the plain way.
-
-memory   chunked_logprobs  against  log_softmax over all logits at once       (forward and backward)
-speed    LearnerWorker     against  transformers' model and torch's AdamW     (the same batch, the same loss)
-"""
+"""Tokens a second of `LearnerWorker`, against a plain loop of transformers' model and torch's AdamW: the same batch,
+the same loss."""
 
 from __future__ import annotations
 
-import ctypes
 import socket
 import tempfile
 import time
@@ -17,14 +13,12 @@ import torch
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
-from cluster.benchmarks.isolation import isolated
 from cluster.benchmarks.models import make_model, shapes_config
 from cluster.benchmarks.report import Scope, Table, ratio, spread
-from configs.schema import LearnerConfig, RunConfig, TinyJanusConfig
+from configs.schema import RunConfig, TinyJanusConfig
 from learner.batch import PhaseBatch, PlanSettings, plan_step
 from learner.janus_policy import load_janus
 from learner.objective import LossSettings, bicot_grpo_terms
-from learner.objective.logprobs import chunked_logprobs
 from learner.objective.loss import TokenTensors
 from learner.objective.phase_tokens import PhaseTokens
 from learner.worker import LearnerWorker
@@ -33,80 +27,12 @@ from rollout.prompts import Conversation
 from rollout.records import GroupRequest, GroupRollout, ScoredGroup, Trajectory, TrajectoryBatch
 from rollout.shapes import load_split
 
-VOCABULARIES = (1_000, 16_000, 100_000)
-NUM_POSITIONS = 2_048
-WIDTH = 64
-MIB = 2**20
 _NUM_WARM_UPS = 2
 """Rounds that make the optimizers' states, and in which the parity gate looks at more."""
-_M_MMAP_THRESHOLD = -3  # malloc.h
-CHUNK_SIZE: int = LearnerConfig.model_fields["logprob_chunk_tokens"].default
 
 
-def measure(scope: Scope) -> list[Table]:
-    """Both tables."""
-    return [_measure_memory(), _measure_speed(scope)]
-
-
-def _measure_memory() -> Table:
-    rows = []
-    for vocabulary in VOCABULARIES:
-        plain = isolated(1, peak_bytes, vocabulary, None, False)
-        chunked = isolated(1, peak_bytes, vocabulary, CHUNK_SIZE, False)
-        # The gradient of the weight is the optimizer's to ask for, and not the log-probabilities' to save.
-        trains = isolated(1, peak_bytes, vocabulary, CHUNK_SIZE, True) - vocabulary * WIDTH * 4
-        logits = NUM_POSITIONS * vocabulary * 4
-        cells = (f"{size / MIB:,.1f}" for size in (logits, plain, chunked, trains))
-        rows.append((f"{vocabulary:,}", *cells, f"{plain / chunked:.1f} ×"))
-    return Table(
-        "Memory of log-probabilities and their gradient, MiB",
-        f"Peak growth of a fresh process's resident memory during forward and backward of {NUM_POSITIONS} positions of "
-        f"width {WIDTH} in float32: `log_softmax` over all logits, against `chunked_logprobs` in chunks of "
-        f"{CHUNK_SIZE} tokens of the vocabulary. The weight is frozen; in one column it trains, and its gradient, as "
-        "large as the weight whatever computes it, is subtracted. What is freed goes back to the system at once here; "
-        "glibc would keep some of it for later, up to some tens of MiB, whatever the vocabulary.",
-        (
-            "vocabulary",
-            "one copy of the logits",
-            "plain",
-            "chunked",
-            "chunked, weight trains, less its gradient",
-            "plain / chunked",
-        ),
-        tuple(rows),
-    )
-
-
-def peak_bytes(vocabulary: int, chunk_size: int | None, trains_weight: bool) -> int:
-    """By how much resident memory grows at most while log-probabilities and their gradient are computed; in chunks of
-    the vocabulary, or plainly where chunk_size is None. Linux with glibc only."""
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 64 * 1024)  # larger blocks are given back when they are freed
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(vocabulary, WIDTH, generator=generator).requires_grad_(trains_weight)
-    hidden = torch.randn(NUM_POSITIONS, WIDTH, generator=generator).requires_grad_()
-    targets = torch.randint(vocabulary, (NUM_POSITIONS,), generator=generator)
-    few = slice(0, 2)
-    _logprob_sum(hidden[few], weight, targets[few], chunk_size).backward()  # loads what is loaded at first use
-    weight.grad = None
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from here
-    before = _memory_bytes("VmRSS")
-    _logprob_sum(hidden, weight, targets, chunk_size).backward()
-    return _memory_bytes("VmHWM") - before
-
-
-def _logprob_sum(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None) -> Tensor:
-    if chunk_size is not None:
-        return chunked_logprobs(hidden, weight, None, targets, chunk_size)[0].sum()
-    return torch.nn.functional.linear(hidden, weight).log_softmax(-1).gather(-1, targets[:, None]).sum()
-
-
-def _memory_bytes(field: str) -> int:
-    """A size of this process, as Linux gives it in kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def _measure_speed(scope: Scope) -> Table:
+def measure_speed(scope: Scope) -> Table:
+    """Of one rank at ZeRO 0."""
     num_groups, num_rounds = scope.pick(quick=4, full=16), scope.pick(quick=2, full=5)
     with tempfile.TemporaryDirectory(prefix="bicot-bench-") as directory:
         folder, size = make_model(Path(directory), "tiny", TinyJanusConfig())
@@ -114,14 +40,12 @@ def _measure_speed(scope: Scope) -> Table:
             f"algorithm.groups_per_step={num_groups}",
             f"learner.threads_per_rank={scope.num_threads}",
             f"run.steps={num_rounds + _NUM_WARM_UPS}",
-            "parity.max_abs=1000",  # the batch is made up
-            "parity.max_sampling_error=1e9",
-            "parity.every_steps=1000000",
+            *unlimited_parity(),
         ]
         config = shapes_config(folder, overrides)
         batch = make_batch(folder, config)
-        guided = _worker(folder, shapes_config(folder, [*overrides, "algorithm.policy=guided"]))
-        ours, plain = _worker(folder, config), PlainLearner(folder, config)
+        guided = start_worker(folder, shapes_config(folder, [*overrides, "algorithm.policy=guided"]))
+        ours, plain = start_worker(folder, config), PlainLearner(folder, config)
         speeds: dict[str, list[float]] = {"guided": [], "conditional": [], "plain": []}
         for number in range(num_rounds + _NUM_WARM_UPS):
             moments = [time.perf_counter()]
@@ -153,7 +77,13 @@ def _measure_speed(scope: Scope) -> Table:
     )
 
 
-def _worker(folder: str, config: RunConfig) -> LearnerWorker:
+def unlimited_parity() -> list[str]:
+    """Overrides for a batch that is made up."""
+    return ["parity.max_abs=1000", "parity.max_sampling_error=1e9", "parity.every_steps=1000000"]
+
+
+def start_worker(folder: str, config: RunConfig) -> LearnerWorker:
+    """The only rank, in this process."""
     return LearnerWorker.start(config, folder, 0, master_address="127.0.0.1", master_port=_free_port())
 
 
