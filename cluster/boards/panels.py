@@ -132,6 +132,25 @@ SPEED: Final = Row(
             "percentunit",
             "stacked",
         ),
+        Panel(
+            "What a step waits for",
+            "Seconds of the last step's critical path: the longest bounds the run.",
+            tuple(
+                gauge(f"critical_{part}_s", f"{{{{run}}}} {part}")
+                for part in ("rollout", "rewards", "queue", "learn", "sync", "other")
+            ),
+            "s",
+            "stacked",
+        ),
+        Panel(
+            "Stages at work",
+            "Share of a step's time in which each stage is at work; their greatest is the pipeline's efficiency.",
+            (
+                gauge("pipeline_efficiency", "{{run}} efficiency"),
+                *(gauge(f"busy_{stage}", f"{{{{run}}}} {stage}") for stage in ("rollout", "rewards", "learner")),
+            ),
+            "percentunit",
+        ),
         Panel("Phase", "What the run is at.", (gauge("phase", "{{phase}}", "phase"),), kind="states"),
         Panel(
             "Stages of a group and a step",

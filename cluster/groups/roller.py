@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from cluster.groups.busy_clock import BusyClock
 from cluster.groups.scoring import RewardPools
 from cluster.pools import ActorPool
 from cluster.pools.remote_errors import CallFailedError, WorkerLostError
@@ -55,6 +56,9 @@ class RollCounts:
     """Groups drawn once more, because drawing them had failed."""
     num_left_out: int = 0
     """Pictures that could not be scored, of groups that went on without them."""
+    drawing: BusyClock = field(default_factory=BusyClock)
+    """A group is drawn, or waits for a worker that has room."""
+    scoring: BusyClock = field(default_factory=BusyClock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,10 @@ class GroupRoller:
         for attempt in range(request.attempt, request.attempt + self.max_attempts):
             this = replace(request, attempt=attempt)
             try:
-                rollout, pictures = await self._roll_once(this)
-                return await self._score(rollout, pictures)
+                with self.counts.drawing.inside():
+                    rollout, pictures = await self._roll_once(this)
+                with self.counts.scoring.inside():
+                    return await self._score(rollout, pictures)
             except DataError as error:
                 raise GroupGivenUpError(f"prompt {request.prompt.prompt_id} cannot be rolled: {error}") from error
             except (RolloutError, WorkerLostError, CallFailedError) as error:

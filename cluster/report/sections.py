@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args
 
 from cluster.report.view import STALE_AFTER_S, Moment, RunView, shown
+from cluster.reports.metrics import critical_path_of
 from cluster.reports.progress import format_duration
 from configs.schema import RunConfig
 from configs.worker_sections import PoolSize
@@ -66,6 +67,8 @@ def facts(view: RunView) -> list[tuple[str, str]]:
     ]
     if slowest := (view.summary or {}).get("slowest_reward"):
         told.append(("slowest reward", f"{slowest['name']}, {slowest['images_per_s']:.1f} pictures/s a replica"))
+    if path := critical_path_of(view.rows):
+        told.append(("time went to", path.describe()))
     return told
 
 

@@ -82,6 +82,17 @@ METRICS: Final[Mapping[str, str]] = {
     "time/sync_s": "of which new weights were on their way to the rollout workers",
     "time/rollout_s": "mean time a group took to roll; overlaps with other groups and with learning",
     "time/reward_s": "mean time from the end of a group's rollout to its last score; overlaps likewise",
+    "critical/rollout_s": "what the run waited for since the end of the step before, seconds: the drawing of the "
+    "step's last group, or a worker for it; the six add up to the run's wall time, evaluations left out",
+    "critical/rewards_s": "the scores of the step's last group",
+    "critical/queue_s": "that group's way through the trajectory queue",
+    "critical/learn_s": "the learner's computing",
+    "critical/sync_s": "weights on their way, also where the last group had to wait for them",
+    "critical/other_s": "what the launcher does between two steps: metrics, pictures, the copy for a checkpoint",
+    "busy/rollout": "share of that wall time in which groups were drawn, of whatever step, or waited for a worker",
+    "busy/rewards": "the same of scoring",
+    "busy/learner": "the same of the learner's computing",
+    "pipeline_efficiency": "the greatest of the three: the slowest stage's time over the step's; 1 when it never waits",
     "groups_failed": "attempts at a group that failed since the start of the run",
     "checkpoints_failed": "tries at a checkpoint that failed since the launcher started",
     "scores_cached": "scores since the start of the run that were known from an earlier picture of the same content",
@@ -144,6 +155,21 @@ class SlowestReward(NamedTuple):
     """Of one replica, while it is at a batch."""
 
 
+class CriticalPath(NamedTuple):
+    """Where the wall time of a run's steps went."""
+
+    shares: Mapping[str, float]
+    """rollout, rewards, queue, learn, sync and other -> share of it, from 0 to 1; they add up to 1."""
+    efficiency: float
+    """The metric `pipeline_efficiency`, over the same time."""
+
+    def describe(self) -> str:
+        """In a line, the greatest first; what is below one per cent is left out."""
+        parts = sorted(self.shares.items(), key=lambda entry: -entry[1])
+        told = [f"{name} {share:.0%}" for name, share in parts if share >= 0.01]
+        return f"{', '.join(told)}; pipeline efficiency {self.efficiency:.2f}"
+
+
 @dataclass(frozen=True, slots=True)
 class RunSummary:
     """How a run ended. Becomes summary.json, where `evaluation` is spread over the keys NAME_reward_before,
@@ -167,6 +193,7 @@ class RunSummary:
     """Attempts that failed; their groups were rolled again, but for those given up."""
     groups_given_up: int = 0
     slowest_reward: SlowestReward | None = None
+    critical_path: CriticalPath | None = None
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -182,7 +209,7 @@ class RunSummary:
                             reward: {"before": finite_or_none(before), "after": finite_or_none(after)}
                             for reward, (before, after) in table.items()
                         }
-            elif isinstance(value, SlowestReward):
+            elif isinstance(value, SlowestReward | CriticalPath):
                 tree[entry.name] = value._asdict()
             else:
                 tree[entry.name] = finite_or_none(value) if isinstance(value, float) else value
@@ -198,6 +225,22 @@ def slowest_reward(rows: Sequence[MetricsRow]) -> SlowestReward | None:
                 speeds.setdefault(key.removeprefix("reward/").removesuffix("/images_per_s"), []).append(value)
     means = [SlowestReward(name, sum(values) / len(values)) for name, values in speeds.items()]
     return min(means, key=lambda reward: reward.images_per_s, default=None)
+
+
+def critical_path_of(rows: Sequence[MetricsRow]) -> CriticalPath | None:
+    """Of the steps whose critical path is known."""
+    parts = ("rollout", "rewards", "queue", "learn", "sync", "other")
+    known = [row for row in rows if all(row.get(f"critical/{part}_s") is not None for part in parts)]
+    seconds = {part: sum(row[f"critical/{part}_s"] or 0.0 for row in known) for part in parts}
+    total = sum(seconds.values())
+    if not total:
+        return None
+    busy = {"rollout": 0.0, "rewards": 0.0, "learner": 0.0}
+    for row in known:
+        period = sum(row[f"critical/{part}_s"] or 0.0 for part in parts)
+        for stage in busy:
+            busy[stage] += period * (row.get(f"busy/{stage}") or 0.0)
+    return CriticalPath({part: value / total for part, value in seconds.items()}, max(busy.values()) / total)
 
 
 def write_summary(path: Path, summary: RunSummary) -> None:

@@ -131,6 +131,8 @@ class Progress:
             self._console.print(
                 Text(f"slowest reward       {slowest.name}, {slowest.images_per_s:.1f} images/s a replica")
             )
+        if summary.critical_path is not None:
+            self._console.print(Text(f"time went to         {summary.critical_path.describe()}"))
         if run_path is not None:
             self._console.print(Text(f"pictures and curves  {run_path}"))
         if summary.checkpoint:

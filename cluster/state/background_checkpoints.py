@@ -80,8 +80,10 @@ class BackgroundCheckpoints:
             self.on_end(True)
         return folder
 
-    async def abandon(self) -> None:
-        """Give up what is being written: its learner is lost."""
+    async def close(self, *, wait: bool) -> None:
+        """Wait for what is being written, or give it up, as one has to when its learner is lost."""
+        if wait:
+            await self.settle()
         if self._writing is not None:
             await end_tasks({self._writing})
             self._writing = None

@@ -27,7 +27,7 @@ from cluster.learning import LearnerGroup, WeightSync
 from cluster.learning.skipped_steps import SkippedSteps
 from cluster.pools import ActorPool
 from cluster.pools.cancellation import end_tasks
-from cluster.reports.step_metrics import StepTimes, reward_work, step_metrics
+from cluster.reports.step_metrics import GroupTimes, StepClock, StepTimes, roller_metrics, step_metrics
 from cluster.state import RunState
 from cluster.state.ledger import GroupState
 from configs.errors import RunError
@@ -65,6 +65,7 @@ class Pipeline:
     """Called after every `data.evaluate_every_steps` steps, with their number; returns metrics of that step."""
     _admission: Admission = field(init=False)
     _rolled: dict[int, RolledGroup] = field(default_factory=dict, init=False)
+    _group_times: dict[int, GroupTimes] = field(default_factory=dict, init=False)
     _replaced: dict[int, int] = field(default_factory=dict, init=False)
     """Sequence -> prompts replaced there so far; of the groups that are not trained on yet."""
     _num_given_up: int = field(init=False)
@@ -147,6 +148,7 @@ class Pipeline:
             raise failures.exceptions[0] from None  # the others were cancelled because of it
 
     async def _roll_group(self, sequence: int) -> None:
+        admitted = time.monotonic()
         while True:
             request = self._request(sequence)
             await self.log.group(request, GroupState.DISPATCHED)
@@ -159,7 +161,8 @@ class Pipeline:
                 break
             await self._resample(rolled.scored.rollout.request)
         self._num_given_up_in_a_row = 0
-        self._rolled[sequence] = rolled
+        self._rolled[sequence], scored = rolled, time.monotonic()
+        self._group_times[sequence] = GroupTimes(admitted, scored - rolled.scored.scored_s, scored)
         await self.log.group(rolled.scored.rollout.request, GroupState.SCORED)
         await self.machinery.queue.put(rolled.scored)
         await self.log.group(rolled.scored.rollout.request, GroupState.QUEUED)
@@ -213,9 +216,10 @@ class Pipeline:
         delivery: asyncio.Task[None] | None = None
         skipped = SkippedSteps(self.config.run.steps)
         probes = ParityProbes(self.config, self.machinery.rollouts, self.log.note, self.start.step)
+        clock = StepClock(self.machinery.roller.counts)
         for step in range(self.start.step, self.config.run.steps):
             self.log.check()
-            times = StepTimes(started=time.monotonic())
+            times = clock.step()
             self._is_waiting = True
             self.log.activity.phase("waiting")
             batch = await self._next_batch(step)
@@ -235,8 +239,9 @@ class Pipeline:
             delivery = deliveries.create_task(self._deliver(), name=f"deliver {step + 1}")
             if self.config.algorithm.max_staleness == 0:
                 await delivery
-            times.published = time.monotonic()
+            clock.end(times)
             evaluated = await self._evaluate(step + 1, delivery)
+            clock.restart()  # an evaluation is part of no step
             notes = (report.note, skipped.count(step + 1, report))
             await self._finish_step(step, {**report.metrics, **evaluated}, notes, times)
             skipped.check(step + 1)
@@ -298,13 +303,11 @@ class Pipeline:
         self.log.activity.phase("reporting")
         sequences = self._sequences(step)
         rolled = [self._rolled.pop(sequence) for sequence in sequences]
-        metrics = step_metrics(step, [group.scored for group in rolled], reported, times)
+        group_times = [self._group_times.pop(sequence) for sequence in sequences]
+        metrics = step_metrics(step, [group.scored for group in rolled], reported, times, group_times)
         metrics["groups_given_up"] = self._num_given_up
-        metrics["scores_cached"] = self.machinery.roller.rewards.num_cached
         metrics["groups_resampled"] = self._num_resampled
-        metrics["groups_rolled_again"] = self.machinery.roller.counts.num_rolled_again
-        metrics["images_left_out"] = self.machinery.roller.counts.num_left_out
-        metrics |= reward_work(self.machinery.roller.rewards.take_figures())
+        metrics |= roller_metrics(self.machinery.roller)
         self.log.write(metrics)
         for sequence in sequences:
             self._replaced.pop(sequence, None)

@@ -229,7 +229,7 @@ class Run:
         """A new learner in place of the dead one, from the last checkpoint; the workers stay."""
         self._pipeline = None
         self._num_restarts += 1
-        await self.log.saving.abandon()
+        await self.log.saving.close(wait=False)
         before = self.state
         self.checkpoint, state = await self.log.checkpoints.newest() or (None, RunState())
         self.state = replace(state, prompts_digest=before.prompts_digest)
@@ -256,21 +256,18 @@ class Run:
     async def _finish(self, status: str, error: BaseException | None) -> RunSummary:
         """Save what can be saved, write the summary, end all actors. Runs after success, failure and stop alike."""
         checkpoint: str | None = None
-        note = self.log.note
         self.log.activity.phase("finishing")
         is_learner_well = not isinstance(error, LearnerError) or isinstance(error, CheckpointError)
         try:
-            with noted(note, "the last checkpoint could not be written"):
+            with noted(self.log.note, "the last checkpoint could not be written"):
                 if self._has_new_steps and is_learner_well:
                     self.log.progress.stage("writing the last checkpoint")
                     checkpoint = str(await self.log.saving.save(self._learner, self.state) / "model")
-                elif status == "failed" and is_learner_well:
-                    await self.log.saving.settle()
                 else:
-                    await self.log.saving.abandon()
+                    await self.log.saving.close(wait=status == "failed" and is_learner_well)
             summary = summarize(self.log, self.state, status, self._evaluation.changes, checkpoint, error)
             await leave_behind(self.log, summary)
-            with noted(note, "the registry could not be told of the end"):
+            with noted(self.log.note, "the registry could not be told of the end"):
                 await self.log.status(status)
                 await self.log.close()
             return summary
@@ -278,7 +275,7 @@ class Run:
             pools = (self._rollouts.close(), self._rewards.close(), self._learner.close(), self._weights.close())
             for result in await asyncio.gather(*pools, return_exceptions=True):
                 if isinstance(result, Exception):
-                    note(f"an actor could not be ended: {result}")
+                    self.log.note(f"an actor could not be ended: {result}")
 
     @property
     def _has_new_steps(self) -> bool:

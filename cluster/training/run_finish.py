@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cluster.reports import RunLog
-from cluster.reports.metrics import RewardChange, RunSummary, first_and_last_reward, slowest_reward, write_summary
+from cluster.reports.metrics import (
+    RewardChange,
+    RunSummary,
+    critical_path_of,
+    first_and_last_reward,
+    slowest_reward,
+    write_summary,
+)
 from cluster.state import RunState
 from configs.local.masking import mask_text
 
@@ -47,6 +54,7 @@ def summarize(
         groups_failed=log.num_failed_groups,
         groups_given_up=state.num_given_up,
         slowest_reward=slowest_reward(rows),
+        critical_path=critical_path_of(rows),
         error=None if error is None else mask_text(f"{type(error).__name__}: {error}"),
     )
 

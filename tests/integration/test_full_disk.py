@@ -22,7 +22,7 @@ def test_a_rank_that_cannot_write_leaves_no_other_waiting_and_the_next_checkpoin
     # A folder in the place of the second rank's file, which is the only one that cannot write.
     (full / "state" / "rank_00001.safetensors").mkdir(parents=True)
     model.mkdir()
-    (model / "model").write_text("in the place of a folder")
+    (model / ".model.new").write_text("in the place of the folder that is written, and then renamed")
     results = run_jobs(
         [
             Job("state", config, [], checkpoint_to=full),

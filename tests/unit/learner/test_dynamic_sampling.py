@@ -116,6 +116,9 @@ class FakeLog:
     async def step(self, metrics: dict[str, float], rolled: object) -> None:
         return None
 
+    async def begin_checkpoint(self, learner: object, state: object) -> None:
+        return None
+
 
 @dataclass
 class Fakes:

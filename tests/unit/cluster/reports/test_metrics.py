@@ -16,8 +16,10 @@ from cluster.reports import read_metrics
 from cluster.reports.curves import EvaluationPoint, draw_curves, evaluations_during, moving_mean
 from cluster.reports.metrics import (
     METRICS,
+    MetricsRow,
     RewardChange,
     RunSummary,
+    critical_path_of,
     first_and_last_reward,
     slowest_reward,
     write_summary,
@@ -172,6 +174,7 @@ def test_the_summary_spreads_its_evaluations_and_replaces_the_file_whole(tmp_pat
         "reward_first": 0.5,
         "reward_last": 0.7,
         "slowest_reward": None,
+        "critical_path": None,
         "checkpoint": "/runs/trial/checkpoints/step_000100",
         "groups_failed": 3,
         "groups_given_up": 0,
@@ -307,3 +310,25 @@ def test_a_rewind_that_the_disk_does_not_take_is_made_up_for_with_the_next_step(
                 writer.rewind(2)
         writer.write(row(3))
     assert [entry["step"] for entry in read_metrics(path)] == [1, 2, 3]
+
+
+def test_the_critical_path_of_a_run_is_weighed_by_time_and_leaves_out_steps_that_do_not_know_it() -> None:
+    parts = dict.fromkeys((f"critical/{part}_s" for part in ("rollout", "rewards", "queue", "sync", "other")), 0.0)
+    rows: list[MetricsRow] = [
+        {"step": 1.0},
+        {**parts, "critical/learn_s": 1.0, "busy/rollout": 0.5, "busy/rewards": 0.0, "busy/learner": 1.0},
+        {
+            **parts,
+            "critical/rollout_s": 2.0,
+            "critical/learn_s": 1.0,
+            "busy/rollout": 1.0,
+            "busy/rewards": 0.2,
+            "busy/learner": 0.33,
+        },
+    ]
+    path = critical_path_of(rows)
+    assert path is not None
+    assert (path.shares["rollout"], path.shares["learn"], path.shares["queue"]) == (0.5, 0.5, 0.0)
+    assert path.efficiency == pytest.approx((0.5 * 1 + 1.0 * 3) / 4)
+    assert path.describe() == "rollout 50%, learn 50%; pipeline efficiency 0.88"
+    assert critical_path_of(rows[:1]) is None

@@ -287,7 +287,7 @@ async def test_a_learner_that_is_lost_while_it_writes_leaves_no_checkpoint_and_i
     assert await shelf.checkpoints.newest() == (directory / "step_000001", RunState(step=1))
     shelf.writer.disk_answers.clear()
     await shelf.after_step(4)
-    await asyncio.wait_for(shelf.background.abandon(), WAIT_S)
+    await asyncio.wait_for(shelf.background.close(wait=False), WAIT_S)
     assert shelf.names == ["step_000001"]
 
 
