@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from cluster.planning.cards import CARDS
 from cluster.session import StopSignals
 from cluster.session.bounded_loop import hanging_threads
-from cluster.session.stop_signals import end_at_once
+from cluster.session.stop_signals import LastToExit, end_at_once
 from cluster.state import RunDirectory
 from cluster.state.going_on import (
     AUTO,
@@ -254,4 +254,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    last = LastToExit()
+    sys.exit(last.returned(main()))

@@ -11,6 +11,7 @@ give back. One that raises there may leave the lock locked for ever, so these ne
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import signal
@@ -138,6 +139,31 @@ def end_at_once(exit_code: int, reason: str) -> None:
         print(f"error: {reason}; ended without waiting any longer", file=sys.stderr, flush=True)
     end_processes(psutil.Process().children(recursive=True))
     os._exit(exit_code)
+
+
+class LastToExit:
+    """Ends this process once Python has nothing more to do, and leaves out what native libraries would do then.
+
+    After a run that had ended well, one of theirs was seen to crash at the very end: a scheduler that reads the exit
+    code would take the run for failed. Make it before Ray and torch are imported: what is registered first comes last.
+    """
+
+    def __init__(self) -> None:
+        self._exit_code: int | None = None
+        atexit.register(self._end)
+
+    def returned(self, exit_code: int) -> int:
+        """The command has returned this; without it the process ends as any other. Returns it."""
+        self._exit_code = exit_code
+        return exit_code
+
+    def _end(self) -> None:
+        if self._exit_code is None:
+            return
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(self._exit_code)
 
 
 def end_processes(processes: list[psutil.Process], patience_s: float = 0.0) -> None:
