@@ -68,11 +68,12 @@ class LearnerConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, about a third more computation"
     )
-    logprob_chunk_tokens: int = Field(
-        1024,
+    logprob_chunk_mb: int = Field(
+        128,
         ge=1,
-        description="tokens of a vocabulary whose logits are held at once, of all positions of a micro-batch; memory "
-        "grows with it, and small chunks leave a GPU idle",
+        le=2**20,
+        description="MiB that logits may take at once: a vocabulary is gone through in pieces that fit, for all "
+        "positions of a micro-batch; small pieces leave a GPU idle",
     )
 
     @model_validator(mode="after")

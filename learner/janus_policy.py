@@ -66,15 +66,15 @@ class JanusParts(nn.Module):
     model: Any
     lm_head: LogprobHead
 
-    def __init__(self, janus: JanusForConditionalGeneration, logprob_chunk_tokens: int) -> None:
+    def __init__(self, janus: JanusForConditionalGeneration, logprob_chunk_bytes: int) -> None:
         super().__init__()
         # In the model's own order: it is the order of optimizer states and weight buckets.
         trunk: Any = nn.Module()
         for name in ("generation_embeddings", "generation_aligner", "generation_head", "language_model"):
             trunk.add_module(name, _copy_modules(getattr(janus.model, name)))
-        trunk.generation_head.vision_head = LogprobHead(trunk.generation_head.vision_head, logprob_chunk_tokens)
+        trunk.generation_head.vision_head = LogprobHead(trunk.generation_head.vision_head, logprob_chunk_bytes)
         self.model = trunk
-        self.lm_head = LogprobHead(_copy_modules(janus.lm_head), logprob_chunk_tokens)
+        self.lm_head = LogprobHead(_copy_modules(janus.lm_head), logprob_chunk_bytes)
         if janus.lm_head.weight is janus.model.language_model.embed_tokens.weight:
             self.lm_head.weight = trunk.language_model.embed_tokens.weight
 
@@ -102,20 +102,20 @@ class JanusPolicy(nn.Module):
         janus: JanusForConditionalGeneration,
         *,
         special_ids: SpecialIds,
-        logprob_chunk_tokens: int,
+        logprob_chunk_bytes: int,
         trainable: Sequence[str] = LANGUAGE_MODEL,
         lora: LoraConfig | None = None,
     ) -> None:
         """`janus` stays as it is and usable, but its weights are shared: training the policy changes them, too.
 
-        special_ids: those of the checkpoint; logprob_chunk_tokens: tokens of a vocabulary whose logits are held at
+        special_ids: those of the checkpoint; logprob_chunk_bytes: that logits may take at
         once; trainable: names in the Hugging Face checkpoint, with wildcards as in the shell; lora: adapters, which
         then train in their place. Raises ModelError for a pattern that no parameter matches.
         """
         super().__init__()
         self._special_ids = special_ids
         self._text_vocab_size: int = janus.config.text_config.vocab_size
-        self.model = JanusParts(janus, logprob_chunk_tokens)
+        self.model = JanusParts(janus, logprob_chunk_bytes)
         self._is_checkpointing = False
         names = [name for name, _ in self.model.named_parameters()]
         for pattern in trainable:
@@ -136,7 +136,7 @@ class JanusPolicy(nn.Module):
         path: str,
         dtype: torch.dtype,
         *,
-        logprob_chunk_tokens: int,
+        logprob_chunk_bytes: int,
         revision: str | None = None,
         trainable: Sequence[str] = LANGUAGE_MODEL,
         lora: LoraConfig | None = None,
@@ -146,7 +146,7 @@ class JanusPolicy(nn.Module):
         return cls(
             janus or load_janus(path, dtype, revision),
             special_ids=JanusCheckpoint.from_pretrained(path, revision, weights=True).special_ids,
-            logprob_chunk_tokens=logprob_chunk_tokens,
+            logprob_chunk_bytes=logprob_chunk_bytes,
             trainable=trainable,
             lora=lora,
         )

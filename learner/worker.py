@@ -244,7 +244,7 @@ def _load_policy(config: RunConfig, model_path: str, janus: JanusForConditionalG
     return JanusPolicy.load(
         model_path,
         _dtype(config),
-        logprob_chunk_tokens=config.learner.logprob_chunk_tokens,
+        logprob_chunk_bytes=config.learner.logprob_chunk_mb * 2**20,
         revision=config.model.revision,
         trainable=config.learner.trainable,
         lora=config.learner.lora,

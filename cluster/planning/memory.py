@@ -138,8 +138,8 @@ def learner_activations(config: RunConfig, shape: ModelShape) -> int:
         layers = text.num_layers * text.hidden_size + whole_layer
     else:
         layers = text.num_layers * whole_layer
-    chunk = min(learner.logprob_chunk_tokens, max(text.vocab_size, shape.vq.num_codes))
-    return tokens * layers * size + 3 * tokens * chunk * FLOAT32
+    logits = 3 * FLOAT32 * tokens * max(text.vocab_size, shape.vq.num_codes)
+    return tokens * layers * size + min(learner.logprob_chunk_mb * 2**20, logits)
 
 
 def sequence_tokens(config: RunConfig, shape: ModelShape) -> int:

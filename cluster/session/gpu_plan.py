@@ -44,6 +44,8 @@ def describe_gpu_plan(config: RunConfig, shape: ModelShape, card: Card) -> str:
     for load in loads:
         lines += _load_lines(load, card)
     lines += _time_lines(config, step_times(config, shape, card))
+    if (advice := stage_advice(config, shape, card)) is not None:
+        lines.append(advice)
     cache = rollout_worker(config, shape, card.memory_bytes).parts["KV cache"]
     lines.append(f"a rollout worker's KV cache holds {pictures_at_once(config, shape, cache)} pictures at once")
     return "\n".join(lines)
@@ -58,6 +60,20 @@ def check_memory(config: RunConfig, shape: ModelShape, card: Card) -> None:
                 f"a {card.name} would have to hold {load.total / GIB:.1f} GiB of {card.memory_bytes / GIB:.0f} "
                 f"({names}): {_remedy(config, shape, load, load.total - card.memory_bytes)}"
             )
+
+
+def stage_advice(config: RunConfig, shape: ModelShape, card: Card) -> str | None:
+    """Stage 3 gathers all weights in every forward and backward pass: where stage 2 fits, it is the faster one. None
+    where there is nothing to say."""
+    if config.learner.zero_stage < 3:
+        return None
+    second = config.model_copy(update={"learner": config.learner.model_copy(update={"zero_stage": 2})})
+    if any(load.total > card.memory_bytes for load in gpu_loads(second, shape, card)):
+        return None
+    return (
+        f"learner.zero_stage: 2 fits as well, in {learner_rank(second, shape).total / GIB:.1f} GiB a rank, and gathers "
+        "no weights in each pass; set it"
+    )
 
 
 def card_of(name: str) -> Card:

@@ -16,12 +16,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+LIVE_TENSORS: Final = 3
+"""float32 tensors [T, chunk] that live at once, at most: logits as the layer gives them, in float32, and their
+exponentials."""
 
 
 class LogprobHead(nn.Module):
@@ -31,12 +35,12 @@ class LogprobHead(nn.Module):
     them, so that ZeRO-3's hooks gather them for the forward pass, and again for the backward pass.
     """
 
-    def __init__(self, layer: nn.Linear, chunk_size: int) -> None:
-        """chunk_size: entries of the vocabulary whose logits are held at once."""
+    def __init__(self, layer: nn.Linear, chunk_bytes: int) -> None:
+        """chunk_bytes: that logits may take at once; see `entries_at_once`."""
         super().__init__()
         self.weight = layer.weight
         self.bias = layer.bias
-        self.chunk_size = chunk_size
+        self.chunk_bytes = chunk_bytes
 
     def forward(
         self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, entropy_gradient: bool = False
@@ -47,10 +51,16 @@ class LogprobHead(nn.Module):
             self.weight,
             self.bias,
             targets,
-            self.chunk_size,
+            entries_at_once(self.chunk_bytes, len(targets)),
             temperature=temperature,
             entropy_gradient=entropy_gradient,
         )
+
+
+def entries_at_once(chunk_bytes: int, num_positions: int) -> int:
+    """Entries of the vocabulary whose logits take `chunk_bytes` for so many positions, with what is computed of them:
+    the longer a micro-batch, the smaller the pieces, and the memory is the same. At least one."""
+    return max(1, chunk_bytes // (LIVE_TENSORS * torch.float32.itemsize * max(1, num_positions)))
 
 
 def chunked_logprobs(
@@ -66,7 +76,7 @@ def chunked_logprobs(
     """Log-probability of each target under `softmax((W h + b) / temperature)`, and the entropy there.
 
     hidden: [T, d], T >= 0; weight: [V, d]; bias: [V]; targets: int64 [T], in [0, V); chunk_size: entries of the
-    vocabulary whose logits are held at once, two tensors [T, chunk_size] of them.
+    vocabulary whose logits are held at once, in tensors [T, chunk_size].
     Returns (logprobs [T], entropy [T]) in nats, in float32 (float64 where the logits are). Gradients flow
     from the log-probabilities, and with entropy_gradient from the entropy, too, to hidden, weight and bias. That of
     the weight is as large as the weight, and made only where the weight trains.

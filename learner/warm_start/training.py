@@ -251,7 +251,7 @@ class _WarmStart:
         policy = JanusPolicy.load(
             str(folder),
             self.dtype,
-            logprob_chunk_tokens=learner.logprob_chunk_tokens,
+            logprob_chunk_bytes=learner.logprob_chunk_mb * 2**20,
             trainable=EVERYTHING,
             janus=janus,
         )

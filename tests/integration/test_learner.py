@@ -280,7 +280,7 @@ def make_config(
                 "clip_ratio_high": CLIP,
                 **(algorithm or {}),
             },
-            "learner": {"micro_batch_size": 2, "lr": LR, "logprob_chunk_tokens": 10, **learner},
+            "learner": {"micro_batch_size": 2, "lr": LR, "logprob_chunk_mb": 1, **learner},
             "rollout": rollout or {},
             "weight_sync": {"bucket_mb": 1},
             "parity": {"max_abs": parity, "max_sampling_error": 1e9},

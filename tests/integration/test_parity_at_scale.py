@@ -96,7 +96,7 @@ def compare(folder: Path, rollout: GroupRollout) -> tuple[dict[str, float], str,
     store = dist.HashStore()
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     config = config_of(folder)
-    policy = JanusPolicy.load(str(folder), torch.bfloat16, logprob_chunk_tokens=1024).requires_grad_(False)
+    policy = JanusPolicy.load(str(folder), torch.bfloat16, logprob_chunk_bytes=2**20).requires_grad_(False)
     rewards = np.arange(GROUP_SIZE, dtype=np.float32)
     batch = TrajectoryBatch(0, (ScoredGroup(rollout, rewards, {"shapes": rewards}, ("",) * GROUP_SIZE, 0.0),))
     metrics = judge(config, policy, batch, 0)

@@ -242,7 +242,7 @@ async def test_an_engine_can_record_the_logprobs_of_what_it_samples_from(
     finally:
         await engine.close()
     special_ids = JanusCheckpoint(folder).special_ids
-    policy = JanusPolicy(janus, special_ids=special_ids, logprob_chunk_tokens=64)
+    policy = JanusPolicy(janus, special_ids=special_ids, logprob_chunk_bytes=2**20)
     for request, result in zip(requests, results, strict=True):
         expected = sampled_logprobs(policy, request, result)
         np.testing.assert_allclose(result.logprobs, expected, atol=TOLERANCE, err_msg=request.request_id)

@@ -11,14 +11,15 @@ from torch import Tensor
 from cluster.benchmarks.isolation import isolated
 from cluster.benchmarks.report import Table
 from configs.schema import LearnerConfig
-from learner.objective.logprobs import chunked_logprobs
+from learner.objective.logprobs import chunked_logprobs, entries_at_once
 
 VOCABULARIES = (1_000, 16_000, 100_000)
 NUM_POSITIONS = 2_048
 WIDTH = 64
 MIB = 2**20
 _M_MMAP_THRESHOLD = -3  # malloc.h
-CHUNK_SIZE: int = LearnerConfig.model_fields["logprob_chunk_tokens"].default
+CHUNK_MIB: int = LearnerConfig.model_fields["logprob_chunk_mb"].default
+CHUNK_SIZE = entries_at_once(CHUNK_MIB * MIB, NUM_POSITIONS)
 
 
 def measure_memory() -> Table:
@@ -36,9 +37,9 @@ def measure_memory() -> Table:
         "Memory of log-probabilities and their gradient, MiB",
         f"Peak growth of a fresh process's resident memory during forward and backward of {NUM_POSITIONS} positions of "
         f"width {WIDTH} in float32: `log_softmax` over all logits, against `chunked_logprobs` in chunks of "
-        f"{CHUNK_SIZE} tokens of the vocabulary. The weight is frozen; in one column it trains, and its gradient, as "
-        "large as the weight whatever computes it, is subtracted. What is freed goes back to the system at once here; "
-        "glibc would keep some of it for later, up to some tens of MiB, whatever the vocabulary.",
+        f"{CHUNK_MIB} MiB, here {CHUNK_SIZE} tokens of the vocabulary. The weight is frozen; in one column it trains, "
+        "and its gradient, as large as the weight whatever computes it, is subtracted. What is freed goes back to the "
+        "system at once here; glibc would keep some of it for later, up to some tens of MiB, whatever the vocabulary.",
         (
             "vocabulary",
             "one copy of the logits",

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_writer(folder: Path, lora: LoraConfig | None = None) -> tuple[JanusPolicy, PretrainedWriter]:
     janus = load_janus(str(folder), torch.float32)
-    policy = JanusPolicy.load(str(folder), torch.float32, logprob_chunk_tokens=64, lora=lora, janus=janus)
+    policy = JanusPolicy.load(str(folder), torch.float32, logprob_chunk_bytes=2**20, lora=lora, janus=janus)
     return policy, PretrainedWriter(janus, policy, folder, FORMAT)
 
 
@@ -66,7 +66,7 @@ def test_tied_weights_are_both_written_with_what_was_trained(folder: Path, tmp_p
     tied = JanusForConditionalGeneration.from_pretrained(folder)
     tied.lm_head.weight = tied.model.language_model.embed_tokens.weight
     policy = JanusPolicy.load(
-        str(folder), torch.float32, logprob_chunk_tokens=64, trainable=["model.language_model.*"], janus=tied
+        str(folder), torch.float32, logprob_chunk_bytes=2**20, trainable=["model.language_model.*"], janus=tied
     )
     changed = {name: torch.full_like(parameter, 0.5) for name, parameter in policy.named_changing_parameters()}
     assert "lm_head.weight" not in changed

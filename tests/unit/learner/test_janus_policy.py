@@ -32,6 +32,9 @@ NUM_IMAGE_TOKENS = 16
 SCALES = (5.0, 2.0, 1.0)
 TEMPERATURE = 0.8
 
+CHUNK_BYTES = 2**12
+"""Some tens of entries of a vocabulary at once."""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -47,7 +50,7 @@ def model(folder: Path) -> JanusForConditionalGeneration:
 
 @pytest.fixture
 def policy(folder: Path) -> JanusPolicy:
-    return JanusPolicy.load(str(folder), torch.float64, logprob_chunk_tokens=7)
+    return JanusPolicy.load(str(folder), torch.float64, logprob_chunk_bytes=CHUNK_BYTES)
 
 
 def ragged(phase: str, conversation: Conversation) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -153,7 +156,7 @@ def test_guidance_of_one_trains_the_conditional_distribution(folder: Path, polic
 def test_the_language_model_trains_unless_other_names_are_given(folder: Path, policy: JanusPolicy) -> None:
     names = [name for name, _ in policy.named_trainable_parameters()]
     assert all(name.startswith(("model.language_model.", "lm_head.")) for name in names)
-    some = JanusPolicy.load(str(folder), torch.float32, logprob_chunk_tokens=7, trainable=["*.layers.0.mlp.*"])
+    some = JanusPolicy.load(str(folder), torch.float32, logprob_chunk_bytes=CHUNK_BYTES, trainable=["*.layers.0.mlp.*"])
     assert [name.rpartition(".mlp.")[2] for name, _ in some.named_trainable_parameters()] == [
         "gate_proj.weight", "up_proj.weight", "down_proj.weight",
     ]  # fmt: skip
@@ -162,7 +165,7 @@ def test_the_language_model_trains_unless_other_names_are_given(folder: Path, po
 
 def test_a_pattern_that_no_parameter_matches_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"learner\.trainable: no parameter's name matches 'model\.vqmodel\.\*'"):
-        JanusPolicy.load(str(folder), torch.float32, logprob_chunk_tokens=7, trainable=["model.vqmodel.*"])
+        JanusPolicy.load(str(folder), torch.float32, logprob_chunk_bytes=CHUNK_BYTES, trainable=["model.vqmodel.*"])
 
 
 def test_the_model_that_a_policy_is_made_of_stays_whole_and_usable(
@@ -178,7 +181,7 @@ def test_the_model_that_a_policy_is_made_of_stays_whole_and_usable(
     policy = JanusPolicy(
         model,
         special_ids=JanusCheckpoint(folder).special_ids,
-        logprob_chunk_tokens=7,
+        logprob_chunk_bytes=CHUNK_BYTES,
         lora=LoraConfig(rank=2, targets=("q_proj",)),
     )
     policy.enable_gradient_checkpointing()
@@ -203,7 +206,8 @@ def test_the_model_that_a_policy_is_made_of_stays_whole_and_usable(
 def test_a_reference_shares_what_the_policy_does_not_train_and_keeps_the_rest(folder: Path) -> None:
     trainable = ["model.language_model.layers.0.*"]
     policy, reference = (
-        JanusPolicy.load(str(folder), torch.float32, logprob_chunk_tokens=7, trainable=trainable) for _ in range(2)
+        JanusPolicy.load(str(folder), torch.float32, logprob_chunk_bytes=CHUNK_BYTES, trainable=trainable)
+        for _ in range(2)
     )
     reference.requires_grad_(False).share_frozen(policy)
     trained = {name for name, _ in policy.named_trainable_parameters()}
@@ -216,7 +220,7 @@ def test_a_reference_shares_what_the_policy_does_not_train_and_keeps_the_rest(fo
 def test_names_and_order_of_parameters_are_those_that_older_checkpoints_hold(folder: Path) -> None:
     """A rank's fragments are found by these names; see `learner.zero.optimizer_state`."""
     lora = LoraConfig(rank=2, targets=("q_proj",))
-    policy = JanusPolicy.load(str(folder), torch.float32, logprob_chunk_tokens=7, lora=lora)
+    policy = JanusPolicy.load(str(folder), torch.float32, logprob_chunk_bytes=CHUNK_BYTES, lora=lora)
     names = [name for name, _ in policy.named_parameters()]
     layer = "model.model.language_model.layers.0"
     assert names[:14] == [
@@ -241,7 +245,9 @@ def test_names_and_order_of_parameters_are_those_that_older_checkpoints_hold(fol
 def test_a_head_that_is_tied_to_the_embedding_stays_tied(model: JanusForConditionalGeneration, folder: Path) -> None:
     model.lm_head.weight = model.model.language_model.embed_tokens.weight
     special_ids = JanusCheckpoint(folder).special_ids
-    policy = JanusPolicy(model, special_ids=special_ids, logprob_chunk_tokens=7, trainable=["model.language_model.*"])
+    policy = JanusPolicy(
+        model, special_ids=special_ids, logprob_chunk_bytes=CHUNK_BYTES, trainable=["model.language_model.*"]
+    )
     assert policy.model.lm_head.weight is policy.model.model.language_model.embed_tokens.weight
     assert "lm_head.weight" not in [name for name, _ in policy.named_trainable_parameters()]
 
@@ -257,7 +263,7 @@ def test_a_begin_of_image_id_where_transformers_own_conversion_writes_it_is_foun
     conversation = Conversation.from_pretrained(str(folder))
     tokens = tokens_of("image", *ragged("image", conversation))
     request = LogprobRequest(tokens, guidance_scales=torch.tensor(SCALES))
-    policies = [JanusPolicy.load(str(path), torch.float32, logprob_chunk_tokens=7) for path in (folder, other)]
+    policies = [JanusPolicy.load(str(path), torch.float32, logprob_chunk_bytes=CHUNK_BYTES) for path in (folder, other)]
     with torch.no_grad():
         one, two = (policy(request)[0] for policy in policies)
     assert torch.equal(one, two)

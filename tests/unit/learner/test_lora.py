@@ -21,6 +21,9 @@ from learner.lora import (
 )
 from learner.warm_start.tiny_janus import save_random_tiny_janus
 
+CHUNK_BYTES = 2**12
+"""Some tens of entries of a vocabulary at once."""
+
 
 class TwoLayers(nn.Module):
     def __init__(self) -> None:
@@ -123,8 +126,10 @@ def test_a_policy_with_adapters_trains_them_alone_and_keeps_the_checkpoints_name
         hidden_size=64, num_layers=2, num_heads=2, num_codes=32, image_size=16, patch_size=4, max_positions=64
     )
     save_random_tiny_janus(tmp_path / "tiny", shape, ["red", "star"])
-    plain = JanusPolicy.load(str(tmp_path / "tiny"), torch.float32, logprob_chunk_tokens=7)
-    policy = JanusPolicy.load(str(tmp_path / "tiny"), torch.float32, logprob_chunk_tokens=7, lora=LoraConfig(rank=2))
+    plain = JanusPolicy.load(str(tmp_path / "tiny"), torch.float32, logprob_chunk_bytes=CHUNK_BYTES)
+    policy = JanusPolicy.load(
+        str(tmp_path / "tiny"), torch.float32, logprob_chunk_bytes=CHUNK_BYTES, lora=LoraConfig(rank=2)
+    )
     assert {name.rpartition(".")[2] for name, _ in policy.named_trainable_parameters()} == {"lora_a", "lora_b"}
     assert len(policy.adapters()) == 2 * 7
     assert all(isinstance(layer, LoraLinear) for layer in policy.adapters().values())

@@ -188,7 +188,7 @@ def judge(folder: Path, sound: Setting, suspect: Setting, version: int, stalenes
     policy = JanusPolicy(
         copy.deepcopy(model_of(folder, sound.weights, sound.dtype)),
         special_ids=JanusCheckpoint(folder).special_ids,
-        logprob_chunk_tokens=1024,
+        logprob_chunk_bytes=2**20,
     )
     return judge_batch(config, policy, batch, version)
 

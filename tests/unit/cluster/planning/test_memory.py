@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,13 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from cluster.planning.memory import BUFFER_ELEMENTS, decoder_activations, learner_activations, learner_rank
 from cluster.planning.model_shape import ModelShape
+from cluster.session.gpu_plan import card_of, describe_gpu_plan, stage_advice
+from configs.load import load_config
 from configs.schema import RunConfig
 from learner.zero import engine as deepspeed_engine
 from tests.unit.cluster.planning.test_model_shape import PRO_7B
+
+ROOT = Path(__file__).resolve().parents[4]
 
 
 class PeakOfLiveTensors(TorchDispatchMode):
@@ -149,3 +154,15 @@ def test_a_rank_of_the_7b_needs_what_a_hand_computation_says() -> None:
 
 def test_the_communication_buffer_is_the_one_that_deepspeed_is_given() -> None:
     assert BUFFER_ELEMENTS == deepspeed_engine._BUFFER_ELEMENTS
+
+
+def test_stage_2_is_recommended_in_place_of_3_where_it_fits() -> None:
+    shape, h100 = ModelShape.of(PRO_7B.to_dict()), card_of("h100")
+    config = load_config(ROOT / "configs" / "janus_pro_7b_cluster.yaml")
+    assert stage_advice(config, shape, h100) is None, "the shipped config is as it should be"
+    third = config.model_copy(update={"learner": config.learner.model_copy(update={"zero_stage": 3})})
+    advice = stage_advice(third, shape, h100)
+    assert advice is not None
+    assert "learner.zero_stage: 2 fits as well, in 44.7 GiB a rank" in advice
+    assert advice in describe_gpu_plan(third, shape, h100)
+    assert stage_advice(third, shape, card_of("rtx4090")) is None, "there it does not"

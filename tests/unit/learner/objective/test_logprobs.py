@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learner.objective.logprobs import LogprobHead, chunked_logprobs
+from learner.objective.logprobs import LogprobHead, chunked_logprobs, entries_at_once
 
 VOCABULARY = 11
 WIDTH = 5
@@ -32,6 +32,21 @@ def make_case(num_positions: int, *, bias: bool = True) -> tuple[Tensor, nn.Line
     return hidden.requires_grad_(), head, targets
 
 
+def in_chunks(layer: nn.Linear, chunk_size: int, num_positions: int) -> LogprobHead:
+    """A head whose memory is so much that so many positions pass in chunks of this size."""
+    return LogprobHead(layer, 3 * 4 * chunk_size * num_positions)
+
+
+def test_a_chunk_takes_the_memory_that_it_is_given_however_long_the_micro_batch() -> None:
+    mib = 2**20
+    for num_positions in (1, 160, 8 * 160, 8 * 576):
+        entries = entries_at_once(128 * mib, num_positions)
+        assert 3 * 4 * entries * num_positions <= 128 * mib < 3 * 4 * (entries + 1) * num_positions
+    assert (entries_at_once(1, 10_000), entries_at_once(mib, 0)) == (1, 87381), (
+        "one entry at least, whatever the memory"
+    )
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("chunk_size", [1, 4, 10, 11, 100])
@@ -41,7 +56,7 @@ def test_values_and_gradients_equal_the_plain_computation(chunk_size: int, tempe
     results = []
     for logprobs, entropy in (
         plain_logprobs(hidden, head, targets, temperature),
-        LogprobHead(head, chunk_size)(hidden, targets, temperature=temperature),
+        in_chunks(head, chunk_size, len(hidden))(hidden, targets, temperature=temperature),
     ):
         gradients = torch.autograd.grad((logprobs * weights).sum(), [hidden, *head.parameters()])
         results.append([logprobs.detach(), entropy.detach(), *gradients])
@@ -57,7 +72,7 @@ def test_the_gradient_of_both_outputs_together_equals_the_plain_one(chunk_size: 
     gradients = []
     for logprobs, entropy in (
         plain_logprobs(hidden, head, targets, temperature),
-        LogprobHead(head, chunk_size)(hidden, targets, temperature=temperature, entropy_gradient=True),
+        in_chunks(head, chunk_size, len(hidden))(hidden, targets, temperature=temperature, entropy_gradient=True),
     ):
         total = (logprobs * weights + entropy * entropy_weights).sum()
         gradients.append(torch.autograd.grad(total, [hidden, *head.parameters()]))
@@ -76,13 +91,13 @@ def test_gradients_equal_finite_differences() -> None:
 
 def test_the_entropy_carries_no_gradient_unless_asked_for() -> None:
     hidden, head, targets = make_case(6)
-    logprobs, entropy = LogprobHead(head, 4)(hidden, targets)
+    logprobs, entropy = in_chunks(head, 4, len(hidden))(hidden, targets)
     assert (logprobs.requires_grad, entropy.requires_grad) == (True, False)
 
 
 def test_a_frozen_layer_gets_no_gradient_and_passes_one_on() -> None:
     hidden, head, targets = make_case(6)
-    LogprobHead(head.requires_grad_(False), 4)(hidden, targets)[0].sum().backward()
+    in_chunks(head.requires_grad_(False), 4, len(hidden))(hidden, targets)[0].sum().backward()
     assert head.weight.grad is None
     assert hidden.grad is not None
 
@@ -90,14 +105,14 @@ def test_a_frozen_layer_gets_no_gradient_and_passes_one_on() -> None:
 def test_only_the_layer_may_train() -> None:
     hidden, head, targets = make_case(6)
     fixed = hidden.detach()
-    LogprobHead(head, 4)(fixed, targets)[0].sum().backward()
+    in_chunks(head, 4, len(fixed))(fixed, targets)[0].sum().backward()
     expected = torch.autograd.grad(plain_logprobs(fixed, head, targets)[0].sum(), head.weight)[0]
     torch.testing.assert_close(head.weight.grad, expected, **EXACT)
 
 
 def test_the_head_keeps_the_names_and_the_parameters_of_its_layer() -> None:
     _, layer, _ = make_case(1)
-    assert [(name, id(value)) for name, value in LogprobHead(layer, 4).named_parameters()] == [
+    assert [(name, id(value)) for name, value in in_chunks(layer, 4, 1).named_parameters()] == [
         ("weight", id(layer.weight)),
         ("bias", id(layer.bias)),
     ]
@@ -107,7 +122,7 @@ def test_half_precision_logits_are_normalised_and_added_up_in_float32() -> None:
     torch.manual_seed(0)
     head = nn.Linear(64, 3000).bfloat16()
     hidden, targets = torch.randn(9, 64).bfloat16().requires_grad_(), torch.arange(9)
-    logprobs, entropy = LogprobHead(head, 10)(hidden, targets)
+    logprobs, entropy = in_chunks(head, 10, len(hidden))(hidden, targets)
     assert (logprobs.dtype, entropy.dtype) == (torch.float32, torch.float32)
     expected = head(hidden).float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     torch.testing.assert_close(logprobs, expected)
@@ -139,7 +154,7 @@ def test_logits_that_are_not_numbers_are_not_made_to_look_fine(value: float) -> 
     hidden, head, targets = make_case(3)
     with torch.no_grad():
         hidden[1, 0] = value
-    logprobs, entropy = LogprobHead(head, 4)(hidden, targets, entropy_gradient=True)
+    logprobs, entropy = in_chunks(head, 4, len(hidden))(hidden, targets, entropy_gradient=True)
     assert logprobs.isfinite().tolist() == entropy.isfinite().tolist() == [True, False, True]
     (gradient,) = torch.autograd.grad((logprobs + entropy).sum(), hidden)
     assert gradient.isfinite().all(1).tolist() == [True, False, True]
@@ -147,7 +162,7 @@ def test_logits_that_are_not_numbers_are_not_made_to_look_fine(value: float) -> 
 
 def test_no_position_gives_no_logprob_and_gradients_of_zero() -> None:
     hidden, head, targets = make_case(0)
-    logprobs, entropy = LogprobHead(head, 4)(hidden, targets)
+    logprobs, entropy = in_chunks(head, 4, len(hidden))(hidden, targets)
     assert logprobs.shape == entropy.shape == (0,)
     logprobs.sum().backward()
     assert hidden.grad is not None
@@ -175,7 +190,7 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("vocabulary", [500, 5000])
 def test_no_tensor_grows_with_the_vocabulary_forward_or_backward(vocabulary: int, entropy_gradient: bool) -> None:
     num_positions, chunk_size, width = 64, 16, 4
-    head = LogprobHead(nn.Linear(width, vocabulary).requires_grad_(False), chunk_size)
+    head = in_chunks(nn.Linear(width, vocabulary).requires_grad_(False), chunk_size, num_positions)
     hidden = torch.randn(num_positions, width, requires_grad=True)
     targets = torch.randint(0, vocabulary, (num_positions,))
     with LargestTensor() as largest:
@@ -186,7 +201,7 @@ def test_no_tensor_grows_with_the_vocabulary_forward_or_backward(vocabulary: int
 
 def test_a_layer_that_trains_adds_a_gradient_of_its_own_size_and_no_more() -> None:
     vocabulary, width = 5000, 4
-    head = LogprobHead(nn.Linear(width, vocabulary, bias=False), 16)
+    head = in_chunks(nn.Linear(width, vocabulary, bias=False), 16, 64)
     hidden = torch.randn(64, width, requires_grad=True)
     with LargestTensor() as largest:
         head(hidden, torch.randint(0, vocabulary, (64,)))[0].sum().backward()
@@ -195,7 +210,7 @@ def test_a_layer_that_trains_adds_a_gradient_of_its_own_size_and_no_more() -> No
 
 def test_nothing_of_the_logits_is_kept_for_backward() -> None:
     vocabulary, num_positions, width = 500, 256, 4
-    head = LogprobHead(nn.Linear(width, vocabulary), 16)
+    head = in_chunks(nn.Linear(width, vocabulary), 16, num_positions)
     saved: list[int] = []
 
     def note(tensor: Tensor) -> Tensor:
@@ -211,10 +226,10 @@ def test_nothing_of_the_logits_is_kept_for_backward() -> None:
 def test_wrong_shapes_are_refused() -> None:
     hidden, head, targets = make_case(4)
     with pytest.raises(ValueError, match=r"hidden must be \[T, d\]"):
-        LogprobHead(head, 2)(hidden[None], targets)
+        in_chunks(head, 2, len(hidden))(hidden[None], targets)
     with pytest.raises(ValueError, match=r"targets \[T\]"):
-        LogprobHead(head, 2)(hidden, targets[:3])
+        in_chunks(head, 2, len(hidden))(hidden, targets[:3])
     with pytest.raises(ValueError, match=r"weight \[V, d\]"):
-        LogprobHead(head, 2)(hidden[:, :2], targets)
+        in_chunks(head, 2, len(hidden))(hidden[:, :2], targets)
     with pytest.raises(ValueError, match="chunk_size"):
-        LogprobHead(head, 0)(hidden, targets)
+        chunked_logprobs(hidden, head.weight, head.bias, targets, 0)

@@ -253,7 +253,7 @@ def make_engine(lr: float = 1e-2) -> PlainEngine:
     model, tokenizer = build_tiny_janus(config, [f"word{index}" for index in range(10)])
     boi_id = tokenizer.convert_tokens_to_ids("<begin_of_image>")
     special_ids = SpecialIds(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, boi_id)
-    return PlainEngine(JanusPolicy(model, special_ids=special_ids, logprob_chunk_tokens=64, trainable=EVERYTHING), lr)
+    return PlainEngine(JanusPolicy(model, special_ids=special_ids, logprob_chunk_bytes=2**20, trainable=EVERYTHING), lr)
 
 
 def test_a_few_steps_lower_both_losses():
