@@ -3,13 +3,17 @@ the same loss."""
 
 from __future__ import annotations
 
+import multiprocessing
 import socket
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
@@ -31,50 +35,96 @@ _NUM_WARM_UPS = 2
 """Rounds that make the optimizers' states, and in which the parity gate looks at more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Case:
+    """How many ranks learn, and what DeepSpeed shards over them."""
+
+    num_ranks: int
+    zero_stage: int
+
+
+CASES = (Case(num_ranks=1, zero_stage=0), Case(num_ranks=2, zero_stage=2))
+
+
 def measure_speed(scope: Scope) -> Table:
-    """Of one rank at ZeRO 0."""
-    num_groups, num_rounds = scope.pick(quick=4, full=16), scope.pick(quick=2, full=5)
+    """Each case in processes of its own, a rank each."""
+    num_groups = scope.pick(quick=4, full=16)
+    rows = []
     with tempfile.TemporaryDirectory(prefix="bicot-bench-") as directory:
         folder, size = make_model(Path(directory), "tiny", TinyJanusConfig())
-        overrides = [
-            f"algorithm.groups_per_step={num_groups}",
-            f"learner.threads_per_rank={scope.num_threads}",
-            f"run.steps={num_rounds + _NUM_WARM_UPS}",
-            *unlimited_parity(),
-        ]
-        config = shapes_config(folder, overrides)
-        batch = make_batch(folder, config)
-        guided = start_worker(folder, shapes_config(folder, [*overrides, "algorithm.policy=guided"]))
-        ours, plain = start_worker(folder, config), PlainLearner(folder, config)
-        speeds: dict[str, list[float]] = {"guided": [], "conditional": [], "plain": []}
-        for number in range(num_rounds + _NUM_WARM_UPS):
-            moments = [time.perf_counter()]
-            guided.train_step(batch)
-            moments.append(time.perf_counter())
-            report = ours.train_step(batch)
-            moments.append(time.perf_counter())
-            loss, num_tokens = plain.train_step(batch)
-            moments.append(time.perf_counter())
-            if not np.isclose(report.metrics["loss"], loss, rtol=1e-3, atol=1e-4):
-                raise RuntimeError(f"the two learners differ: losses {report.metrics['loss']} and {loss}")
-            if number >= _NUM_WARM_UPS:
-                for name, started_s, ended_s in zip(speeds, moments, moments[1:], strict=False):
-                    speeds[name].append(num_tokens / (ended_s - started_s))
-        for worker in (guided, ours):
-            worker.close()
-    rows = [
-        (size, policy, spread(speeds[policy]), spread(speeds["plain"]), ratio(speeds[policy], speeds["plain"]))
-        for policy in ("conditional", "guided")
-    ]
+        for case in CASES:
+            speeds = _speeds(case, folder, scope, num_groups)
+            rows += [
+                (
+                    size,
+                    f"{case.num_ranks} rank{'s' if case.num_ranks > 1 else ''}, ZeRO {case.zero_stage}",
+                    policy,
+                    spread(speeds[policy]),
+                    spread(speeds["plain"]),
+                    ratio(speeds[policy], speeds["plain"]),
+                )
+                for policy in ("conditional", "guided")
+            ]
     return Table(
         "Learner: tokens a second",
-        "`LearnerWorker` (DeepSpeed, ZeRO 0, one rank, float32) against transformers' model with torch's AdamW: the "
-        f"same batch of {num_groups} groups of 8, the same micro-batches, reference and loss, {scope.num_threads} "
-        "thread(s) each. The losses of the two are checked to agree at every step. With `algorithm.policy: guided` "
-        "pictures pass twice, under policy and reference; the plain loop is conditional in both rows.",
-        ("model", "algorithm.policy", "bicot's learner", "plain loop", "bicot / plain"),
+        f"`LearnerWorker` (DeepSpeed, float32) against transformers' model with torch's AdamW: the same batch of "
+        f"{num_groups} groups of 8, the same micro-batches, reference and loss, {scope.num_threads} thread(s) a rank. "
+        "With one rank the losses of the two are checked to agree at every step. With two, each process runs a plain "
+        "loop in turn with its rank, on the rank's half of the batch, which exchanges nothing: what is below 1 is what "
+        "ranks pay for learning together. With `algorithm.policy: guided` pictures pass twice, under policy and "
+        "reference; the plain loop is conditional in all rows.",
+        ("model", "ranks", "algorithm.policy", "bicot's learner", "plain loop", "bicot / plain"),
         tuple(rows),
     )
+
+
+def _speeds(case: Case, folder: str, scope: Scope, num_groups: int) -> dict[str, list[float]]:
+    """Tokens a second of all ranks together, by what is measured, a round each."""
+    port = _free_port()
+    with ProcessPoolExecutor(case.num_ranks, mp_context=multiprocessing.get_context("spawn")) as ranks:
+        numbers = range(case.num_ranks)
+        work = [ranks.submit(_measure_rank, case, rank, port, folder, scope, num_groups) for rank in numbers]
+        speeds, *_ = [result.result() for result in work]
+    return speeds
+
+
+def _measure_rank(
+    case: Case, rank: int, port: int, folder: str, scope: Scope, num_groups: int
+) -> dict[str, list[float]]:
+    num_rounds = scope.pick(quick=2, full=5) + _NUM_WARM_UPS
+    overrides = [
+        f"algorithm.groups_per_step={num_groups}",
+        f"learner.threads_per_rank={scope.num_threads}",
+        f"learner.num_ranks={case.num_ranks}",
+        f"learner.zero_stage={case.zero_stage}",
+        f"run.steps={num_rounds}",
+        *unlimited_parity(),
+    ]
+    config = shapes_config(folder, overrides)
+    guided = start_worker(folder, shapes_config(folder, [*overrides, "algorithm.policy=guided"]), rank, port)
+    ours, plain = start_worker(folder, config, rank, port), PlainLearner(folder, config, rank)
+    batch = make_batch(folder, config)
+    num_tokens = plan_step(batch, PlanSettings.of(config, 1), 0).num_tokens
+    speeds: dict[str, list[float]] = {"guided": [], "conditional": [], "plain": []}
+    for number in range(num_rounds):
+        reported: dict[str, float] = {}
+        for name, train in (
+            ("guided", lambda: guided.train_step(batch).metrics["loss"]),
+            ("conditional", lambda: ours.train_step(batch).metrics["loss"]),
+            ("plain", lambda: plain.train_step(batch)),
+        ):
+            dist.barrier()
+            started_s = time.perf_counter()
+            reported[name] = train()
+            dist.barrier()
+            if number >= _NUM_WARM_UPS:
+                speeds[name].append(num_tokens / (time.perf_counter() - started_s))
+        losses = reported["conditional"], reported["plain"]
+        if case.num_ranks == 1 and not np.isclose(*losses, rtol=1e-3, atol=1e-4):
+            raise RuntimeError(f"the two learners differ: losses {losses[0]} and {losses[1]}")
+    for worker in (guided, ours):
+        worker.close()
+    return speeds
 
 
 def unlimited_parity() -> list[str]:
@@ -82,16 +132,18 @@ def unlimited_parity() -> list[str]:
     return ["parity.max_abs=1000", "parity.max_sampling_error=1e9", "parity.every_steps=1000000"]
 
 
-def start_worker(folder: str, config: RunConfig) -> LearnerWorker:
-    """The only rank, in this process."""
-    return LearnerWorker.start(config, folder, 0, master_address="127.0.0.1", master_port=_free_port())
+def start_worker(folder: str, config: RunConfig, rank: int = 0, port: int | None = None) -> LearnerWorker:
+    """A rank in this process; port: at which the ranks meet."""
+    return LearnerWorker.start(config, folder, rank, master_address="127.0.0.1", master_port=port or _free_port())
 
 
 class PlainLearner:
-    """The loop that one would write first: all logits at once, no DeepSpeed, no chunks."""
+    """The loop that one would write first: all logits at once, no DeepSpeed, no chunks; on a rank's share of a batch,
+    by itself."""
 
-    def __init__(self, folder: str, config: RunConfig) -> None:
+    def __init__(self, folder: str, config: RunConfig, rank: int) -> None:
         self._config = config
+        self._rank = rank
         self._policy = load_janus(folder, torch.float32)
         self._reference = load_janus(folder, torch.float32).requires_grad_(False)
         self._policy.requires_grad_(False)
@@ -103,9 +155,9 @@ class PlainLearner:
         self._optimizer = torch.optim.AdamW(self._trained, betas=learner.betas, weight_decay=learner.weight_decay)
         self._num_steps = 0
 
-    def train_step(self, batch: TrajectoryBatch) -> tuple[float, int]:
-        """One optimizer step; returns the loss and how many tokens it is the mean of."""
-        plan = plan_step(batch, PlanSettings.of(self._config, num_ranks=1), rank=0)
+    def train_step(self, batch: TrajectoryBatch) -> float:
+        """One optimizer step; returns this rank's share of the loss, which is a mean over the tokens of all."""
+        plan = plan_step(batch, PlanSettings.of(self._config, self._config.learner.num_ranks), self._rank)
         total = 0.0
         for micro_batch in plan.mini_batches[0].micro_batches:
             for phase in micro_batch.phases:
@@ -118,7 +170,7 @@ class PlainLearner:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._num_steps += 1
-        return total, plan.num_tokens
+        return total
 
     def _loss(self, phase: PhaseBatch) -> Tensor:
         with torch.no_grad():
@@ -175,8 +227,9 @@ def make_batch(folder: str, config: RunConfig) -> TrajectoryBatch:
             cot_text="",
             guidance_scale=config.rollout.guidance_scale,
             seed=0,
-            cot_versions=np.zeros(num_cot, np.int32),
-            image_versions=np.zeros(num_image, np.int32),
+            # No version of the learner's: for those it would take what it finds itself in place of what was recorded.
+            cot_versions=np.full(num_cot, -1, np.int32),
+            image_versions=np.full(num_image, -1, np.int32),
         )
 
     groups = []
