@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.actors import spawn
 from cluster.actors.queue import TrajectoryQueueActor
-from cluster.pools.cancellation import end_tasks
+from cluster.pools.cancellation import end_tasks, made_in_thread
 from cluster.pools.remote_errors import WorkerLostError, resolve, told
 from configs.errors import RunError
 from configs.schema import RunConfig
@@ -68,6 +68,7 @@ class QueueClient:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         """Gets the exception that ends the queue."""
+        self._replacing = asyncio.Lock()
         self._actor = self._spawn()
         self._keep(self._supervise(), "supervise the queue")
 
@@ -99,7 +100,7 @@ class QueueClient:
                 await resolve(actor.put.remote(group))
                 return
             except (RayError, WorkerLostError) as error:
-                self._replace(actor, told(error))
+                await self._replace(actor, told(error))
 
     async def _get_batch(self, step: int) -> Any:
         while True:
@@ -109,7 +110,7 @@ class QueueClient:
                 await resolve(arrived)
                 return batch
             except (RayError, WorkerLostError) as error:
-                self._replace(actor, told(error))
+                await self._replace(actor, told(error))
 
     async def _supervise(self) -> None:
         cluster = self._config.cluster
@@ -119,11 +120,11 @@ class QueueClient:
             answer = asyncio.ensure_future(resolve(actor.num_queued.remote()))
             try:
                 if not (await asyncio.wait({answer}, timeout=cluster.heartbeat_timeout_s))[0]:
-                    self._replace(actor, f"was silent for {cluster.heartbeat_timeout_s:g} s")
+                    await self._replace(actor, f"was silent for {cluster.heartbeat_timeout_s:g} s")
                 else:
                     answer.result()
             except (RayError, WorkerLostError) as error:
-                self._replace(actor, told(error))
+                await self._replace(actor, told(error))
             finally:
                 answer.cancel()
 
@@ -136,21 +137,23 @@ class QueueClient:
         finally:
             await end_tasks({task})
 
-    def _replace(self, actor: Any, reason: str) -> None:
+    async def _replace(self, actor: Any, reason: str) -> None:
         """Put a new actor in the place of `actor`, unless another caller has. The calls that wait for it go on with
         the new one, as they fail when it is ended."""
-        if actor is not self._actor:
-            return
-        self._num_replaced_in_a_row += 1
-        if self._num_replaced_in_a_row > MAX_REPLACEMENTS:
-            raise RunError(
-                f"the trajectory queue died {self._num_replaced_in_a_row} times before step {self._next_step} "
-                f"had its batch; the last: {reason}"
+        async with self._replacing:
+            if actor is not self._actor:
+                return
+            self._num_replaced_in_a_row += 1
+            if self._num_replaced_in_a_row > MAX_REPLACEMENTS:
+                raise RunError(
+                    f"the trajectory queue died {self._num_replaced_in_a_row} times before step {self._next_step} "
+                    f"had its batch; the last: {reason}"
+                )
+            self._note(
+                f"the trajectory queue died ({reason}); a new one is filled with the {len(self._kept)} groups it held"
             )
-        self._note(
-            f"the trajectory queue died ({reason}); a new one is filled with the {len(self._kept)} groups it held"
-        )
-        self._actor = self._spawn()
+            # In a thread: Ray waits for its head to hear of an actor with a name.
+            self._actor = await made_in_thread(self._spawn, self._end_actor)
         self._end_actor(actor)
         for group in self._kept.values():
             self._keep(self._put(group), f"put again {group.rollout.request.sequence}")

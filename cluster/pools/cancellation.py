@@ -8,9 +8,10 @@ for its end waits for ever. So it is said again, until it is heard.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
-from typing import Any, Final
+from collections.abc import Callable, Collection
+from typing import Any, Final, TypeVar
 
+Made = TypeVar("Made")
 CANCEL_AGAIN_S: Final = 1.0
 """For a task to end, before it is cancelled once more."""
 
@@ -28,3 +29,14 @@ async def end_tasks(tasks: Collection[asyncio.Future[Any]]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()  # looked at, so that asyncio does not complain of an error that nobody saw
+
+
+async def made_in_thread(make: Callable[[], Made], end: Callable[[Made], None]) -> Made:
+    """What `make` returns, which is called in a thread, because it may block. A thread cannot be cancelled: where this
+    is, what it makes is given to `end` when it is there."""
+    making = asyncio.ensure_future(asyncio.to_thread(make))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(lambda made: None if made.cancelled() or made.exception() else end(made.result()))
+        raise

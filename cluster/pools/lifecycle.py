@@ -1,6 +1,6 @@
 """What one worker of a pool goes through by itself: it starts, catches up with the weights, and is listened to.
 
-    begin: JOINING ─ has its place: says on which node ─ start ─► STALE ─ catch up ─► READY
+    begin: JOINING ─ spawned ─ has its place: says on which node ─ start ─► STALE ─ catch up ─► READY
     beat:  READY ─ said nothing lately ─► asked ─ an answer ─► READY
                                             └ none for heartbeat_s ─► SUSPECT ─ an answer ─► READY, or STALE ─ catch up
                                                                          └ none for heartbeat_timeout_s ─► beat says so
@@ -14,9 +14,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
-from cluster.pools.cancellation import end_tasks
+from cluster.pools.cancellation import end_tasks, made_in_thread
 from cluster.pools.health import HealthState
 from cluster.pools.member import LateWeightsError, Member, Patience, PoolHooks
 from cluster.pools.remote_errors import first_line, resolve
@@ -29,11 +30,12 @@ MAX_LATE: Final = 5
 @dataclass(slots=True)
 class MemberLife:
     """`tell(member)` hears of each new state; `num_others()`: other members that have started, 0 while the
-    pool has never been complete."""
+    pool has never been complete. spawning: held while one of the pool is spawned."""
 
     member: Member
     hooks: PoolHooks
     patience: Patience
+    spawning: asyncio.Lock
     tell: Callable[[Member], Awaitable[None]]
     num_others: Callable[[], int]
     _arrived_s: float | None = field(default=None, init=False)
@@ -47,6 +49,7 @@ class MemberLife:
         """
         member = self.member
         await self.tell(member)
+        await self._spawn()
         # Asked first, it is answered when the worker has its place and before it starts.
         arrive = asyncio.create_task(self._arrive(member.handle.ping.remote()))
         start = asyncio.ensure_future(self.hooks.start(member.handle))
@@ -60,6 +63,16 @@ class MemberLife:
         member.health.started()
         await self.tell(member)
         await self._catch_up()
+
+    async def _spawn(self) -> None:
+        """One at a time: a head that is away holds up one thread. Raises RunError when it was ended meanwhile."""
+        member = self.member
+        async with self.spawning:
+            if not member.health.is_dead:
+                member.handle = await made_in_thread(partial(self.hooks.spawn, member.worker_id), self.hooks.end)
+        if member.health.is_dead:
+            member.die(self.hooks.end)
+            raise RunError(f"{member.worker_id} was ended before it had begun")
 
     async def beat(self) -> str | None:
         """One heartbeat, when it is needed. What is wrong when it is not answered at all, else None.

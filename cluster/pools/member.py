@@ -51,7 +51,8 @@ class PoolHooks:
     """
 
     spawn: Callable[[str], ActorHandle]
-    """Makes the worker of that id, without waiting for it."""
+    """Makes the worker of that id, without waiting for it. Called in a thread: Ray tells its head of an actor with a
+    name, and waits for as long as the head is away."""
     start: Callable[[ActorHandle], Awaitable[None]]
     """Loads its model."""
     on_change: Callable[[str, str], Awaitable[None]]
@@ -87,7 +88,8 @@ class Member:
     """One worker of a pool."""
 
     worker_id: str
-    handle: Any
+    handle: Any = None
+    """None until it is spawned."""
     number: int = 0
     """How many workers the pool had started before it."""
     health: Health = field(default_factory=Health)
@@ -107,6 +109,12 @@ class Member:
         """It has answered a call, if only with an error of its own."""
         self.hear()
         self.answered_s = self.heard_s
+
+    def die(self, end: Callable[[ActorHandle], None]) -> None:
+        """It is gone, or counts as gone. One that is being spawned is ended by its life, as soon as it is there."""
+        self.health.die()
+        if self.handle is not None:
+            end(self.handle)
 
     @property
     def state(self) -> HealthState:

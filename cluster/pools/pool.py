@@ -25,6 +25,7 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ray.actor import ActorHandle
@@ -63,6 +64,7 @@ class ActorPool(Membership):
     _failure: Exception | None = None
     _turns: Turns[Member] = field(default_factory=Turns)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _spawning: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def num_lost(self) -> int:
@@ -170,8 +172,7 @@ class ActorPool(Membership):
         while self._tasks:  # one that ends may just have begun another
             await end_tasks(set(self._tasks))
         for member in self._members:
-            member.health.die()
-            self.hooks.end(member.handle)
+            member.die(self.hooks.end)
         self._members.clear()
 
     def _in_service(self) -> list[Member]:
@@ -182,7 +183,7 @@ class ActorPool(Membership):
         for _ in range(self.size - len(self._in_service())):
             worker_id = f"{self.kind}-{self._num_spawned}"
             self._num_spawned += 1
-            member = Member(worker_id, self.hooks.spawn(worker_id), self._num_spawned - 1)
+            member = Member(worker_id, number=self._num_spawned - 1)
             self._members.append(member)
             self._keep(self._live(member), f"life of {worker_id}")
 
@@ -199,7 +200,8 @@ class ActorPool(Membership):
 
     async def _live(self, member: Member) -> None:
         """One member from its birth on, until it is DEAD."""
-        life = MemberLife(member, self.hooks, self.patience, self._tell, lambda: self._num_others(member))
+        num_others = partial(self._num_others, member)
+        life = MemberLife(member, self.hooks, self.patience, self._spawning, self._tell, num_others)
         try:
             await life.begin()
         except Exception as error:  # noqa: BLE001 - whatever a user's model or reward raises ends this start only
@@ -302,9 +304,8 @@ class ActorPool(Membership):
             await self._end(member)
 
     async def _end(self, member: Member) -> None:
-        member.health.die()
         self._members.remove(member)
-        self.hooks.end(member.handle)
+        member.die(self.hooks.end)
         await self._tell(member)
 
     async def _tell(self, member: Member) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -95,8 +96,11 @@ class Scene:
     """Whether the cluster has a place for workers from now on."""
     given_up: list[Any] = field(default_factory=list)
     """Answers that workers were told to leave."""
+    head_answers: threading.Event = field(default_factory=threading.Event)
+    """Cleared: whoever spawns a worker waits."""
 
     def __post_init__(self) -> None:
+        self.head_answers.set()
         hooks = PoolHooks(
             spawn=self._spawn,
             start=self._start,
@@ -121,6 +125,7 @@ class Scene:
         return await asyncio.wait_for(self.pool.call(lambda handle: handle.work.remote(), WAIT_S), WAIT_S)
 
     def _spawn(self, worker_id: str) -> LocalActor:
+        self.head_answers.wait(WAIT_S)
         worker = Worker()
         worker.released.set()
         worker.listens.set()
@@ -167,6 +172,40 @@ async def test_a_silent_worker_gets_no_calls_and_is_replaced_when_it_stays_silen
     assert scene.pool.num_lost == 1
     assert "worker-0 was silent for 0.05 s; starting another in its place" in scene.notes
     await scene.pool.close()
+
+
+async def test_calls_and_heartbeats_go_on_while_ray_does_not_take_a_new_worker() -> None:
+    scene = await started(Scene(size=2))
+    scene.head_answers.clear()
+    scene.actors[0].kill()
+    await scene.until(0, HealthState.DEAD)
+    await scene.until(2, HealthState.JOINING)
+    pings = scene.workers[1].num_pings
+    for _ in range(3):
+        assert await scene.call() == id(scene.workers[1])
+    async with asyncio.timeout(WAIT_S / 2):
+        while scene.workers[1].num_pings == pings:
+            await asyncio.sleep(0.001)
+    assert len(scene.workers) == 2
+    scene.head_answers.set()
+    await scene.until(2, HealthState.READY)
+    await scene.pool.close()
+
+
+async def test_a_worker_that_is_not_wanted_any_more_when_ray_takes_it_is_ended() -> None:
+    scene = await started(Scene(size=1))
+    scene.head_answers.clear()
+    await scene.pool.resize(3)
+    await scene.until(2, HealthState.JOINING)
+    await scene.pool.resize(2)  # the newest goes, which still waits for the other one to be spawned
+    closing = asyncio.create_task(scene.pool.close())
+    await asyncio.wait_for(closing, WAIT_S)
+    scene.head_answers.set()
+    async with asyncio.timeout(WAIT_S):
+        while len(scene.actors) < 2 or not scene.actors[1]._is_dead:
+            await asyncio.sleep(0.001)
+    assert len(scene.actors) == 2
+    assert scene.pool.everyone == ()
 
 
 async def test_a_suspect_that_answers_late_is_ready_again() -> None:
