@@ -42,7 +42,7 @@ class PlanSettings:
     """The phases that are trained; no other is passed, or counted as a token."""
     loss_normalization: LossNormalization = "token"
     max_cot_tokens: int = 0
-    """Only for loss_normalization "dr_grpo"."""
+    """0: there are no CoTs."""
 
     @classmethod
     def of(cls, config: RunConfig, num_ranks: int) -> PlanSettings:
@@ -126,6 +126,7 @@ class StepPlan:
     """Of the phases that are trained."""
     cot_lengths: Tensor
     """int64 [num_trajectories]."""
+    max_cot_tokens: int
     advantages: Tensor
     """float32 [num_trajectories]."""
     workers: tuple[str, ...]
@@ -184,6 +185,7 @@ def plan_step(batch: TrajectoryBatch, settings: PlanSettings, rank: int) -> Step
         num_trajectories=len(kept),
         num_tokens_by_phase={phase: counts[phase] for phase in settings.phases},
         cot_lengths=cot_lengths,
+        max_cot_tokens=settings.max_cot_tokens,
         advantages=torch.stack(list(advantages.values())).mean(dim=0)[is_kept],
         workers=workers,
         groups_without_spread=share_without_spread(rewards),

@@ -75,11 +75,13 @@ class StepSums:
             **{f"entropy/{phase}": per_phase[phase]["entropy"] for phase in _PHASES},
             **{f"behaviour_kl/{phase}": per_phase[phase]["behaviour_kl"] for phase in _PHASES},
             **{f"clip_fraction/{phase}": per_phase[phase]["num_clipped"] for phase in _PHASES},
-            **_figures_of_plan(plan),
+            **figures_of_plan(plan),
         }
 
 
-def _figures_of_plan(plan: StepPlan) -> dict[str, float]:
+def figures_of_plan(plan: StepPlan) -> dict[str, float]:
+    """Metrics of what is learned from, before anything is."""
+    is_cut = (plan.cot_lengths == plan.max_cot_tokens).double()
     return {
         "advantage/std": float(plan.advantages.std()),
         "advantage/min": float(plan.advantages.min()),
@@ -88,5 +90,6 @@ def _figures_of_plan(plan: StepPlan) -> dict[str, float]:
         "cot_length": int(plan.cot_lengths.sum()) / plan.num_trajectories,
         "cot_length/min": float(plan.cot_lengths.min()),
         "cot_length/max": float(plan.cot_lengths.max()),
+        "cot_length/clip_ratio": float(is_cut.mean()) if plan.max_cot_tokens else math.nan,
         "tokens": float(plan.num_tokens),
     }

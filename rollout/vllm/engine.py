@@ -22,7 +22,7 @@ from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import WeightBucket
 from rollout.vllm.layout import check_vllm
 from rollout.vllm.requests import check_request, result_of, sampling_params
-from rollout.vllm.scratch import make_scratch, scratch_environment, temporary_files_in
+from rollout.vllm.scratch import end_scratch, make_scratch, scratch_environment, temporary_files_in
 from rollout.vllm.settings import context_length, engine_arguments, environment, environment_set, num_streams
 from rollout.vllm.starting import make_llm
 from rollout.vllm.waiting import answer_or_death
@@ -226,7 +226,7 @@ class VllmEngine:
         llm.shutdown()
         # Its finalizer shuts down once more, and where the interpreter is ending by then, it prints an error.
         llm.shutdown = _already_shut_down
-        self._scratch.close()
+        end_scratch(self._scratch)
 
     @property
     def _running(self) -> AsyncLLM:

@@ -19,7 +19,6 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from configs.errors import ConfigError, ModelError, RolloutError, WeightSyncError
-from configs.local.owned_folder import sweep
 from configs.schema import RolloutConfig, VllmOptions
 from learner.janus_policy import JanusPolicy
 from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
@@ -28,7 +27,7 @@ from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import Int32Array, WeightBucket
 from rollout.transformers_engine import TransformersEngine
 from rollout.vllm import VllmEngine
-from rollout.vllm.scratch import PREFIX
+from rollout.vllm.scratch import PREFIX, SHARED_MEMORY, sweep_scratch
 from rollout.vllm.settings import environment
 from rollout.weights.buckets import pack_bucket
 from tests.tiny_models import tiny_janus_folder
@@ -453,6 +452,8 @@ async def test_an_engine_without_the_entry_point_draws_the_same_and_ends_with_it
     assert json.loads(line.removeprefix(b"tokens")) == expected.token_ids.tolist()
     children = psutil.Process(process.pid).children(recursive=True)
     assert any("EngineCor" in child.name() for child in children)
+    (name,) = (path.name for path in temporary.iterdir())
+    assert list(SHARED_MEMORY.glob(f"sem.{name}-*")), "vLLM's engine core has a semaphore"
     process.kill()
     await process.wait()
     _, alive = await asyncio.to_thread(psutil.wait_procs, children, timeout=60)
@@ -460,7 +461,7 @@ async def test_an_engine_without_the_entry_point_draws_the_same_and_ends_with_it
     (left,) = temporary.iterdir()
     assert left.name.startswith(PREFIX)
     assert len(list(left.iterdir())) > 1, "sockets, and the owner's name"
-    sweep(PREFIX, temporary)
+    sweep_scratch(temporary)
     assert not list(temporary.iterdir())
 
 
@@ -513,3 +514,4 @@ async def test_closing_ends_requests_and_processes_and_may_be_repeated(
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
     assert not scratch.exists()
+    assert not list(SHARED_MEMORY.glob(f"sem.{scratch.name}-*"))

@@ -13,6 +13,7 @@ from torch import Tensor
 from configs.errors import LearnerError
 from learner.batch import MicroBatch, PlanSettings, StepPlan, plan_step, right_pad
 from learner.objective import AdvantageSettings
+from learner.step_sums import figures_of_plan
 from rollout.records import Trajectory, TrajectoryBatch
 from tests.records import make_scored_group, make_trajectory
 
@@ -39,6 +40,16 @@ def plan(
     batch: TrajectoryBatch, rank: int = 0, num_ranks: int = 1, micro_batch_size: int = 2, **settings: object
 ) -> StepPlan:
     return plan_step(batch, PlanSettings(num_ranks, micro_batch_size, AdvantageSettings(EPSILON), **settings), rank)
+
+
+def test_the_share_of_cots_that_were_cut_off_is_told() -> None:
+    batch = make_batch()
+    lengths = [len(trajectory.cot_ids) for group in batch.groups for trajectory in group.rollout.trajectories]
+    longest = max(lengths)
+    told = figures_of_plan(plan(batch, max_cot_tokens=longest))
+    assert told["cot_length/clip_ratio"] == lengths.count(longest) / len(lengths) > 0
+    assert figures_of_plan(plan(batch, max_cot_tokens=longest + 1))["cot_length/clip_ratio"] == 0
+    assert math.isnan(figures_of_plan(plan(batch))["cot_length/clip_ratio"])
 
 
 def micro_batches_of(plan: StepPlan) -> list[MicroBatch]:
