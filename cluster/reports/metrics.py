@@ -72,8 +72,8 @@ METRICS: Final[Mapping[str, str]] = {
     "cot_length": "semantic CoT, mean length in tokens",
     "cot_length/min": "shortest one",
     "cot_length/max": "longest one",
-    "cot_length/clip_ratio": "share of semantic CoTs as long as rollout.max_cot_tokens, where they are cut off: raise it "
-    "when this is not small",
+    "cot_length/clip_ratio": "share of semantic CoTs as long as rollout.max_cot_tokens, where they are cut off: raise "
+    "that when this is not small",
     "tokens": "text and image tokens that count in the loss",
     "tokens_per_s": "of which the learner took so many a second",
     "staleness/mean": "learner's weight version minus the oldest one in a trajectory, mean over trajectories",
