@@ -58,9 +58,9 @@ OVERRIDES = (
     "cluster.heartbeat_s=2",
     "cluster.heartbeat_timeout_s=10",
     "registry.patience_s=30",
-    "rollout.group_timeout_s=60",
+    "rollout.group_timeout_s=180",
     "weight_sync.timeout_s=20",
-    "run.step_timeout_s=60",
+    "run.step_timeout_s=300",
     "run.max_restarts=1000",
 )
 """Checkpoints often, pictures and evaluations never: here it is not the reward that counts. What is silent is given up
@@ -188,7 +188,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--kinds", nargs="+", metavar="KIND", help="with spaces or commas; default: all that this machine allows"
     )
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the run; repeatable")
-    parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="of each recovery (default 300)")
+    parser.add_argument("--timeout", type=float, default=900.0, metavar="S", help="of each recovery (default 900)")
     parser.add_argument("--output-dir", metavar="DIR", help="default runs/chaos-DATE-TIME")
     return parser
 
