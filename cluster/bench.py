@@ -1,7 +1,7 @@
 """Measure the stages of the pipeline on this machine, side by side.
 
     python -m cluster.bench [rollout] [overlap] [sync] [learner] [rewards] [reward_models]
-                            [watching] [controller] [--quick] [--threads N] [--gpu]
+                            [watching] [controller] [--quick] [--threads N] [--gpu] [--sync-mb MB ...]
 
 Each benchmark runs both sides in one go, in turns (A B A B ...), in a process of its own, and reports
 medians with the spread over rounds. What it prints at the end is a markdown page for BENCHMARKS.md.
@@ -24,7 +24,7 @@ from configs.errors import BicotError
 BENCHMARKS = {
     "rollout": "image tokens and pictures a second: the vLLM engine against transformers' own loop",
     "overlap": "steps a second of the whole system: max_staleness 0 against 1",
-    "sync": "milliseconds and MB/s of weight sync through the object store",
+    "sync": "milliseconds and MB/s of weight sync through the object store; staged against in a pause",
     "learner": "peak memory of chunked log-probabilities, and tokens a second of the learner",
     "rewards": "pictures a second of the reward pool against one picture at a time, and the pool's own latency",
     "reward_models": "pictures a second of each reward by itself, batched against one at a time",
@@ -36,7 +36,7 @@ BENCHMARKS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = parse_arguments(arguments)
-    scope = Scope(options.quick, options.threads, options.gpu)
+    scope = Scope(options.quick, options.threads, options.gpu, tuple(options.sync_mb))
     machine = describe_machine(options.gpu)
     command = shlex.join(["python", "-m", "cluster.bench", *(sys.argv[1:] if arguments is None else arguments)])
     print(machine, flush=True)
@@ -74,6 +74,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gpu", action="store_true", help="rollout alone: bfloat16 on this machine's GPU, in the shape of Janus-Pro-1B"
     )
+    parser.add_argument(
+        "--sync-mb",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="MB",
+        help="sync alone: sizes of the weights; takes about six times as much memory",
+    )
     return parser
 
 
@@ -84,6 +92,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"there is no benchmark '{unknown[0]}'; choose from {', '.join(BENCHMARKS)}")
+    if options.sync_mb and (options.names != ["sync"] or min(options.sync_mb) < 1):
+        parser.error("--sync-mb: sizes of at least 1 MB for the benchmark 'sync'; name it alone")
     if options.gpu and options.names != ["rollout"]:
         parser.error("--gpu: only the benchmark 'rollout' measures on a GPU; name it alone")
     if options.gpu and not _has_gpu():

@@ -132,5 +132,10 @@ class WeightSyncConfig(Section):
         description="object_store: workers pull them through Ray, anywhere; nccl: broadcast between GPUs, with the "
         "store to fall back on",
     )
+    staged: bool = Field(
+        True,
+        description="object_store with the vLLM engine: load new weights beside the old ones while sampling goes on, "
+        "and pause only to swap them; false where a node's memory holds no second copy of them",
+    )
     bucket_mb: int = Field(64, ge=1, le=2**16, description="size of the pieces in which weights travel")
     timeout_s: float = Field(300.0, gt=0, description="how long one transfer may take")

@@ -22,7 +22,7 @@ from learner.lora import merged_weight
 from learner.zero import DeepSpeedEngine, HostCopies, all_succeed
 from rollout.prompts.conversation import ConversationFormat
 from rollout.records import WeightBucket
-from rollout.weights.buckets import pack_bucket
+from rollout.weights.buckets import view_bucket
 
 _GATHER_BYTES = 64 * 2**20
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -33,11 +33,11 @@ def export_buckets(engine: DeepSpeedEngine, policy: JanusPolicy, bucket_mb: int)
     """All parts of the model that training changes, under their names in the checkpoint; nothing on ranks above 0.
 
     bucket_mb: size of a bucket in units of 2**20 bytes; a larger parameter has a bucket of its own. One bucket is
-    gathered at a time.
+    gathered at a time, and each shares the memory of the weights on a CPU: it is valid until the next is asked for.
     """
     for tensors in _merged(engine, policy, bucket_mb * 2**20):
         if dist.get_rank() == 0:
-            yield pack_bucket(tensors)
+            yield view_bucket(tensors)
 
 
 def _merged(engine: DeepSpeedEngine, policy: JanusPolicy, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:

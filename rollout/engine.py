@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from configs.schema import RolloutConfig, RunConfig
-from rollout.records import Float32Array, Int32Array, WeightBucket
+from rollout.records import BucketStream, Float32Array, Int32Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,9 @@ class EngineSettings:
     """vLLM schedules no step before the tokens of the last one are known, so timing decides no batch."""
     counts: bool = False
     """Whether `Engine.figures` are kept."""
+    stages_weights: bool = True
+    """vLLM: new weights are loaded beside the old ones, of which the host's memory must hold a second copy, and
+    sampling pauses only to swap them. Else it pauses while they are loaded over the old ones."""
 
     @classmethod
     def of(cls, model_path: str, config: RunConfig) -> EngineSettings:
@@ -48,6 +51,7 @@ class EngineSettings:
             sampled_logprobs=config.algorithm.records_sampled_logprobs,
             deterministic=config.run.deterministic,
             counts=config.watching.metrics,
+            stages_weights=config.weight_sync.staged,
         )
 
     @property
@@ -127,6 +131,8 @@ class EngineFigures:
     """Tokens looked up in the prefix cache."""
     prefix_hits: int = 0
     """Of which it held so many."""
+    weight_pause_s: float = 0.0
+    """Seconds that sampling stood still for new weights."""
 
 
 class CollectiveReceiver(Protocol):
@@ -156,9 +162,10 @@ class Engine(Protocol):
         One call waits for the other; none may run beside `generate`.
         """
 
-    async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
+    async def update_weights(self, version: int, buckets: BucketStream) -> None:
         """Swap in a weight version between two tokens; running sequences go on with the new weights.
 
+        buckets: each is let go before the one after the next is asked for, where the engine can.
         Raises WeightSyncError when a bucket does not fit the model.
         """
 

@@ -11,7 +11,7 @@ Log-probabilities are in nats. N_x is the number of tokens of x.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -204,7 +204,7 @@ NO_VERSION: Final = WeightVersion(-1, 0)
 class WeightBucket:
     """Some tensors of one weight version as bytes. Produced by learner rank 0; consumed by engines.
 
-    Raw bytes, since NumPy has no bfloat16; the tensors lie one behind the other, C-contiguous.
+    Raw bytes, since NumPy has no bfloat16; each tensor is C-contiguous.
     """
 
     names: tuple[str, ...]
@@ -212,8 +212,12 @@ class WeightBucket:
     dtypes: tuple[str, ...]
     """`float32` or `bfloat16`, per tensor."""
     shapes: tuple[tuple[int, ...], ...]
-    data: UInt8Array
-    """uint8 [total bytes]."""
+    arrays: tuple[UInt8Array, ...]
+    """uint8 [bytes], per tensor; read-only where they came through Ray's object store."""
+
+
+BucketStream = Iterable[WeightBucket] | AsyncIterable[WeightBucket]
+"""The buckets of one weight version, at hand or as they arrive."""
 
 
 def derive_seed(*parts: int | str) -> int:

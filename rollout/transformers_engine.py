@@ -26,8 +26,9 @@ from configs.errors import ModelError, RolloutError, WeightSyncError
 from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.guidance import guided_logits, unconditional_ids
 from rollout.janus_checkpoint import JanusCheckpoint
-from rollout.records import WeightBucket
+from rollout.records import BucketStream, WeightBucket
 from rollout.weights import unpack_bucket
+from rollout.weights.buckets import each_bucket
 
 CLOSED = "the transformers engine is not running: it was closed"
 
@@ -106,9 +107,10 @@ class TransformersEngine:
         """Sample them beside each other: a sequence has its forward passes to itself in any case."""
         return list(await asyncio.gather(*map(self.generate, requests)))
 
-    async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
+    async def update_weights(self, version: int, buckets: BucketStream) -> None:
         """Swap in a weight version between two tokens. Raises WeightSyncError, and then changes nothing."""
-        await self._on_thread(self._load_buckets, version, buckets)
+        whole = [bucket async for bucket in each_bucket(buckets)]
+        await self._on_thread(self._load_buckets, version, whole)
 
     @property
     def collective(self) -> None:

@@ -22,7 +22,7 @@ from rollout.group_sampler import GroupSampler, SamplingSettings
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.pictures import BatchedDecoder, ImageDecoder
 from rollout.prompts import Conversation
-from rollout.records import GroupRequest, GroupRollout, UInt8Array, WeightBucket
+from rollout.records import BucketStream, GroupRequest, GroupRollout, UInt8Array
 from rollout.transformers_engine import TransformersEngine
 from rollout.vllm import VllmEngine, context_length
 
@@ -59,7 +59,7 @@ class RolloutWorker:
         """See `GroupSampler.probe`."""
         return await self._sampler.probe(request, num_tokens)
 
-    async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
+    async def update_weights(self, version: int, buckets: BucketStream) -> None:
         """See `Engine.update_weights`."""
         await self._engine.update_weights(version, buckets)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rollout.engine import SequenceRequest, SequenceResult
-from rollout.records import WeightBucket
+from rollout.records import BucketStream
 
 
 class FakeEngine:
@@ -64,7 +64,7 @@ class FakeEngine:
         self.batches.append(list(requests))
         return list(await asyncio.gather(*map(self.generate, requests)))
 
-    async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
+    async def update_weights(self, version: int, buckets: BucketStream) -> None:
         self._weight_version = version
 
     @property

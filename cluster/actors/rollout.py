@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 import ray
 
@@ -23,18 +25,29 @@ from rollout.records import NO_VERSION, GroupRequest, GroupRollout, UInt8Array, 
 if TYPE_CHECKING:
     from rollout.worker import RolloutWorker
 
+_AHEAD: Final = 2
+"""Buckets of weights that are fetched while one is loaded."""
 
-async def fetch(references: Sequence[Awaitable[WeightBucket]], patience_s: float) -> list[WeightBucket]:
-    """The buckets, however long all of them take. Raises WeightSyncError when none has come for `patience_s`: Ray may
-    wait for ever for one that it could not map into a process without memory."""
-    fetching = [asyncio.ensure_future(reference) for reference in references]
+
+async def arriving(
+    references: Sequence[Awaitable[WeightBucket]], patience_s: float
+) -> AsyncGenerator[WeightBucket, None]:
+    """The buckets in their order, however long all of them take; the next ones are on their way meanwhile, and none is
+    held after the next was asked for. Raises WeightSyncError when one has not come `patience_s` after it was asked for:
+    Ray may wait for ever for one that it could not map into a process without memory."""
+    fetching: deque[asyncio.Future[WeightBucket]] = deque()
+    coming = iter(references)
     try:
-        while left := [each for each in fetching if not each.done()]:
-            if not (await asyncio.wait(left, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED))[0]:
+        for number in range(len(references)):
+            fetching.extend(asyncio.ensure_future(each) for each in islice(coming, _AHEAD + 1 - len(fetching)))
+            bucket = fetching.popleft()
+            if not (await asyncio.wait({bucket}, timeout=patience_s))[0]:
+                bucket.cancel()
                 raise WeightSyncError(
-                    f"{len(left)} of {len(fetching)} buckets of weights did not come for {patience_s:g} s"
+                    f"bucket {number + 1} of {len(references)} of the weights did not come for {patience_s:g} s"
                 )
-        return [each.result() for each in fetching]
+            yield bucket.result()
+            del bucket
     finally:
         for each in fetching:
             each.cancel()
@@ -105,9 +118,9 @@ class RolloutActor:
         """
         async with self._loading:
             if version > self._held:
-                buckets = await fetch(references, self._config.weight_sync.timeout_s)
-                with self._ending_with_engine() as worker:
-                    await worker.update_weights(version.number, buckets)
+                async with aclosing(arriving(references, self._config.weight_sync.timeout_s)) as buckets:
+                    with self._ending_with_engine() as worker:
+                        await worker.update_weights(version.number, buckets)
                 self._held = version
         return self._held
 
@@ -167,4 +180,5 @@ def export_figures(exporter: Exporter, worker: RolloutWorker, worker_id: str) ->
         exporter.set(f"bicot_engine_{name}", getattr(figures, name), worker=worker_id)
     for name in ("prompt_tokens", "generated_tokens", "preemptions", "prefix_queries", "prefix_hits"):
         exporter.count_to(f"bicot_engine_{name}", getattr(figures, name), worker=worker_id)
+    exporter.count_to("bicot_engine_weight_pause_seconds", figures.weight_pause_s, worker=worker_id)
     exporter.set("bicot_engine_weight_version", worker.weight_version, worker=worker_id)

@@ -24,6 +24,8 @@ class Scope:
     """Compute threads of each side that computes in one process."""
     on_gpu: bool = False
     """Both sides compute on the machine's first CUDA GPU."""
+    sync_mb: tuple[int, ...] = ()
+    """Sizes of the weights that weight sync carries, in units of 10**6 bytes; empty: the usual ones."""
 
     def pick(self, quick: int, full: int) -> int:
         """A number that depends on `quick`."""

@@ -87,6 +87,7 @@ SERIES: Final = tuple(
         ("bicot_engine_preemptions", "counter", "sequences put back, for want of room or for new weights", ("worker",)),
         ("bicot_engine_prefix_queries", "counter", "tokens looked up in the prefix cache", ("worker",)),
         ("bicot_engine_prefix_hits", "counter", "tokens found there", ("worker",)),
+        ("bicot_engine_weight_pause_seconds", "counter", "seconds sampling stood still for new weights", ("worker",)),
     )
 )  # fmt: skip
 BY_NAME: Final[Mapping[str, Series]] = {series.name: series for series in SERIES}

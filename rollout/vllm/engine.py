@@ -2,7 +2,7 @@
 
     generate ──► AsyncLLM (this process) ◄──► engine core ◄──► worker(s): rollout.vllm.model.guided_janus
                                                                            rollout.vllm.model.first_runner, sampler
-    update_weights ─► pause ─► buckets, one by one, through shared memory ─► rollout.vllm.weights ─► resume
+    update_weights ─► rollout.vllm.weights ─► beside the old ones, while sampling goes on ─► pause, swap, resume
 
 Semantic CoTs and pictures are both plain requests to vLLM and share its batch. vLLM is imported in
 `start`, while the environment that it and its child processes read is set.
@@ -11,23 +11,23 @@ Semantic CoTs and pictures are both plain requests to vLLM and share its batch. 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from configs.errors import RolloutError, WeightSyncError
 from configs.local.owned_folder import OwnedFolder
 from rollout.engine import EngineFigures, EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
-from rollout.records import WeightBucket
+from rollout.records import BucketStream
 from rollout.vllm.layout import check_vllm
 from rollout.vllm.requests import check_request, result_of, sampling_params
 from rollout.vllm.scratch import end_scratch, make_scratch, scratch_environment, temporary_files_in
 from rollout.vllm.settings import context_length, engine_arguments, environment, environment_set, num_streams
 from rollout.vllm.starting import make_llm
 from rollout.vllm.waiting import answer_or_death
+from rollout.vllm.weights.updating import EngineWeights
 from rollout.weights import WeightManifest
-from rollout.weights.buckets import bucket_file
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
@@ -44,27 +44,24 @@ class VllmEngine:
     def __init__(
         self,
         checkpoint: JanusCheckpoint,
-        manifest: WeightManifest,
         max_model_len: int,
         is_guided: bool,
         llm: AsyncLLM,
+        weights: EngineWeights,
         scratch: OwnedFolder,
         figures: EngineFigures | None = None,
     ) -> None:
-        """Of a running `AsyncLLM` with the weights of `checkpoint`, as version 0; `start` gives one.
+        """Of a running `AsyncLLM`; `start` gives one.
 
         scratch: its temporary files, see `rollout.vllm.scratch`.
         """
         self._figures = figures
         self._checkpoint = checkpoint
-        self._manifest = manifest
         self._max_model_len = max_model_len
         self._is_guided = is_guided
         self._llm: AsyncLLM | None = llm
+        self._weights = weights
         self._scratch = scratch
-        self._weight_version = 0
-        self._update_lock = asyncio.Lock()
-        self._broken: str | None = None
         self._sampling: set[asyncio.Task[CompletionOutput]] = set()
 
     @classmethod
@@ -85,10 +82,10 @@ class VllmEngine:
                 check_vllm(variables)
                 figures = EngineFigures() if settings.counts else None
                 llm = make_llm(engine_arguments(settings, checkpoint), checkpoint, figures)
-            await llm.update_weight_version("0")
+            weights = await EngineWeights.of(llm, manifest, settings.stages_weights, scratch.path)
             on_error.pop_all()
         is_guided = num_streams(settings.rollout) == 2
-        return cls(checkpoint, manifest, max_model_len, is_guided, llm, scratch, figures)
+        return cls(checkpoint, max_model_len, is_guided, llm, weights, scratch, figures)
 
     @property
     def collective(self) -> VllmEngine:
@@ -97,16 +94,18 @@ class VllmEngine:
 
     @property
     def figures(self) -> EngineFigures | None:
+        if self._figures is not None:
+            self._figures.weight_pause_s = self._weights.paused_s
         return self._figures
 
     @property
     def weight_version(self) -> int:
-        return self._weight_version
+        return self._weights.version
 
     @property
     def is_usable(self) -> bool:
         """False after vLLM's engine process has died, and after a weight version that was loaded in part only."""
-        return self._broken is None and (self._llm is None or not self._llm.errored)
+        return self._weights.broken is None and (self._llm is None or not self._llm.errored)
 
     async def generate(self, request: SequenceRequest) -> SequenceResult:
         """See Engine. Raises ValueError for a request that cannot be served, RolloutError when the engine fails.
@@ -141,7 +140,7 @@ class VllmEngine:
 
         Raises an ExceptionGroup of the errors of `generate`.
         """
-        async with self._update_lock, asyncio.TaskGroup() as together:
+        async with self._weights.lock, asyncio.TaskGroup() as together:
             llm = self._running
             await llm.pause_generation(mode="keep", clear_cache=True)
             try:
@@ -157,7 +156,7 @@ class VllmEngine:
                 await llm.resume_generation()
         return [task.result() for task in tasks]
 
-    async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
+    async def update_weights(self, version: int, buckets: BucketStream) -> None:
         """See Engine.
 
         Running sequences are preempted, and resume after a prefill of their context under the new weights: from the
@@ -165,14 +164,8 @@ class VllmEngine:
         Raises WeightSyncError; when a bucket does not fit, the engine goes on with its old weights,
         and when loading fails half-way, it refuses all further work.
         """
-        self._manifest.check_buckets(buckets)
-        await answer_or_death(self._load_buckets(version, buckets), self, WeightSyncError)
-
-    async def _load_buckets(self, version: int, buckets: Sequence[WeightBucket]) -> None:
-        async with self._swapping_weights(version) as llm:
-            for bucket in buckets:
-                with bucket_file(bucket) as path:
-                    await self._load(llm, bucket.names, bucket.dtypes, bucket.shapes, path)
+        _ = self._running  # else it raises
+        await answer_or_death(self._weights.update(version, buckets), self, WeightSyncError)
 
     async def check_alive(self) -> None:
         """See Engine. The engine core answers between two of its steps; vLLM's own `check_health` asks nobody."""
@@ -205,14 +198,7 @@ class VllmEngine:
         self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
     ) -> None:
         """See `rollout.engine.CollectiveReceiver`."""
-        self._manifest.check_tensors(zip(names, shapes, dtypes, strict=True))
-        await answer_or_death(self._load_collective(version, names, dtypes, shapes), self, WeightSyncError)
-
-    async def _load_collective(
-        self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
-    ) -> None:
-        async with self._swapping_weights(version) as llm:
-            await self._load(llm, names, dtypes, shapes, path=None)
+        await answer_or_death(self._weights.receive(version, names, dtypes, shapes), self, WeightSyncError)
 
     async def close(self) -> None:
         """End vLLM's processes; safe to call twice. Requests that still run end with RolloutError."""
@@ -222,6 +208,7 @@ class VllmEngine:
         for sampling in self._sampling:
             sampling.cancel()
         await asyncio.gather(*self._sampling, return_exceptions=True)
+        self._weights.close()
         # Not in a thread: vLLM's output handler, in this loop, would take the end for a failure.
         llm.shutdown()
         # Its finalizer shuts down once more, and where the interpreter is ending by then, it prints an error.
@@ -236,52 +223,8 @@ class VllmEngine:
         return self._llm
 
     def _check_usable(self) -> None:
-        if self._broken is not None:
-            raise RolloutError(self._broken)
-
-    @asynccontextmanager
-    async def _swapping_weights(self, version: int) -> AsyncIterator[AsyncLLM]:
-        """Pause, let the body load tensors, commit them as `version`, resume."""
-        async with self._update_lock:
-            llm = self._running
-            try:
-                # Nothing is computed until the resume, so caches cleared here stay free of the old weights' keys.
-                await llm.pause_generation(mode="keep", clear_cache=True)
-                try:
-                    await llm.start_weight_update()
-                    yield llm
-                    await llm.finish_weight_update(str(version))
-                except BaseException:
-                    self._broken = f"the vLLM engine may hold half of weight version {version}; start a new one"
-                    raise
-                finally:
-                    await llm.resume_generation()
-            except WeightSyncError:
-                raise
-            except Exception as error:
-                raise WeightSyncError(f"weight version {version} was not loaded: {error}") from error
-            self._weight_version = version
-
-    async def _load(
-        self,
-        llm: AsyncLLM,
-        names: Sequence[str],
-        dtypes: Sequence[str],
-        shapes: Sequence[tuple[int, ...]],
-        path: str | None,
-    ) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        update_info = {
-            "names": list(names),
-            "dtype_names": list(dtypes),
-            "shapes": [list(shape) for shape in shapes],
-            "path": path,
-        }
-        try:
-            await llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
-        except Exception as error:
-            raise WeightSyncError(f"tensors '{names[0]}' to '{names[-1]}' were not loaded: {error}") from error
+        if self._weights.broken is not None:
+            raise RolloutError(self._weights.broken)
 
     async def _sample(self, llm: AsyncLLM, request: SequenceRequest, submitted: asyncio.Event) -> CompletionOutput:
         """Submit a request and wait for its end: vLLM's own `generate` in two parts, of which the first can be seen."""

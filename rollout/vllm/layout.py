@@ -11,8 +11,8 @@ from configs.library_layout import library_error, require_attributes, require_pa
 
 ENGINE_METHODS = (
     "from_engine_args", "add_request", "abort", "pause_generation", "resume_generation", "start_weight_update",
-    "update_weights", "finish_weight_update", "update_weight_version", "init_weight_transfer_engine", "errored",
-    "shutdown",
+    "update_weights", "finish_weight_update", "update_weight_version", "init_weight_transfer_engine", "collective_rpc",
+    "errored", "shutdown",
 )  # fmt: skip
 CPU_KERNELS = ("rms_norm", "fused_add_rms_norm", "silu_and_mul", "fused_gumbel_argmax")
 COMPLETION_FIELDS = ("token_ids", "logprobs", "finish_reason", "weight_versions")

@@ -36,7 +36,7 @@ def register() -> None:
         from rollout.vllm.model.guided_janus import GuidedJanus
 
         ModelRegistry.register_model(_ARCHITECTURE, GuidedJanus)
-    WeightTransferEngineFactory.register_engine(WEIGHT_BACKEND, "rollout.vllm.weights", "BicotWeightEngine")
+    WeightTransferEngineFactory.register_engine(WEIGHT_BACKEND, "rollout.vllm.weights.transfer", "BicotWeightEngine")
     if multiprocessing.current_process().name.startswith("EngineCore"):
         end_with_parent()
 

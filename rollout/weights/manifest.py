@@ -7,7 +7,7 @@ sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,49 +55,63 @@ class WeightManifest:
             raise ModelError(f"model {folder}: its *.safetensors files hold no tensor {missing[0]}*")
         return cls(shapes)
 
-    def check_buckets(self, buckets: Sequence[WeightBucket]) -> None:
+    def check_buckets(self, buckets: Iterable[WeightBucket]) -> None:
         """Raises WeightSyncError, naming the tensor, unless the buckets together fit the engine."""
+        check = UpdateCheck(self)
         for bucket in buckets:
-            _check_bytes(bucket)
-        self.check_tensors([(n, s, d) for b in buckets for n, s, d in zip(b.names, b.shapes, b.dtypes, strict=True)])
+            check.add(bucket)
+        check.finish()
 
     def check_tensors(self, tensors: Iterable[tuple[str, tuple[int, ...], str]]) -> None:
-        """The same for (name, shape, dtype) of every tensor of an update.
-
-        A part (see ENGINE_PARTS) comes whole or not at all: vLLM rebuilds a layer from all its
-        tensors, and would take memory's old contents for one that is missing.
-        """
-        seen: set[str] = set()
+        """The same for (name, shape, dtype) of every tensor of an update."""
+        check = UpdateCheck(self)
         for name, shape, dtype in tensors:
-            if name not in self.shapes:
-                raise WeightSyncError(f"tensor '{name}' is no parameter of the engine's model")
-            if name in seen:
-                raise WeightSyncError(f"tensor '{name}' comes twice in one update")
-            if tuple(shape) != self.shapes[name]:
-                raise WeightSyncError(f"tensor '{name}' has shape {tuple(shape)}, the engine's has {self.shapes[name]}")
-            if dtype not in _BYTES_PER_VALUE:
-                raise WeightSyncError(f"tensor '{name}' has dtype {dtype}; float32 and bfloat16 can be loaded")
-            seen.add(name)
-        if not seen:
+            check.add_tensor(name, shape, dtype)
+        check.finish()
+
+
+class UpdateCheck:
+    """Checks an update while it arrives.
+
+    A part (see ENGINE_PARTS) comes whole or not at all: vLLM rebuilds a layer from all its tensors, and would take
+    memory's old contents for one that is missing.
+    """
+
+    def __init__(self, manifest: WeightManifest) -> None:
+        self._shapes = manifest.shapes
+        self._seen: set[str] = set()
+
+    def add(self, bucket: WeightBucket) -> None:
+        """Raises WeightSyncError, naming the tensor, for one that does not fit."""
+        for name, dtype, shape, array in zip(bucket.names, bucket.dtypes, bucket.shapes, bucket.arrays, strict=True):
+            self.add_tensor(name, shape, dtype)
+            if array.nbytes != tensor_bytes(shape, dtype):
+                raise WeightSyncError(
+                    f"tensor '{name}' has {array.nbytes} bytes, its shape needs {tensor_bytes(shape, dtype)}"
+                )
+
+    def add_tensor(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        """The same for a tensor whose bytes are not here."""
+        if name not in self._shapes:
+            raise WeightSyncError(f"tensor '{name}' is no parameter of the engine's model")
+        if name in self._seen:
+            raise WeightSyncError(f"tensor '{name}' comes twice in one update")
+        if tuple(shape) != self._shapes[name]:
+            raise WeightSyncError(f"tensor '{name}' has shape {tuple(shape)}, the engine's has {self._shapes[name]}")
+        if dtype not in _BYTES_PER_VALUE:
+            raise WeightSyncError(f"tensor '{name}' has dtype {dtype}; float32 and bfloat16 can be loaded")
+        self._seen.add(name)
+
+    def finish(self) -> None:
+        """Raises WeightSyncError when something is missing."""
+        if not self._seen:
             raise WeightSyncError("the update holds no tensor")
-        parts = {part_of(name) for name in seen}
-        for name in self.shapes:
-            if name not in seen and part_of(name) in parts:
+        parts = {part_of(name) for name in self._seen}
+        for name in self._shapes:
+            if name not in self._seen and part_of(name) in parts:
                 raise WeightSyncError(f"tensor '{name}' is missing; '{part_of(name)}*' can only be updated as a whole")
 
 
 def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
     """Size of a tensor in a WeightBucket."""
     return math.prod(shape) * _BYTES_PER_VALUE[dtype]
-
-
-def _check_bytes(bucket: WeightBucket) -> None:
-    unknown = [(n, d) for n, d in zip(bucket.names, bucket.dtypes, strict=True) if d not in _BYTES_PER_VALUE]
-    if unknown:
-        name, dtype = unknown[0]
-        raise WeightSyncError(f"tensor '{name}' has dtype {dtype}; float32 and bfloat16 can be loaded")
-    expected = sum(tensor_bytes(s, d) for s, d in zip(bucket.shapes, bucket.dtypes, strict=True))
-    if bucket.data.nbytes != expected:
-        raise WeightSyncError(
-            f"the bucket from tensor '{bucket.names[0]}' holds {bucket.data.nbytes} bytes, its shapes need {expected}"
-        )

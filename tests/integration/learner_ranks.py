@@ -109,9 +109,11 @@ def _run_job(worker: LearnerWorker, job: Job) -> JobResult:
     faults: list[str | None] = []
     for batch in job.batches:
         reports.append(worker.train_step(batch))
-        buckets = list(worker.export_weights(worker.weight_version))
-        num_buckets = len(buckets)
-        weights.append({name: tensor for bucket in buckets for name, tensor in unpack_bucket(bucket)})
+        num_buckets = 0
+        weights.append({})
+        for bucket in worker.export_weights(worker.weight_version):
+            num_buckets += 1
+            weights[-1].update((name, tensor.clone()) for name, tensor in unpack_bucket(bucket))
     if job.checkpoint_to is not None:
         worker.take_snapshot(worker.weight_version)
         for batch in job.batches_while_writing:

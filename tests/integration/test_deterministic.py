@@ -44,7 +44,7 @@ class SequentialLoop:
             sequences = range(first, first + config.algorithm.groups_per_step)
             groups = [await self._roll(config, prompts, rollout, reward, sequence) for sequence in sequences]
             report = learner.train_step(TrajectoryBatch(step, tuple(groups)))
-            await rollout.update_weights(step + 1, list(learner.export_weights(step + 1)))
+            await rollout.update_weights(step + 1, learner.export_weights(step + 1))
             made.append((report.metrics["loss"], float(np.concatenate([group.rewards for group in groups]).mean())))
         await rollout.close()
         return made

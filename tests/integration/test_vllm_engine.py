@@ -227,11 +227,15 @@ async def test_weights_that_are_the_same_change_no_token_of_a_running_picture(
 
 
 async def test_an_engine_can_record_the_logprobs_of_what_it_samples_from(
-    folder: Path, janus: JanusForConditionalGeneration
+    folder: Path, perturbed: JanusForConditionalGeneration
 ) -> None:
-    """Guided, at the request's temperature: equal to the slow engine's teacher forcing through both streams."""
-    engine = await VllmEngine.start(EngineSettings(str(folder), CONFIG, sampled_logprobs=True))
+    """Guided, at the request's temperature: equal to the slow engine's teacher forcing through both streams. Its
+    weights are loaded in a pause."""
+    janus = perturbed
+    settings = EngineSettings(str(folder), CONFIG, sampled_logprobs=True, stages_weights=False)
+    engine = await VllmEngine.start(settings)
     try:
+        await engine.update_weights(1, buckets_of(janus))
         requests = [
             *requests_for(ragged_prompts(6, 2, janus, image=True), "image", "guided", temperature=0.8),
             *requests_for(ragged_prompts(6, 2, janus, image=True), "image", "guided-at-1"),
@@ -355,6 +359,27 @@ async def test_a_running_picture_goes_on_with_the_new_weights_and_says_so(
         assert 0 < swap < NUM_IMAGE_TOKENS
         np.testing.assert_allclose(result.logprobs[:swap], under_old[:swap], atol=TOLERANCE)
         np.testing.assert_allclose(result.logprobs[swap:], under_new[swap:], atol=TOLERANCE)
+
+
+async def test_sampling_goes_on_while_new_weights_arrive(
+    restored: VllmEngine, perturbed: JanusForConditionalGeneration
+) -> None:
+    old = restored.weight_version
+    (request,) = requests_for(ragged_prompts(1, 23, perturbed, image=True), "image", "meanwhile")
+    drawn = []
+
+    async def slowly() -> AsyncIterator[WeightBucket]:
+        first, *others = buckets_of(perturbed)
+        yield first
+        drawn.append(await restored.generate(request))
+        for bucket in others:
+            yield bucket
+
+    async with asyncio.timeout(120):
+        await restored.update_weights(old + 1, slowly())
+    assert set(drawn[0].weight_versions) == {old}
+    after = replace(request, request_id="after-it")
+    assert_teacher_forcing_agrees(perturbed, [after], [await restored.generate(after)])
 
 
 async def test_a_refused_bucket_leaves_the_engine_as_it_was(

@@ -82,6 +82,15 @@ class GuidedWorker(PlatformWorker):
         super().load_model(**arguments)
         self.model_runner.sampler = RunnerSampler(self.model_runner)
 
+    def connect_stager(self, path: str) -> bool:
+        """See `rollout.vllm.weights.stager`; False where this worker's weights cannot be staged."""
+        return self.weight_transfer_engine.connect_stager(path)
+
+    def swap_staged_weights(self) -> None:
+        """Called while nothing is computed."""
+        self.weight_transfer_engine.swap_staged()
+        self.model_runner.reset_lora_state()
+
 
 def extra_args(seed: int, guidance_scale: float | None) -> dict[str, Any]:
     """`SamplingParams.extra_args` of a request."""

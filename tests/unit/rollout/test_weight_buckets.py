@@ -25,7 +25,8 @@ def some_tensors() -> list[tuple[str, torch.Tensor]]:
 
 def test_tensors_come_back_bit_for_bit_from_a_read_only_bucket():
     bucket = pack_bucket(some_tensors())
-    bucket.data.flags.writeable = False
+    for array in bucket.arrays:
+        array.flags.writeable = False
     unpacked = list(unpack_bucket(bucket))
     assert [name for name, _ in unpacked] == [name for name, _ in some_tensors()]
     for (_, before), (_, after) in zip(some_tensors(), unpacked, strict=True):

@@ -24,12 +24,12 @@ def language_model() -> WeightBucket:
         names=("model.language_model.norm.weight", "model.language_model.bias"),
         dtypes=("float32", "bfloat16"),
         shapes=((3,), (1, 3)),
-        data=np.zeros(3 * 4 + 3 * 2, np.uint8),
+        arrays=(np.zeros(3 * 4, np.uint8), np.zeros(3 * 2, np.uint8)),
     )
 
 
 def lm_head() -> WeightBucket:
-    return WeightBucket(("lm_head.weight",), ("float32",), ((4, 2),), np.zeros(32, np.uint8))
+    return WeightBucket(("lm_head.weight",), ("float32",), ((4, 2),), (np.zeros(32, np.uint8),))
 
 
 def refused(match: str, *buckets: WeightBucket) -> None:
@@ -59,12 +59,12 @@ def test_a_tensor_may_come_once() -> None:
 
 
 def test_a_part_that_is_not_whole_names_what_is_missing() -> None:
-    half = WeightBucket(("model.language_model.bias",), ("float32",), ((1, 3),), np.zeros(12, np.uint8))
+    half = WeightBucket(("model.language_model.bias",), ("float32",), ((1, 3),), (np.zeros(12, np.uint8),))
     refused("'model.language_model.norm.weight' is missing", half)
 
 
 def test_bytes_that_do_not_match_the_shapes_are_counted() -> None:
-    refused("holds 31 bytes, its shapes need 32", replace(lm_head(), data=np.zeros(31, np.uint8)))
+    refused("has 31 bytes, its shape needs 32", replace(lm_head(), arrays=(np.zeros(31, np.uint8),)))
 
 
 def test_an_update_without_tensors_is_refused() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -11,7 +10,8 @@ import pytest
 from cluster.actors import RolloutActor
 from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RunConfig
-from rollout.records import WeightBucket, WeightVersion
+from rollout.records import BucketStream, WeightVersion
+from rollout.weights.buckets import each_bucket
 
 
 class Engine:
@@ -22,7 +22,9 @@ class Engine:
     def __init__(self) -> None:
         self.loaded: list[int] = []
 
-    async def update_weights(self, version: int, buckets: Sequence[WeightBucket]) -> None:
+    async def update_weights(self, version: int, buckets: BucketStream) -> None:
+        async for _ in each_bucket(buckets):
+            pass
         self.loaded.append(version)
 
 
@@ -69,7 +71,7 @@ async def test_a_version_of_which_nothing_comes_does_not_keep_the_next_one_out()
     stuck = asyncio.create_task(actor.update_weights(WeightVersion(0, 1), [came, never]))
     await asyncio.sleep(0)
     after = asyncio.create_task(actor.update_weights(WeightVersion(0, 2), [came]))
-    with pytest.raises(WeightSyncError, match=r"1 of 2 buckets of weights did not come for 0\.2 s"):
+    with pytest.raises(WeightSyncError, match=r"bucket 2 of 2 of the weights did not come for 0\.2 s"):
         await stuck
     assert await after == WeightVersion(0, 2)
     assert engine.loaded == [2]
@@ -85,3 +87,31 @@ async def test_a_worker_that_has_not_been_started_says_so() -> None:
     actor = RolloutActor(CONFIG, "~/model", "rollout-3")
     with pytest.raises(RolloutError, match="rollout-3 has not been started"):
         await actor.update_weights(WeightVersion(0, 1), [])
+
+
+class Bucket:
+    """Knows how many of its kind are alive."""
+
+    alive = most = 0
+
+    def __init__(self) -> None:
+        Bucket.alive += 1
+        Bucket.most = max(Bucket.most, Bucket.alive)
+
+    def __del__(self) -> None:
+        Bucket.alive -= 1
+
+
+class Reference:
+    """Of a bucket that is made when somebody asks for it."""
+
+    def __await__(self) -> Any:
+        yield from asyncio.sleep(0).__await__()
+        return Bucket()
+
+
+async def test_a_version_of_many_buckets_is_never_held_whole() -> None:
+    references: Any = [Reference() for _ in range(20)]
+    await actor_with(Engine()).update_weights(WeightVersion(0, 1), references)
+    assert 1 <= Bucket.most <= 5
+    assert Bucket.alive == 0

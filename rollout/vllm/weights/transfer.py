@@ -1,12 +1,12 @@
-"""Weight updates inside a vLLM worker, from a file in shared memory or from an NCCL broadcast.
+"""Weight updates inside a vLLM worker while it stands still, from a slot in shared memory or from an NCCL broadcast.
 
-    WeightBucket ─► file in shared memory ─┐
-                                           ├─► BicotWeightEngine (in every worker) ─► model.load_weights
-    learner rank 0 ── NCCL broadcast ──────┘
+    WeightBucket ─► slot ─────────────┐
+                                      ├─► BicotWeightEngine (in every worker) ─► model.load_weights
+    learner rank 0 ── NCCL broadcast ─┘
 
 vLLM drives it: `start_weight_update`, then `update_weights` a bucket, then `finish_weight_update`,
-while generation is paused. A file is mapped, not read, so that the tensor-parallel workers of an
-engine share one copy of it.
+while generation is paused. Slots are mapped, not read, so that the tensor-parallel workers of an
+engine share one copy of a bucket.
 
 vLLM's layerwise reload converts the weights of each layer again, since some kernels keep weights in another layout than
 the checkpoint. Only the parts of the model that an update holds are reloaded.
@@ -15,9 +15,8 @@ the checkpoint. Only the parts of the model that an update holds are reloaded.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -27,9 +26,10 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from configs.errors import WeightSyncError
-from rollout.records import WeightBucket
+from rollout.vllm.weights.stager import Stager
 from rollout.weights import unpack_bucket
 from rollout.weights.manifest import part_of
+from rollout.weights.slots import SlotContents, SlotReader
 
 if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
@@ -47,12 +47,13 @@ class CollectiveInit(WeightTransferInitInfo):
 
 @dataclass
 class TensorUpdate(WeightTransferUpdateInfo):
-    """Some tensors of an update: in the file at `path`, or, without one, in the collective's next broadcasts."""
+    """Some tensors of an update: in a slot, or, without one, in the collective's next broadcasts."""
 
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
-    path: str | None = None
+    slot: dict[str, Any] | None = None
+    """Of `SlotContents`."""
 
 
 class BicotWeightEngine(WeightTransferEngine[CollectiveInit, TensorUpdate]):
@@ -61,7 +62,9 @@ class BicotWeightEngine(WeightTransferEngine[CollectiveInit, TensorUpdate]):
     init_info_cls = CollectiveInit
     update_info_cls = TensorUpdate
     _collective: NCCLWeightTransferEngine | None = None
+    _stager: Stager | None = None
     _open_parts: dict[str, torch.nn.Module]
+    _slots: SlotReader
 
     def init_transfer_engine(self, init_info: CollectiveInit) -> None:
         """Join (or join anew) the learner's NCCL group; not needed for files."""
@@ -80,13 +83,30 @@ class BicotWeightEngine(WeightTransferEngine[CollectiveInit, TensorUpdate]):
         )
         self._collective = collective
 
+    def connect_stager(self, path: str) -> bool:
+        """Stage what comes through the socket at `path`. False for a quantized model: converting its weights may take
+        the device, on which it samples meanwhile."""
+        if self.vllm_config.quant_config is not None:
+            return False
+        self._stager = Stager(self.model)
+        self._stager.connect(path)
+        return True
+
+    def swap_staged(self) -> None:
+        """Put what was staged in the model's place."""
+        if self._stager is None:
+            raise RuntimeError("weights are not staged")
+        self._stager.swap()
+
     def start_weight_update(self) -> None:
-        self._open_parts = {}
+        self._open_parts, self._slots = {}, SlotReader()
 
     def receive_weights(self, update_info: TensorUpdate) -> None:
         self._open(update_info.names)
-        if update_info.path is not None:
-            self.model.load_weights(unpack_bucket(_map_bucket(update_info, update_info.path)))
+        if update_info.slot is not None:
+            bucket = self._slots.read(SlotContents(**update_info.slot))
+            # Copies: vLLM keeps the tensors of a layer until all have come, and the slot is used again before that.
+            self.model.load_weights((name, tensor.clone()) for name, tensor in unpack_bucket(bucket))
             return
         if self._collective is None:
             raise RuntimeError("the collective was not initialised")
@@ -101,7 +121,7 @@ class BicotWeightEngine(WeightTransferEngine[CollectiveInit, TensorUpdate]):
     def finish_weight_update(self) -> None:
         for module in self._open_parts.values():
             finalize_layerwise_reload(module, self.model_config)
-        self._open_parts = {}
+        self._open_parts, self._slots = {}, SlotReader()
 
     def shutdown(self) -> None:
         if self._collective is not None:
@@ -116,12 +136,3 @@ class BicotWeightEngine(WeightTransferEngine[CollectiveInit, TensorUpdate]):
             module = self.model.get_submodule(part.removesuffix("."))
             initialize_layerwise_reload(module)
             self._open_parts[part] = module
-
-
-def _map_bucket(update: TensorUpdate, path: str) -> WeightBucket:
-    return WeightBucket(
-        names=tuple(update.names),
-        dtypes=tuple(update.dtype_names),
-        shapes=tuple(map(tuple, update.shapes)),
-        data=np.memmap(path, dtype=np.uint8, mode="r"),
-    )

@@ -1,0 +1,138 @@
+"""How new weights get into a running engine: between two tokens, with as short a pause as there can be.
+
+staged:  buckets ─► Courier ─► beside the old weights, while sampling goes on
+         pause ─► swap ─► resume ─► the old weights are freed
+else:    pause ─► buckets, or an NCCL broadcast ─► over the old weights ─► resume
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.errors import WeightSyncError
+from rollout.records import BucketStream
+from rollout.vllm.weights.courier import Courier
+from rollout.weights import WeightManifest
+from rollout.weights.buckets import each_bucket
+from rollout.weights.slots import Slot
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+class EngineWeights:
+    """The weights of one running `AsyncLLM`, and their version."""
+
+    def __init__(self, llm: AsyncLLM, manifest: WeightManifest, courier: Courier | None) -> None:
+        """courier: None for an engine whose weights are not staged."""
+        self._llm = llm
+        self._manifest = manifest
+        self._courier = courier
+        self.version = 0
+        self.lock = asyncio.Lock()
+        """Held while sampling is paused."""
+        self._staging = asyncio.Lock()
+        self.broken: str | None = None
+        """Why the engine must not go on: it may hold half of a version."""
+        self.paused_s = 0.0
+        """Seconds that sampling has stood still for new weights, all updates together."""
+
+    @classmethod
+    async def of(cls, llm: AsyncLLM, manifest: WeightManifest, staged: bool, folder: Path) -> EngineWeights:
+        """Of an engine that was just started. staged: whether its weights may be, if they can; folder: for a socket."""
+        await llm.update_weight_version("0")
+        return cls(llm, manifest, await Courier.connect(llm, folder) if staged else None)
+
+    async def update(self, version: int, buckets: BucketStream) -> None:
+        """See `Engine.update_weights`."""
+        await (self._stage(version, buckets) if self._courier else self._load(version, buckets))
+
+    async def receive(
+        self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
+    ) -> None:
+        """See `rollout.engine.CollectiveReceiver`."""
+        self._manifest.check_tensors(zip(names, shapes, dtypes, strict=True))
+        async with self.lock, self._loading(version):
+            await self._take(names, dtypes, shapes, slot=None)
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        if self._courier is not None:
+            self._courier.close()
+
+    async def _stage(self, version: int, buckets: BucketStream) -> None:
+        courier = self._courier
+        assert courier is not None
+        async with self._staging:
+            await courier.stage(buckets, self._manifest)
+            async with self.lock, self._paused(version):
+                await self._llm.collective_rpc("swap_staged_weights")
+                await self._llm.update_weight_version(str(version))
+            await courier.drop()
+
+    async def _load(self, version: int, buckets: BucketStream) -> None:
+        whole = [bucket async for bucket in each_bucket(buckets)]
+        self._manifest.check_buckets(whole)
+        async with self.lock, self._loading(version):
+            slot = Slot()
+            try:
+                for bucket in whole:
+                    contents = await asyncio.to_thread(slot.write, bucket)
+                    await self._take(bucket.names, bucket.dtypes, bucket.shapes, asdict(contents))
+            finally:
+                slot.close()
+
+    @asynccontextmanager
+    async def _paused(self, version: int) -> AsyncIterator[None]:
+        """Pause, let the body replace the weights, resume. `version` holds from then on."""
+        started_s = time.monotonic()
+        try:
+            # Nothing is computed until the resume, so caches cleared here stay free of the old weights' keys.
+            await self._llm.pause_generation(mode="keep", clear_cache=True)
+            try:
+                yield
+            except BaseException:
+                self.broken = f"the vLLM engine may hold half of weight version {version}; start a new one"
+                raise
+            finally:
+                await self._llm.resume_generation()
+                self.paused_s += time.monotonic() - started_s
+        except WeightSyncError:
+            raise
+        except Exception as error:
+            raise WeightSyncError(f"weight version {version} was not loaded: {error}") from error
+        self.version = version
+
+    @asynccontextmanager
+    async def _loading(self, version: int) -> AsyncIterator[None]:
+        """`_paused`, with the model open for vLLM's own loading."""
+        async with self._paused(version):
+            await self._llm.start_weight_update()
+            yield
+            await self._llm.finish_weight_update(str(version))
+
+    async def _take(
+        self,
+        names: Sequence[str],
+        dtypes: Sequence[str],
+        shapes: Sequence[tuple[int, ...]],
+        slot: dict[str, Any] | None,
+    ) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        update_info = {
+            "names": list(names),
+            "dtype_names": list(dtypes),
+            "shapes": [list(shape) for shape in shapes],
+            "slot": slot,
+        }
+        try:
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+        except Exception as error:
+            raise WeightSyncError(f"tensors '{names[0]}' to '{names[-1]}' were not loaded: {error}") from error
