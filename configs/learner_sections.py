@@ -49,6 +49,11 @@ class LearnerConfig(Section):
         "language model, lm_head, generation_embeddings, generation_aligner and generation_head",
     )
     lora: LoraConfig | None = Field(None, description="train adapters; the base is the reference, not a second copy")
+    reference: Literal["whole", "sharded", "offloaded"] = Field(
+        "whole",
+        description="the policy as it was at the start, for the KL. whole: on each rank, sharing what is frozen with "
+        "the policy; sharded: over the ranks, gathered in each pass; offloaded: sharded, and kept in host memory",
+    )
     micro_batch_size: int = Field(8, ge=1, description="trajectories a forward pass on one rank")
     mini_batches: int = Field(1, ge=1, description="parts of a step's groups, each with an optimizer update of its own")
     updates_per_batch: int = Field(
@@ -82,6 +87,12 @@ class LearnerConfig(Section):
             raise ValueError(
                 f"lora trains adapters alone, but trainable is {list(self.trainable)}; leave one of the two out"
             )
+        if self.lora is not None and self.reference != "whole":
+            raise ValueError(
+                f"reference is {self.reference}, but with lora the frozen base is the reference; leave one of them out"
+            )
+        if self.reference == "sharded" and self.num_ranks == 1:
+            raise ValueError("reference sharded needs ranks to shard it over, and num_ranks is 1; set it to offloaded")
         return self
 
     @property

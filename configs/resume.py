@@ -22,7 +22,7 @@ from configs.schema import RunConfig
 MAY_CHANGE: Final = (
     *("run.steps", "run.*_timeout_s", "run.max_restarts", "run.cache_dir"),
     *("learner.num_ranks", "learner.*_per_rank", "learner.zero_stage", "learner.micro_batch_size"),
-    *("learner.gradient_checkpointing", "learner.logprob_chunk_mb"),
+    *("learner.gradient_checkpointing", "learner.logprob_chunk_mb", "learner.reference"),
     *("rollout.num_workers*", "rollout.*_per_worker", "rollout.tensor_parallel_size", "rollout.max_num_seqs"),
     *("rollout.decode_batch_size", "rollout.gpu_memory_utilization", "rollout.kv_cache_gib", "rollout.enforce_eager"),
     *("rollout.max_attempts", "rollout.*_timeout_s", "rollout.env_vars*", "learner.env_vars*"),

@@ -34,7 +34,7 @@ from learner.objective.parity import ParitySums
 from learner.objective.phase_tokens import LogprobRequest
 from learner.parity_check import ParityCheck, logprob_request
 from learner.step_sums import StepSums
-from learner.zero import DeepSpeedEngine
+from learner.zero import DeepSpeedEngine, ShardedModule
 from learner.zero.engine import StepInfo
 from rollout.records import GroupRollout
 
@@ -48,6 +48,9 @@ class BaseReference:
     def __call__(self, request: LogprobRequest) -> tuple[Tensor, Tensor]:
         with adapters_off(self.engine.module):
             return self.engine(request)
+
+
+Reference = JanusPolicy | ShardedModule | BaseReference
 
 
 @dataclass(slots=True)
@@ -77,7 +80,7 @@ class BatchUpdater:
 
     config: RunConfig
     engine: DeepSpeedEngine
-    reference: JanusPolicy | BaseReference
+    reference: Reference
     """Only called when a phase has a KL term."""
     device: torch.device
     _losses: dict[Phase, LossSettings] = field(init=False)
@@ -161,7 +164,10 @@ class BatchUpdater:
             sums.add(phase.tokens.phase, mini_batch, loss_divisor, terms, entropy, phase.tokens.target_mask)
 
     def _logprobs(
-        self, policy: DeepSpeedEngine | JanusPolicy | BaseReference, phase: PhaseBatch, entropy_gradient: bool = False
+        self,
+        policy: DeepSpeedEngine | JanusPolicy | ShardedModule | BaseReference,
+        phase: PhaseBatch,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropy of the distribution that `algorithm.policy` names, each [B, N]."""
         return policy(logprob_request(self.config, phase, entropy_gradient))

@@ -28,7 +28,7 @@ from learner.export import PretrainedWriter, export_buckets, export_tensors, wei
 from learner.janus_policy import JanusPolicy, load_janus
 from learner.nccl_sender import NcclSender
 from learner.prompt_check import PromptCheck
-from learner.zero import DeepSpeedEngine, OptimizerSettings, close_distributed, init_distributed
+from learner.zero import DeepSpeedEngine, OptimizerSettings, ShardedModule, close_distributed, init_distributed
 from learner.zero.engine import StepInfo
 from rollout.janus_checkpoint import resolve_folder
 from rollout.prompts import Conversation
@@ -110,7 +110,7 @@ class LearnerWorker:
             dtype=_dtype(config),
             device=device,
         )
-        if reference is not None:
+        if isinstance(reference, JanusPolicy):
             if learner.zero_stage < 3:  # which partitions what is frozen, too
                 reference.share_frozen(policy)
             reference.to(device)
@@ -227,6 +227,8 @@ class LearnerWorker:
     def close(self) -> None:
         """Free optimizer and process groups."""
         self._leave_collective()
+        if isinstance(reference := self._updater.reference, ShardedModule):
+            reference.destroy()
         self._engine.destroy()
         close_distributed()
 
@@ -252,11 +254,15 @@ def _load_policy(config: RunConfig, model_path: str, janus: JanusForConditionalG
     )
 
 
-def _load_reference(config: RunConfig, model_path: str) -> JanusPolicy | None:
-    """The policy as it was before training, on the CPU; None where adapters leave it in place, or no token has a KL."""
-    if config.algorithm.needs_reference and config.learner.lora is None:
-        return _load_policy(config, model_path).requires_grad_(False)
-    return None
+def _load_reference(config: RunConfig, model_path: str) -> JanusPolicy | ShardedModule | None:
+    """The policy as it was before training, where it is not to be sharded on the CPU; None where adapters leave it in
+    place, or no token has a KL."""
+    if not config.algorithm.needs_reference or config.learner.lora is not None:
+        return None
+    policy, how = _load_policy(config, model_path).requires_grad_(False), config.learner.reference
+    if how == "whole":
+        return policy
+    return ShardedModule(policy, dtype=_dtype(config), device=_device(config), offload=how == "offloaded")
 
 
 def _staleness(batch: TrajectoryBatch, version: int) -> dict[str, float]:

@@ -24,6 +24,8 @@ CONTEXT_BYTES = int(0.5 * GIB)
 FLOAT32 = 4
 BUFFER_ELEMENTS = 50_000_000
 """Of DeepSpeed's communication buffer, as `learner.zero.engine` sets it."""
+GATHERED_ELEMENTS = 500_000_000
+"""Of a sharded reference, as `learner.zero.sharded_module` sets it."""
 EMBEDDING = "model.language_model.embed_tokens.weight"
 _MIDDLE_TOKENS = 64
 """Tokens around a semantic CoT, for the length of an average sequence."""
@@ -73,9 +75,13 @@ def learner_rank(config: RunConfig, shape: ModelShape) -> Need:
 
 
 def _reference(config: RunConfig, shape: ModelShape, trained: int) -> int:
-    """Parameters that the reference holds for itself: what is frozen it shares with the policy, but at ZeRO 3."""
+    """Parameters that the reference holds for itself: what is frozen it shares with the policy, but at ZeRO 3. Where it
+    is sharded, its part, if not in host memory, and what is gathered at a time."""
     if not config.algorithm.needs_reference or config.learner.lora is not None:
         return 0
+    if config.learner.reference != "whole":
+        part = 0 if config.learner.reference == "offloaded" else shape.drawing // config.learner.num_ranks
+        return part + min(shape.drawing, GATHERED_ELEMENTS)
     return shape.drawing if config.learner.zero_stage == 3 else trained
 
 

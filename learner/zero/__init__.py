@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from learner.zero.process_group import all_succeed as all_succeed
     from learner.zero.process_group import close_distributed as close_distributed
     from learner.zero.process_group import init_distributed as init_distributed
+    from learner.zero.sharded_module import ShardedModule as ShardedModule
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -19,5 +20,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "host_copies": ["HostCopies"],
         "optimizer_settings": ["OptimizerSettings"],
         "process_group": ["all_succeed", "close_distributed", "init_distributed"],
+        "sharded_module": ["ShardedModule"],
     },
 )

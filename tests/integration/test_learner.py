@@ -371,6 +371,10 @@ def jobs_on_two_ranks(
         Job("until checkpoint", zero3, [first, second], checkpoint_to=checkpoint, batches_while_writing=[third]),
         Job("after checkpoint", zero3, [third], load_from=checkpoint / "state", checkpoint_to=directory / "saved-2"),
         Job("spoiled3", zero3, [first, spoil(second), third]),
+        *(
+            Job(how, make_config(folder, zero_stage=2, num_ranks=2, reference=how), batches[:2])
+            for how in ("sharded", "offloaded")
+        ),
         Job("guided", make_config(folder, zero_stage=3, num_ranks=2, algorithm={"policy": "guided"}), guided_batches),
         Job("lora", make_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True, lora=LORA), batches),
         Job("updates", updating_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True), batches),
@@ -442,6 +446,18 @@ def test_mini_batches_and_several_updates_are_those_of_a_plain_loop_and_make_one
         assert_same_training(result, plain, folder)
         assert [report.metrics["lr"] for report in result.reports] == [LR] * 3
         assert result.reports[0].metrics["ratio/max"] > 1.0
+
+
+@pytest.mark.parametrize("how", ["sharded", "offloaded"])
+def test_a_reference_that_is_sharded_gives_what_a_whole_one_gives(
+    results: dict[int, Mapping[str, JobResult]], how: str
+) -> None:
+    sharded, whole = results[2][how], results[2]["zero2"]
+    assert sharded.error is None
+    for number in range(2):
+        assert sharded.reports[number].metrics["kl"] == whole.reports[number].metrics["kl"]
+        assert all_equal(sharded.weights[number], whole.weights[number])
+    assert whole.reports[1].metrics["kl"] > 0
 
 
 def test_the_parity_gate_reads_next_to_nothing_where_engine_and_learner_agree(

@@ -13,12 +13,19 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, JanusVQVAEConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from cluster.planning.memory import BUFFER_ELEMENTS, decoder_activations, learner_activations, learner_rank
+from cluster.planning.memory import (
+    BUFFER_ELEMENTS,
+    GATHERED_ELEMENTS,
+    decoder_activations,
+    learner_activations,
+    learner_rank,
+)
 from cluster.planning.model_shape import ModelShape
 from cluster.session.gpu_plan import card_of, describe_gpu_plan, stage_advice
 from configs.load import load_config
 from configs.schema import RunConfig
 from learner.zero import engine as deepspeed_engine
+from learner.zero import sharded_module
 from tests.unit.cluster.planning.test_model_shape import PRO_7B
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -150,6 +157,12 @@ def test_a_rank_of_the_7b_needs_what_a_hand_computation_says() -> None:
     assert (zero3["weights"], zero3["gradients"], zero3["optimizer"], zero3["reference"]) == (3.4, 3.2, 19.3, 13.1)
     zero2 = of_7b(zero_stage=2, micro_batch_size=8)
     assert (zero2["weights"], zero2["gradients"], zero2["optimizer"], zero2["update"]) == (13.1, 3.2, 19.3, 6.4)
+
+
+def test_a_sharded_reference_takes_a_rank_its_share_and_what_is_gathered() -> None:
+    kinds = ("whole", "sharded", "offloaded")
+    assert [of_7b(zero_stage=2, reference=kind)["reference"] for kind in kinds] == [12.9, 4.2, 0.9]
+    assert GATHERED_ELEMENTS == sharded_module.GATHERED_ELEMENTS
 
 
 def test_the_communication_buffer_is_the_one_that_deepspeed_is_given() -> None:
