@@ -159,6 +159,8 @@ def test_a_missing_field_is_refused_by_name(config_file: Path):
         (["learner.mini_batches=3"], "groups_per_step 16 do not divide into learner.mini_batches 3"),
         (["learner.mini_batches=16", "learner.micro_batch_size=16"], "a mini-batch has 8 trajectories"),
         (["learner.lora={rank: 4}", "learner.trainable=['lm_head.*']"], "leave one of the two out"),
+        (["learner.lora={rank: 4}", "learner.reference=offloaded"], "leave one of them out"),
+        (["learner.reference=sharded"], "set it to offloaded"),
         (["queue.max_groups=4"], "queue.max_groups 4 is smaller than one batch (algorithm.groups_per_step 16)"),
         (["learner.micro_batch_size=7"], "= 128 trajectories do not divide by learner.num_ranks 1 x"),
         (["model.dtype=bfloat16"], "learner.zero_stage 0 with model.dtype bfloat16"),
