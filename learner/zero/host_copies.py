@@ -17,15 +17,11 @@ class HostCopies:
         """Contiguous, on the CPU, and none shares memory with another, as safetensors asks for."""
 
     @torch.no_grad()
-    def take(self, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> None:
-        """Copy these, in place of all that was held before; each is read before the next is asked for.
-
-        dtype: to convert them to; None keeps theirs.
-        """
+    def take(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy these, in place of all that was held before; each is read before the next is asked for."""
         before, self.tensors = self.tensors, {}
         for name, tensor in tensors:
-            wanted = dtype or tensor.dtype
             copy = before.pop(name, None)
-            if copy is None or copy.shape != tensor.shape or copy.dtype != wanted:
-                copy = torch.empty(tensor.shape, dtype=wanted)
+            if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+                copy = torch.empty(tensor.shape, dtype=tensor.dtype)
             self.tensors[name] = copy.copy_(tensor)

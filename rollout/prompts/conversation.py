@@ -131,10 +131,6 @@ class Conversation:
         checkpoint = JanusCheckpoint.from_pretrained(model_path, revision)
         return cls(checkpoint, ConversationFormat.of_run(checkpoint.folder, rollout))
 
-    def save(self, folder: str | Path) -> None:
-        """Store the format (not the tokenizer) in a checkpoint folder."""
-        self.format.save(folder)
-
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.checkpoint.tokenizer

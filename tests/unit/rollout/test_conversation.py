@@ -140,7 +140,7 @@ def test_the_stored_words_come_back_and_given_ones_win(tiny_folder: Path, tmp_pa
     assert Conversation.from_pretrained(str(tiny_folder)).format == ConversationFormat("", "{prompt}")
     given = Conversation.from_pretrained(str(tiny_folder), instruction="the picture {prompt}")
     assert given.format == ConversationFormat("", "the picture {prompt}")
-    given.save(tmp_path)
+    given.format.save(tmp_path)
     assert ConversationFormat.load(tmp_path) == given.format
 
 
