@@ -140,6 +140,8 @@ class RunConfig(Section):
                 f"or remove it: without it, model.path '{TINY_JANUS}' is the trained one that comes with the project"
             )
         whole_gpus = self.rollout.gpus_per_worker >= 1 and self.learner.gpus_per_rank >= 1
+        if not self.rollout.recompute_on_swap and self.rollout.engine != "vllm":
+            raise ValueError("rollout.recompute_on_swap: false needs rollout.engine vllm; set it to true")
         if self.weight_sync.backend == "nccl" and not (whole_gpus and self.rollout.engine == "vllm"):
             raise ValueError(
                 "weight_sync.backend nccl needs learner and vLLM rollout workers on whole GPUs of their own; set "

@@ -153,6 +153,11 @@ class RolloutConfig(Section):
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of its GPU's memory the engine takes")
     kv_cache_gib: float = Field(1.0, gt=0, le=2**20, description="KV cache of an engine on CPU")
     enforce_eager: bool = Field(False, description="no graph capture, no compilation: slower steps, quicker start")
+    recompute_on_swap: bool = Field(
+        True,
+        description="compute the keys and values of running sequences again under new weights; false: the vLLM engine "
+        "keeps them, which saves the prefill, and tokens after a swap are sampled with a stale context",
+    )
     vllm: VllmOptions = Field(VllmOptions(), description="further arguments of vLLM's engine")
     max_attempts: int = Field(4, ge=1, description="times a group is rolled before its prompt is given up")
     group_timeout_s: float = Field(

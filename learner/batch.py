@@ -302,8 +302,8 @@ def _phase_tokens(
 def _sequences(one: Trajectory, phase: Phase) -> tuple[Int32Array, Int32Array, Float32Array, Int32Array]:
     """Context, tokens, behaviour log-probabilities and weight versions of a phase."""
     if phase == "cot":
-        return one.semantic_prompt_ids, one.cot_ids, one.cot_logprobs, one.cot_versions
-    return one.image_prompt_ids, one.image_ids, one.image_logprobs, one.image_versions
+        return one.semantic_prompt_ids, one.cot_ids, one.cot_logprobs, one.whole_versions(phase)
+    return one.image_prompt_ids, one.image_ids, one.image_logprobs, one.whole_versions(phase)
 
 
 def right_pad(sequences: Sequence[NDArray[np.int32] | NDArray[np.float32]], width: int) -> tuple[Tensor, Tensor]:

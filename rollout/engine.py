@@ -102,6 +102,9 @@ class SequenceResult:
     unconditional_logprobs: Float32Array | None = None
     """float32 [N], nats, at temperature 1: of the same image tokens under the unconditional stream. None of text, and
     of an engine without guidance, which computes no such stream."""
+    context_version: int | None = None
+    """The version under which the prompt was submitted, where the engine keeps keys and values over new weights: tokens
+    of other versions have a stale context. None: it computes them again."""
 
     @property
     def oldest_weight_version(self) -> int:

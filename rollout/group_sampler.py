@@ -252,6 +252,8 @@ class GroupSampler:
             cot_versions=nothing if cot.sampled is None else cot.sampled.weight_versions,
             image_versions=drawn.weight_versions,
             image_unconditional_logprobs=drawn.unconditional_logprobs,
+            cot_context_version=None if cot.sampled is None else cot.sampled.context_version,
+            image_context_version=drawn.context_version,
         )
 
     def _request_id(self, request: GroupRequest, what: str) -> str:

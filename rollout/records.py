@@ -23,6 +23,10 @@ Float32Array = NDArray[np.float32]
 UInt8Array = NDArray[np.uint8]
 
 
+STALE_CONTEXT: Final = -1
+"""In place of a weight version: of tokens whose context was computed under earlier weights than they were."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpatialInfo:
     """Where `obj1` is, relative to `obj2` (T2I-R1's schema: "left of", "on the top of", ...)."""
@@ -107,11 +111,25 @@ class Trajectory:
     """int32 [N_cot]: the weight version that sampled each token."""
     image_versions: Int32Array
     """int32 [N_image]: likewise. Under which version the context was sampled does not matter to a token: an engine
-    computes it again under its new weights."""
+    computes it again under its new weights, unless `rollout.recompute_on_swap` is false."""
     image_unconditional_logprobs: Float32Array | None = None
     """float32 [N_image], nats, at temperature 1: of the same tokens under the unconditional stream, which sees the
     picture so far and no prompt. None without guidance. For objectives that weigh tokens by what the prompt says to
     them, as the log-ratio of the two (arXiv 2605.29198)."""
+    cot_context_version: int | None = None
+    """The version under which the context was begun, by an engine that keeps keys and values over new weights: tokens
+    of later versions are sampled with a stale context. None: by an engine that computes them again."""
+    image_context_version: int | None = None
+    """Likewise."""
+
+    def whole_versions(self, phase: str) -> Int32Array:
+        """int32 [N]: the weight version that each token *and its context* are of, so that a forward pass under it finds
+        the log-probability that was recorded; STALE_CONTEXT where there is none."""
+        of_cot = (self.cot_versions, self.cot_context_version)
+        versions, context = of_cot if phase == "cot" else (self.image_versions, self.image_context_version)
+        if context is None:
+            return versions
+        return np.where(versions == context, versions, np.int32(STALE_CONTEXT))
 
     @property
     def oldest_weight_version(self) -> int:

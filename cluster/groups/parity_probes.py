@@ -79,5 +79,7 @@ def silent_workers(version: int, groups: Sequence[GroupRollout], worker_ids: Seq
     num_tokens = dict.fromkeys(worker_ids, 0)
     for group in groups:
         if group.worker_id in num_tokens:
-            num_tokens[group.worker_id] += sum(int((t.image_versions == version).sum()) for t in group.trajectories)
+            num_tokens[group.worker_id] += sum(
+                int((t.whole_versions("image") == version).sum()) for t in group.trajectories
+            )
     return {worker for worker, count in num_tokens.items() if count < _MIN_TOKENS}

@@ -82,7 +82,9 @@ class VllmEngine:
                 check_vllm(variables)
                 figures = EngineFigures() if settings.counts else None
                 llm = make_llm(engine_arguments(settings, checkpoint), checkpoint, figures)
-            weights = await EngineWeights.of(llm, manifest, settings.stages_weights, scratch.path)
+            weights = await EngineWeights.of(
+                llm, manifest, settings.stages_weights, scratch.path, settings.rollout.recompute_on_swap
+            )
             on_error.pop_all()
         is_guided = num_streams(settings.rollout) == 2
         return cls(checkpoint, max_model_len, is_guided, llm, weights, scratch, figures)
@@ -122,6 +124,7 @@ class VllmEngine:
         except BaseException:
             submitted.set()
             raise
+        context_version = self._weights.context_version
         sampling = asyncio.create_task(self._sample(llm, request, submitted))
         self._sampling.add(sampling)
         sampling.add_done_callback(self._sampling.discard)
@@ -133,7 +136,7 @@ class VllmEngine:
                 raise
             raise RolloutError(f"the vLLM engine was closed before it ended request {request.request_id}") from None
         self._check_usable()
-        return result_of(request, completion, self._checkpoint)
+        return result_of(request, completion, self._checkpoint, context_version)
 
     async def generate_together(self, requests: Sequence[SequenceRequest]) -> list[SequenceResult]:
         """See Engine. The prefix cache is cleared first, and weights are not updated meanwhile.
@@ -160,7 +163,8 @@ class VllmEngine:
         """See Engine.
 
         Running sequences are preempted, and resume after a prefill of their context under the new weights: from the
-        next token on, log-probabilities are those of the new weights alone.
+        next token on, log-probabilities are those of the new weights alone. Without `rollout.recompute_on_swap` they
+        go on with the keys and values that they have.
         Raises WeightSyncError; when a bucket does not fit, the engine goes on with its old weights,
         and when loading fails half-way, it refuses all further work.
         """
@@ -228,7 +232,7 @@ class VllmEngine:
 
     async def _sample(self, llm: AsyncLLM, request: SequenceRequest, submitted: asyncio.Event) -> CompletionOutput:
         """Submit a request and wait for its end: vLLM's own `generate` in two parts, of which the first can be seen."""
-        prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
+        prompt = {"prompt_token_ids": request.prompt_ids.tolist(), **self._weights.prefix_key}
         try:
             try:
                 parameters = sampling_params(request, self._checkpoint)

@@ -53,8 +53,15 @@ def sampling_params(request: SequenceRequest, checkpoint: JanusCheckpoint) -> Sa
     )
 
 
-def result_of(request: SequenceRequest, completion: CompletionOutput, checkpoint: JanusCheckpoint) -> SequenceResult:
-    """The sampled continuation. Raises RolloutError when vLLM has ended it early, or has left something out."""
+def result_of(
+    request: SequenceRequest,
+    completion: CompletionOutput,
+    checkpoint: JanusCheckpoint,
+    context_version: int | None = None,
+) -> SequenceResult:
+    """The sampled continuation. context_version: see `SequenceResult`.
+
+    Raises RolloutError when vLLM has ended it early, or has left something out."""
     if completion.finish_reason not in ("stop", "length"):
         reason = completion.finish_reason or "no reason given"
         raise RolloutError(f"the vLLM engine ended request {request.request_id} early: {reason}")
@@ -74,4 +81,4 @@ def result_of(request: SequenceRequest, completion: CompletionOutput, checkpoint
             f"{len(token_ids)} tokens of request {request.request_id}"
         )
     has_stream = not np.isnan(unconditional).any()
-    return SequenceResult(token_ids, logprobs, versions, unconditional if has_stream else None)
+    return SequenceResult(token_ids, logprobs, versions, unconditional if has_stream else None, context_version)

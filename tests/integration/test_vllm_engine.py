@@ -361,6 +361,32 @@ async def test_a_running_picture_goes_on_with_the_new_weights_and_says_so(
         np.testing.assert_allclose(result.logprobs[swap:], under_new[swap:], atol=TOLERANCE)
 
 
+async def test_an_engine_that_keeps_its_cache_says_which_tokens_have_a_stale_context(
+    folder: Path, perturbed: JanusForConditionalGeneration
+) -> None:
+    config = CONFIG.model_copy(update={"recompute_on_swap": False})
+    engine = await VllmEngine.start(EngineSettings(str(folder), config))
+    requests = requests_for(ragged_prompts(4, 24, perturbed, image=True), "image", "kept")
+    clock = replace(requests_for(ragged_prompts(1, 25, perturbed, image=False), "cot", "clock")[0], max_new_tokens=8)
+    try:
+        running = [asyncio.create_task(engine.generate(request)) for request in requests]
+        await engine.generate(clock)
+        await engine.update_weights(1, buckets_of(perturbed))
+        results = await asyncio.gather(*running)
+        again = [replace(request, request_id=f"{request.request_id}-again") for request in requests]
+        fresh = await generate(engine, again)  # the same prompts: their old prefixes must not be found
+    finally:
+        await engine.close()
+    assert_teacher_forcing_agrees(perturbed, again, fresh)
+    assert {result.context_version for result in fresh} == {1}
+    for request, result in zip(requests, results, strict=True):
+        assert result.context_version == 0
+        is_stale = result.weight_versions > 0
+        assert 0 < is_stale.sum() < NUM_IMAGE_TOKENS
+        under_new = teacher_forced(perturbed, request, result).numpy()
+        assert np.abs(result.logprobs - under_new)[is_stale].mean() > 10 * TOLERANCE
+
+
 async def test_sampling_goes_on_while_new_weights_arrive(
     restored: VllmEngine, perturbed: JanusForConditionalGeneration
 ) -> None:

@@ -13,6 +13,8 @@ import socket
 import threading
 from typing import Any
 
+import torch
+
 from rollout.vllm.weights.staged import PinnedMemory, StagedWeights
 from rollout.weights import unpack_bucket
 from rollout.weights.slots import SlotContents, SlotReader
@@ -42,6 +44,9 @@ class Stager:
         self._staged.swap()  # the old weights are freed by the next message, outside of the pause
 
     def _serve(self, connection: socket.socket) -> None:
+        device = next(self._model.parameters()).device
+        if device.type != "cpu":  # a thread begins on the first one, where page-locked memory would open a context
+            torch.accelerator.set_device_index(device)
         with connection, connection.makefile("rwb") as stream:
             for line in stream:
                 message = json.loads(line)

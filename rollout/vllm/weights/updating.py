@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 class EngineWeights:
     """The weights of one running `AsyncLLM`, and their version."""
 
-    def __init__(self, llm: AsyncLLM, manifest: WeightManifest, courier: Courier | None) -> None:
-        """courier: None for an engine whose weights are not staged."""
+    def __init__(self, llm: AsyncLLM, manifest: WeightManifest, courier: Courier | None, recomputes: bool) -> None:
+        """courier: None for an engine whose weights are not staged. recomputes: whether contexts are computed again
+        under new weights."""
         self._llm = llm
         self._manifest = manifest
         self._courier = courier
+        self._recomputes = recomputes
         self.version = 0
         self.lock = asyncio.Lock()
         """Held while sampling is paused."""
@@ -44,10 +46,23 @@ class EngineWeights:
         """Seconds that sampling has stood still for new weights, all updates together."""
 
     @classmethod
-    async def of(cls, llm: AsyncLLM, manifest: WeightManifest, staged: bool, folder: Path) -> EngineWeights:
+    async def of(
+        cls, llm: AsyncLLM, manifest: WeightManifest, staged: bool, folder: Path, recomputes: bool
+    ) -> EngineWeights:
         """Of an engine that was just started. staged: whether its weights may be, if they can; folder: for a socket."""
         await llm.update_weight_version("0")
-        return cls(llm, manifest, await Courier.connect(llm, folder) if staged else None)
+        return cls(llm, manifest, await Courier.connect(llm, folder) if staged else None, recomputes)
+
+    @property
+    def context_version(self) -> int | None:
+        """See `SequenceResult`, of a request that is submitted now."""
+        return None if self._recomputes else self.version
+
+    @property
+    def prefix_key(self) -> dict[str, str]:
+        """Part of a prompt: what else must be equal for its prefix to be found in the cache, which then holds keys and
+        values of several versions."""
+        return {} if self._recomputes else {"cache_salt": str(self.version)}
 
     async def update(self, version: int, buckets: BucketStream) -> None:
         """See `Engine.update_weights`."""
@@ -94,7 +109,7 @@ class EngineWeights:
         started_s = time.monotonic()
         try:
             # Nothing is computed until the resume, so caches cleared here stay free of the old weights' keys.
-            await self._llm.pause_generation(mode="keep", clear_cache=True)
+            await self._llm.pause_generation(mode="keep", clear_cache=self._recomputes)
             try:
                 yield
             except BaseException:

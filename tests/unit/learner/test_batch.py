@@ -14,7 +14,7 @@ from configs.errors import LearnerError
 from learner.batch import MicroBatch, PlanSettings, StepPlan, plan_step, right_pad
 from learner.objective import AdvantageSettings
 from learner.step_sums import figures_of_plan
-from rollout.records import Trajectory, TrajectoryBatch
+from rollout.records import STALE_CONTEXT, Trajectory, TrajectoryBatch
 from tests.records import make_scored_group, make_trajectory
 
 EPSILON = 1e-4
@@ -286,6 +286,19 @@ def test_rewards_are_normalized_one_by_one_from_their_columns() -> None:
     broken = replace(batch, groups=(replace(groups[0], reward_columns={"a": columns[0]["a"]}), groups[1]))
     with pytest.raises(LearnerError, match="must have the same names"):
         plan_step(broken, PlanSettings(1, 2, settings), 0)
+
+
+def test_tokens_with_a_stale_context_are_of_no_version_of_the_learner() -> None:
+    group = make_scored_group(0, [0.0, 1.0])
+    kept, begun_late = group.rollout.trajectories
+    images = np.array([3, 3, 4, 4], np.int32)
+    kept = replace(kept, image_versions=images, image_context_version=3)
+    begun_late = replace(begun_late, image_versions=images, image_context_version=2)  # submitted before version 3 came
+    group = replace(group, rollout=replace(group.rollout, trajectories=(kept, begun_late)))
+    _, image = micro_batches_of(plan(TrajectoryBatch(4, (group,))))[0].phases
+    assert image.versions.tolist() == [[3, 3, STALE_CONTEXT, STALE_CONTEXT], [STALE_CONTEXT] * 4]
+    assert image.versions_of_all_ranks == {3, STALE_CONTEXT}
+    assert (kept.oldest_weight_version, kept.newest_weight_version) == (0, 4), "staleness counts what sampled"
 
 
 def test_each_token_keeps_the_version_that_sampled_it_and_every_rank_knows_which_there_are() -> None:
