@@ -23,6 +23,7 @@ DATA = Path(__file__).resolve().parent / "data" / "janus_original"
 LAYOUT = json.loads((DATA / "layout.json").read_text())
 NUM_IMAGE_TOKENS = 64
 RECORD = json.loads((DATA / "record.json").read_text())
+TRAINED = json.loads((DATA / "trained.json").read_text())
 
 
 def weight_of(name: str, shape: list[int]) -> torch.Tensor:

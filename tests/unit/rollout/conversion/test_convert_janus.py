@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, JanusForConditionalGeneration
 
 from learner.warm_start.vq_training import encode_pixels
@@ -19,7 +20,7 @@ from rollout.conversion.weights import read_weights
 from rollout.convert_janus import main
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.prompts import Conversation
-from tests.original_janus import LAYOUT, RECORD, original_tensors, write_original
+from tests.original_janus import DATA, LAYOUT, RECORD, TRAINED, draw_greedily, original_tensors, write_original
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,17 @@ def converted(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("converted") / "janus"
     assert main([str(original), str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint in bfloat16 as it was once trained and converted back, and now converted again."""
+    folder = tmp_path_factory.mktemp("trained")
+    tensors = write_original(folder / "authors", dtype=torch.bfloat16)
+    tensors |= load_file(DATA / "trained.safetensors")
+    save_file(tensors, folder / "authors" / "model.safetensors")
+    assert main([str(folder / "authors"), str(folder / "janus")]) == 0
+    return folder / "janus"
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +92,18 @@ def test_the_converted_model_draws_the_authors_pictures(model: JanusForCondition
     picture = ((pixels.permute(1, 2, 0) + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
     difference = picture.reshape(-1).int() - torch.tensor(case["picture"], dtype=torch.int32)
     assert int(difference.abs().max()) <= 1  # a value at a rounding edge
+
+
+@pytest.mark.parametrize("case", TRAINED["prompts"], ids=["long", "short"])
+async def test_a_trained_checkpoint_draws_here_what_the_authors_code_draws_from_it(
+    trained: Path, case: dict[str, Any]
+) -> None:
+    codes, picture = await draw_greedily(trained, case["prompt_ids"])
+    assert codes == case["codes"]
+    before = next(each for each in RECORD["prompts"] if each["prompt_ids"] == case["prompt_ids"])
+    assert codes != before["codes"], "training changed it"
+    difference = picture.reshape(-1).astype(int) - np.array(case["picture"])
+    assert abs(difference).max() <= 1  # a value at a rounding edge
 
 
 def test_what_the_converted_model_sees_is_what_the_authors_sees(model: JanusForConditionalGeneration) -> None:
