@@ -162,6 +162,7 @@ def rollout_worker(config: RunConfig, shape: ModelShape, device_bytes: int | Non
     """One rollout worker, on each of its tensor-parallel devices; `device_bytes` of one, None on a CPU.
 
     The engine takes `rollout.gpu_memory_utilization` of the device, of which the KV cache is what the weights leave.
+    New weights are staged in the memory of the host, see docs/weight_sync.md.
     """
     rollout, size = config.rollout, bytes_per_value(config.model.dtype)
     weights = shape.drawing * size // rollout.tensor_parallel_size
@@ -170,9 +171,11 @@ def rollout_worker(config: RunConfig, shape: ModelShape, device_bytes: int | Non
     else:
         cache = max(0, int(rollout.gpu_memory_utilization * device_bytes) - weights - CONTEXT_BYTES)
     decoder = shape.vq.parameters * FLOAT32 + decoder_activations(shape, rollout.decode_batch_size)
+    is_staged = device_bytes is None and rollout.engine == "vllm" and config.weight_sync.staged
     return Need(
         {
             "weights": weights,
+            "staged weights": weights if is_staged else 0,
             "KV cache": cache,
             "VQ decoder": decoder,
             "context": 0 if device_bytes is None else 2 * CONTEXT_BYTES,

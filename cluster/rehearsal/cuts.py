@@ -133,6 +133,7 @@ def cut_to_one_machine(cutter: Cutter, config: RunConfig, shape: ModelShape) -> 
     cutter.set("cluster.autoscaling", False, ONE_MACHINE)
     cutter.set("cluster.num_cpus", None, ONE_MACHINE)
     cutter.set("weight_sync.backend", "object_store", NO_GPU)
+    cutter.set("weight_sync.staged", False, "a second copy of the weights would be in this machine's memory")
 
 
 def _counts(config: RunConfig) -> Iterator[tuple[str, Any]]:
