@@ -17,6 +17,7 @@ BENCHMARKS: Mapping[str, str] = {
     "wise_verified": "rewards.benchmarks.judged.wise:WiseVerified",
     "t2i_compbench": "rewards.benchmarks.compbench.benchmark:CompBench",
     "dpg": "rewards.benchmarks.dpg.benchmark:DPGBench",
+    "oneig": "rewards.benchmarks.oneig.benchmark:OneIGBench",
     "shapes": "rewards.benchmarks.geneval.shapes:ShapesBenchmark",
 }
 """Name -> module:class."""

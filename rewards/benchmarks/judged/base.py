@@ -26,8 +26,8 @@ from rewards.clients import JsonClient, read_api_key
 from rewards.clients.json_client import check_url
 
 
-class JudgedBenchmark(ABC):
-    """A benchmark whose pictures a vision-language model judges by an official script's questions."""
+class ServedBenchmark(ABC):
+    """A benchmark whose pictures a vision-language model on a server looks at."""
 
     name: str
     title: str
@@ -39,9 +39,6 @@ class JudgedBenchmark(ABC):
     """The official script, by its path within the user's copy."""
     files: ClassVar[Mapping[str, str]]
     """Path within the user's copy -> SHA-256, of prompts and script."""
-    request: ClassVar[Mapping[str, Any]]
-    """Fields of each request, as the script has them."""
-    as_jpeg: ClassVar[bool]
     settings: Mapping[str, str] = {
         "num_parallel": f"pictures that are asked about at once; default: {NUM_PARALLEL}",
         "timeout_s": f"seconds for one reply; default: {TIMEOUT_S:g}",
@@ -54,20 +51,12 @@ class JudgedBenchmark(ABC):
         """The prompts, from the files by their names. Raises DataError."""
 
     @abstractmethod
-    def values(self, item: Item, picture: str) -> Mapping[str, Any]:
-        """What the names in the script's messages stand for; picture: in base64."""
-
-    @abstractmethod
-    def read(self, reply: str) -> Values:
-        """The grades in a reply. Raises RewardError for one that the official script would ask for again."""
+    def grade(self, item: Item, answer: Answer) -> Values:
+        """See `Benchmark.grade`."""
 
     @abstractmethod
     def measures(self, graded: Sequence[Graded]) -> list[Measure]:
         """See `Benchmark.measures`."""
-
-    def grade(self, item: Item, answer: Answer) -> Values:
-        """See `Benchmark.grade`."""
-        return self.read(last_reply(answer))
 
     def read_data(self, path: Path | None) -> Data:
         """Prompts and script of a user's copy. Raises DataError."""
@@ -92,15 +81,22 @@ class JudgedBenchmark(ABC):
         if not options.judge_url:
             raise ConfigError(f"{self.name} needs --judge-url: an OpenAI-compatible server with {self.judges[0]}")
         check_url(options.judge_url, "--judge-url", "http://localhost:8000/v1")
-        judge = options.judge_model or self.judges[0]
+        judge = self.judge(options)
         return {} if judge in self.judges else {"judge": judge}
 
-    def open_scorer(self, options: ScorerOptions) -> JudgeScorer:
-        """Connect to the judge. Raises ConfigError and DataError."""
+    def judge(self, options: ScorerOptions) -> str:
+        """The model that is asked for."""
+        return options.judge_model or self.judges[0]
+
+    def num_parallel(self, options: ScorerOptions) -> int:
+        """Pictures that are asked about at once."""
+        return int(options.settings.get("num_parallel", NUM_PARALLEL))
+
+    def connect(self, options: ScorerOptions) -> JsonClient:
+        """A client of the server. Raises ConfigError."""
         assert options.judge_url is not None
-        script = OfficialScript(self._find(options.data)[self.script])
         number = {name: float(value) for name, value in options.settings.items()}
-        client = JsonClient(
+        return JsonClient(
             url=f"{options.judge_url.rstrip('/')}/chat/completions",
             timeout_s=number.get("timeout_s", TIMEOUT_S),
             retries=int(number.get("retries", RETRIES)),
@@ -108,11 +104,34 @@ class JudgedBenchmark(ABC):
             api_key=read_api_key(options.judge_key_env, "--judge-key-env"),
             patience_s=PATIENCE_S,
         )
+
+
+class JudgedBenchmark(ServedBenchmark):
+    """One whose judge gives a picture one reply, to the questions of an official script."""
+
+    request: ClassVar[Mapping[str, Any]]
+    """Fields of each request, as the script has them."""
+    as_jpeg: ClassVar[bool]
+
+    @abstractmethod
+    def values(self, item: Item, picture: str) -> Mapping[str, Any]:
+        """What the names in the script's messages stand for; picture: in base64."""
+
+    @abstractmethod
+    def read(self, reply: str) -> Values:
+        """The grades in a reply. Raises RewardError for one that the official script would ask for again."""
+
+    def grade(self, item: Item, answer: Answer) -> Values:
+        """See `Benchmark.grade`."""
+        return self.read(last_reply(answer))
+
+    def open_scorer(self, options: ScorerOptions) -> JudgeScorer:
+        """Connect to the judge. Raises ConfigError and DataError."""
+        script = OfficialScript(self._find(options.data)[self.script])
         protocol = JudgeProtocol(
             messages=lambda item, picture: script.messages(self.values(item, picture)),
             settings=self.request,
             as_jpeg=self.as_jpeg,
             read=self.read,
         )
-        judge = options.judge_model or self.judges[0]
-        return JudgeScorer(client, judge, protocol, int(number.get("num_parallel", NUM_PARALLEL)))
+        return JudgeScorer(self.connect(options), self.judge(options), protocol, self.num_parallel(options))

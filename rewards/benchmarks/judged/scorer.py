@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import datetime
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -46,13 +47,26 @@ class JudgeProtocol:
     """Raises RewardError for a reply that cannot be read."""
 
 
-class JudgeScorer:
-    """Asks several pictures at once."""
+class ServerScorer(ABC):
+    """Asks a model on a server about several pictures at once."""
 
-    def __init__(self, client: JsonClient, model: str, protocol: JudgeProtocol, num_parallel: int) -> None:
-        self._client, self._model, self._protocol = client, model, protocol
+    def __init__(self, client: JsonClient, model: str, num_parallel: int, settings: Mapping[str, Any]) -> None:
+        """settings: further fields of each request: temperature, max_tokens."""
+        self._client, self._model, self._settings = client, model, settings
         self._threads = ThreadPoolExecutor(max_workers=num_parallel, thread_name_prefix="judge")
-        self._seen: set[str] = set()
+        self.seen: set[str] = set()
+        """Names of the model, as the server gave them."""
+
+    @abstractmethod
+    def ask(self, one: Asked) -> Answer:
+        """What the model says of one file. Raises RewardError."""
+
+    def post(self, messages: list[dict[str, Any]], **settings: Any) -> tuple[str, str]:
+        """A reply, and the name of the model that gave it. Raises RewardError."""
+        body = {"model": self._model, "messages": messages, **self._settings, **settings}
+        reply, model = self._read(self._client.post(body))
+        self.seen.add(model)
+        return reply, model
 
     def answers(self, asked: Sequence[Asked]) -> Iterator[tuple[Asked, Answer | RewardError]]:
         """Replies, as they come. Raises RewardError when the judge answers nothing any more."""
@@ -77,19 +91,46 @@ class JudgeScorer:
 
     def _judge(self, one: Asked) -> Answer | RewardError:
         try:
-            return self._ask(one)
+            return self.ask(one)
         except RewardError as error:
             return error
 
-    def _ask(self, one: Asked) -> Answer:
+    def _read(self, answer: Any) -> tuple[str, str]:
+        try:
+            text = answer["choices"][0]["message"]["content"]
+        except (LookupError, TypeError) as error:
+            shown = self._client.show(answer)
+            raise RewardError(f"the judge did not answer as an OpenAI-compatible server does: {shown}") from error
+        return text if isinstance(text, str) else "", str(answer.get("model", ""))
+
+    def about(self) -> Mapping[str, Any]:
+        """The judge as it was asked for, and as the server called it."""
+        return {
+            "judge": self._model,
+            "settings": dict(self._settings),
+            "seen_judges": sorted(self.seen),
+        }
+
+    def close(self) -> None:
+        """End the threads; a request that is out is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class JudgeScorer(ServerScorer):
+    """Asks for one reply to a picture, again where it cannot be read."""
+
+    def __init__(self, client: JsonClient, model: str, protocol: JudgeProtocol, num_parallel: int) -> None:
+        super().__init__(client, model, num_parallel, protocol.settings)
+        self._protocol = protocol
+
+    def ask(self, one: Asked) -> Answer:
+        """{"replies", "model", "date"}. Raises UnreadableError after `MAX_TRIES` replies."""
         messages = self._protocol.messages(one.item, self._encode(one))
-        body = {"model": self._model, "messages": messages, **self._protocol.settings}
         replies: list[str] = []
         answer: dict[str, Any] = {}
         for _ in range(MAX_TRIES):
-            reply, model = self._read(self._client.post(body))
+            reply, model = self.post(messages)
             replies.append(reply)
-            self._seen.add(model)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             answer = {"replies": list(replies), "model": model, "date": now}
             try:
@@ -109,26 +150,6 @@ class JudgeScorer:
         with io.BytesIO() as file:
             Image.fromarray(picture).save(file, "JPEG")
             return base64.b64encode(file.getvalue()).decode()
-
-    def _read(self, answer: Any) -> tuple[str, str]:
-        try:
-            text = answer["choices"][0]["message"]["content"]
-        except (LookupError, TypeError) as error:
-            shown = self._client.show(answer)
-            raise RewardError(f"the judge did not answer as an OpenAI-compatible server does: {shown}") from error
-        return text if isinstance(text, str) else "", str(answer.get("model", ""))
-
-    def about(self) -> Mapping[str, Any]:
-        """The judge as it was asked for, and as the server called it."""
-        return {
-            "judge": self._model,
-            "settings": dict(self._protocol.settings),
-            "seen_judges": sorted(self._seen),
-        }
-
-    def close(self) -> None:
-        """End the threads; a request that is out is not waited for."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def last_reply(answer: Answer) -> str:

@@ -18,20 +18,23 @@ from configs.errors import DataError
 class OfficialScript:
     """The messages of one script. Raises DataError when there are none in it, or they are no plain literals."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, function: str | None = None) -> None:
+        """function: whose messages; None: the first ones of the script."""
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError, SyntaxError) as error:
             raise DataError(f"{path} cannot be read: {error}") from error
         self._path = path
         self._constants = {
-            target.id: node.value.value
-            for node in tree.body
+            ast.unparse(target): node.value.value
+            for node in (*tree.body, *_own_attributes(tree))
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
             for target in node.targets
-            if isinstance(target, ast.Name)
+            if isinstance(target, ast.Name | ast.Attribute)
         }
-        found = next((node for node in ast.walk(tree) if _is_messages(node)), None)
+        within = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function)
+        searched = tree if function is None else next(within, ast.Module(body=[], type_ignores=[]))
+        found = next((node for node in ast.walk(searched) if _is_messages(node)), None)
         if found is None:
             raise DataError(f"{path} holds no messages to a judge; is it the official script?")
         self._messages = found
@@ -59,12 +62,23 @@ class OfficialScript:
                 return self._value(inner, values)
             case ast.Name() if node.id in values or node.id in self._constants:
                 return values[node.id] if node.id in values else self._constants[node.id]
+            case ast.Attribute() if ast.unparse(node) in self._constants:
+                return self._constants[ast.unparse(node)]
             case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=field)) if field in values.get(
                 name, ()
             ):
                 return values[name][field]
         line = getattr(node, "lineno", 0)
         raise DataError(f"{self._path}:{line}: {ast.unparse(node)[:80]} is not understood; is it the official script?")
+
+
+def _own_attributes(tree: ast.Module) -> list[ast.Assign]:
+    """Assignments to self.NAME."""
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and any(ast.unparse(target).startswith("self.") for target in node.targets)
+    ]
 
 
 def _is_messages(node: ast.AST) -> bool:
