@@ -65,7 +65,9 @@ def read_request(options: argparse.Namespace) -> JobRequest:
     config = load_config(options.config, options.set)
     plan = plan_placement(config)
     package = pack(folder, options.exclude)
-    check_is_packed([str(path), config.data.train, *config.data.evaluation.values()], folder, package.names)
+    official = [section.data for section in config.data.benchmarks.values() if section.data is not None]
+    sources = [config.data.train, *config.data.evaluation.values(), *official]
+    check_is_packed([str(path), *sources], folder, package.names)
     print(f"package: {package.describe()}; the run asks for {plan.num_cpus} CPUs and {plan.num_gpus} GPUs")
     return JobRequest(
         run=config.run.name,

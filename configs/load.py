@@ -44,6 +44,8 @@ def config_from_tree(tree: Mapping[str, Any], source: str) -> RunConfig:
     except ValidationError as error:
         faults = "\n".join(f"  {line}" for line in _describe_faults(error, tree))
         raise ConfigError(f"{source}: the config is wrong\n{faults}") from None
+    except UnicodeEncodeError as error:  # pydantic's own, of a key that it wants to name
+        raise ConfigError(f"{source}: a name in the config is no text: {error}") from None
 
 
 def load_rewards(path: str | Path) -> tuple[RewardConfig, ...]:

@@ -38,6 +38,24 @@ class RunSection(Section):
     step_timeout_s: float = Field(1800.0, gt=0, description="how long one step may wait for its groups")
 
 
+class BenchmarkConfig(Section):
+    """A part of a public benchmark that is drawn and scored now and then during a run."""
+
+    limit: int = Field(64, ge=1, description="prompts, of each category in turn: always the same ones")
+    every_steps: int = Field(100, ge=1, description="after every so many steps; the learner waits")
+    data: PathText | None = Field(None, description="your copy of the benchmark's official repository")
+    scorer: dict[str, str] = Field(
+        default_factory=dict, description="weights and settings of its scorer, as --scorer of rewards.benchmark"
+    )
+    judge_url: str | None = Field(None, description="an OpenAI-compatible server, up to and with /v1")
+    judge_model: str | None = Field(None, description="the judge's name there; null: the official judge's")
+    judge_key_env: str | None = Field(None, description="environment variable that holds the server's API key")
+    gpus: float = Field(
+        0.0, ge=0, description="of the scorer's process, on the launcher's machine; 0 scores on its CPU"
+    )
+    timeout_s: float = Field(900.0, gt=0, description="for drawing and scoring; what is late is told and left out")
+
+
 class DataConfig(Section):
     """Where prompts come from: a .jsonl/.json/.csv/.parquet/.txt file, or `shapes:SPLIT`."""
 
@@ -48,6 +66,9 @@ class DataConfig(Section):
     num_evaluation_prompts: int = Field(192, ge=1, description="at most so many prompts of each evaluation source")
     evaluate_every_steps: int | None = Field(
         None, ge=1, description="scores them after every so many steps, too, for metrics.jsonl; the learner waits"
+    )
+    benchmarks: dict[FileName, BenchmarkConfig] = Field(
+        default_factory=dict, description="name of a public benchmark -> how much of it is scored, and when"
     )
     shuffle: bool = Field(True, description="a new random order each epoch; false keeps the file's")
     max_bad_lines: int = Field(100, ge=0, description="more bad lines than this end the run before it starts")

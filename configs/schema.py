@@ -26,6 +26,7 @@ from configs.model_sections import Section as Section
 from configs.model_sections import TinyJanusConfig as TinyJanusConfig
 from configs.model_sections import VQTrainingConfig as VQTrainingConfig
 from configs.model_sections import WarmStartConfig as WarmStartConfig
+from configs.run_sections import BenchmarkConfig as BenchmarkConfig
 from configs.run_sections import CheckpointConfig as CheckpointConfig
 from configs.run_sections import ClusterConfig as ClusterConfig
 from configs.run_sections import DataConfig as DataConfig

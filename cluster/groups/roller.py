@@ -17,7 +17,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -28,6 +28,8 @@ from cluster.pools import ActorPool
 from cluster.pools.remote_errors import CallFailedError, WorkerLostError
 from configs.errors import DataError, NoRewardAppliesError, RewardError, RolloutError
 from rollout.records import GroupRequest, GroupRollout, ScoredGroup
+
+Result = TypeVar("Result")
 
 
 class GroupGivenUpError(RolloutError):
@@ -79,14 +81,28 @@ class GroupRoller:
 
         Raises GroupGivenUpError after `max_attempts` rolls, or as many tries to score one of them.
         """
+
+        async def attempt(this: GroupRequest) -> RolledGroup:
+            with self.counts.drawing.inside():
+                rollout, pictures = await self._roll_once(this)
+            with self.counts.scoring.inside():
+                return await self._score(rollout, pictures)
+
+        return await self._tried(request, attempt)
+
+    async def draw(self, request: GroupRequest) -> tuple[GroupRollout, Any]:
+        """Roll one group, again if need be, and score it by no reward; its pictures are a reference.
+
+        Raises GroupGivenUpError after `max_attempts` rolls.
+        """
+        return await self._tried(request, self._roll_once)
+
+    async def _tried(self, request: GroupRequest, roll: Callable[[GroupRequest], Awaitable[Result]]) -> Result:
         reason = ""
         for attempt in range(request.attempt, request.attempt + self.max_attempts):
             this = replace(request, attempt=attempt)
             try:
-                with self.counts.drawing.inside():
-                    rollout, pictures = await self._roll_once(this)
-                with self.counts.scoring.inside():
-                    return await self._score(rollout, pictures)
+                return await roll(this)
             except DataError as error:
                 raise GroupGivenUpError(f"prompt {request.prompt.prompt_id} cannot be rolled: {error}") from error
             except (RolloutError, WorkerLostError, CallFailedError) as error:

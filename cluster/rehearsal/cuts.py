@@ -97,6 +97,8 @@ def cut_everywhere(cutter: Cutter, config: RunConfig) -> None:
     cutter.set("run.steps", STEPS, f"{SHORT}: {STEPS}, and after the resume one more")
     cutter.at_most("samples.every_steps", 1, "a page of pictures at each step")
     cutter.set("watching.trackers", [], "nobody else is told of a rehearsal")
+    if config.data.benchmarks:
+        cutter.set("data.benchmarks", {}, "their scorers' weights and judges are not rehearsed")
     if config.data.evaluation:
         cutter.at_most("data.num_evaluation_prompts", 2, SHORT)
     if config.warm_start is not None:

@@ -113,6 +113,9 @@ METRIC_PREFIXES: Final[Mapping[str, str]] = {
     "evaluation/": "of each set of data.evaluation, after every data.evaluate_every_steps steps: SET its mean reward, "
     "SET/change that less the one before training, SET/NAME and SET/NAME/change the same of each reward: one that is "
     "hacked drifts away from the others",
+    "benchmark/": "of each benchmark of data.benchmarks, every so many steps: NAME/MEASURE as rewards.benchmark has "
+    "it, of the fixed part that is drawn, and NAME/missing the share of its pictures that could not be drawn or judged "
+    "and count as the lowest score",
     "staleness/share_": "histogram: share of trajectories that lag so many weight versions",
 }
 """Families of keys whose names depend on the config."""

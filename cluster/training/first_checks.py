@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.session.dry_run import check_before_start
 from cluster.state.run_directory import resolve_root
+from cluster.training.run_benchmarks import check_benchmarks
 from configs.errors import ConfigError
 from configs.schema import RewardConfig, RunConfig
 from rewards.coverage import check_reward
@@ -26,6 +27,7 @@ def check_first(config: RunConfig) -> None:
     for reward in config.rewards:
         _check_reward(reward)
     check_before_start(config)
+    check_benchmarks(config)
     _check_model_folder(config)
     _check_can_write(resolve_root(config.run.dir)[0], "run.dir")
     if config.warm_start is not None and not _is_on_a_cluster(config):

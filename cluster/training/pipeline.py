@@ -62,7 +62,8 @@ class Pipeline:
     log: RunLog
     start: RunState = field(default_factory=RunState)
     evaluate: Callable[[int], Awaitable[Mapping[str, float]]] | None = None
-    """Called after every `data.evaluate_every_steps` steps, with their number; returns metrics of that step."""
+    """Called after steps of which `is_evaluated` holds, with their number; returns metrics of that step."""
+    is_evaluated: Callable[[int], bool] = lambda num_steps: False
     _admission: Admission = field(init=False)
     _rolled: dict[int, RolledGroup] = field(default_factory=dict, init=False)
     _group_times: dict[int, GroupTimes] = field(default_factory=dict, init=False)
@@ -287,8 +288,7 @@ class Pipeline:
 
     async def _evaluate(self, num_steps: int, delivery: asyncio.Task[None]) -> Mapping[str, float]:
         """Metrics of an evaluation, if it is time for one; none when the run is told to stop meanwhile."""
-        every = self.config.data.evaluate_every_steps
-        if self.evaluate is None or every is None or num_steps % every or num_steps == self.config.run.steps:
+        if self.evaluate is None or not self.is_evaluated(num_steps):
             return {}
         started = time.monotonic()
         await delivery  # until the next step, every worker holds the version that is measured

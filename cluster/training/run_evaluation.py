@@ -30,6 +30,7 @@ from cluster.reports.reward_health import share_perfect
 from cluster.reports.run_log import first_samples
 from cluster.reports.sample_file import write_sample_file
 from cluster.reports.samples import SampleEntry, draw_before_after
+from cluster.training.run_benchmarks import RunBenchmarks
 from rollout.prompts import PromptSet
 from rollout.records import derive_seed
 
@@ -57,6 +58,10 @@ class RunEvaluation:
     log: RunLog
     _before: dict[str, _Before] = field(default_factory=dict)
     _after: dict[str, Evaluation] = field(default_factory=dict)
+    _benchmarks: RunBenchmarks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._benchmarks = RunBenchmarks(self.log)
 
     async def before(self, roller: GroupRoller, sets: Mapping[str, PromptSet]) -> None:
         """Evaluate before training, unless an earlier life of the run has."""
@@ -70,11 +75,24 @@ class RunEvaluation:
         for name, known in self._before.items():
             self.log.evaluations.append(EvaluationPoint(name, 0, known.mean_reward))
 
-    async def during(self, roller: GroupRoller, sets: Mapping[str, PromptSet], step: int) -> dict[str, float]:
-        """Evaluate under the weights after `step` steps; returns the metrics that `METRIC_PREFIXES` documents.
+    def is_due(self, step: int) -> bool:
+        """Whether `during` has something to do after so many steps."""
+        return self._are_sets_due(step) or self._benchmarks.is_due(step)
 
-        Nothing, and a note, when not a single prompt could be rolled: training does not end for that.
+    def _are_sets_due(self, step: int) -> bool:
+        """The sets' last evaluation is `after`'s."""
+        every = self.log.config.data.evaluate_every_steps
+        return every is not None and step % every == 0 and step != self.log.config.run.steps
+
+    async def during(self, roller: GroupRoller, sets: Mapping[str, PromptSet], step: int) -> dict[str, float]:
+        """What is due under the weights after `step` steps; returns the metrics that `METRIC_PREFIXES` documents.
+
+        Nothing, and a note, of what could not be measured: training does not end for that.
         """
+        metrics = await self._drift(roller, sets, step) if self._are_sets_due(step) else {}
+        return metrics | await self._benchmarks.during(roller, step)
+
+    async def _drift(self, roller: GroupRoller, sets: Mapping[str, PromptSet], step: int) -> dict[str, float]:
         try:
             measured = await self._evaluate(roller, sets, f"after step {step}")
         except GroupGivenUpError as error:

@@ -34,6 +34,18 @@ def with_paths(config: RunConfig, base: Path | None = None) -> RunConfig:
             update={
                 "train": _source(data.train, absolute),
                 "evaluation": {name: _source(source, absolute) for name, source in data.evaluation.items()},
+                "benchmarks": {
+                    name: section.model_copy(
+                        update={
+                            "data": section.data and absolute(section.data),
+                            "scorer": {
+                                key: if_there(value) if _is_path(value) else value
+                                for key, value in section.scorer.items()
+                            },
+                        }
+                    )
+                    for name, section in data.benchmarks.items()
+                },
             }
         ),
         "rewards": tuple(

@@ -120,6 +120,8 @@ class Benchmark(Protocol):
 
     name: str
     title: str
+    repository: str
+    """The official one, OWNER/NAME; empty where there is none."""
     needs: str
     """What `--data` has to name, for people."""
     picture_score: str

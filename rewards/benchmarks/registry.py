@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 from configs.errors import ConfigError
-from rewards.benchmarks.protocol import Benchmark
+from rewards.benchmarks.protocol import Benchmark, ScorerOptions
 
 BENCHMARKS: Mapping[str, str] = {
     "geneval": "rewards.benchmarks.geneval.benchmark:GenEvalBenchmark",
@@ -29,3 +29,12 @@ def make_benchmark(name: str) -> Benchmark:
         raise ConfigError(f"there is no benchmark '{name}'; use one of {', '.join(BENCHMARKS)}")
     module, _, class_name = BENCHMARKS[name].partition(":")
     return cast(Benchmark, getattr(importlib.import_module(module), class_name)())
+
+
+def scorer_options(benchmark: Benchmark, settings: Mapping[str, str], **others: Any) -> ScorerOptions:
+    """What a user says of a scorer. Raises ConfigError for a setting that it does not have."""
+    unknown = sorted(set(settings) - set(benchmark.settings))
+    if unknown:
+        known = ", ".join(benchmark.settings) or "none"
+        raise ConfigError(f"the scorer of {benchmark.name} has no such setting as '{unknown[0]}'; it has {known}")
+    return ScorerOptions(settings=dict(settings), **others)

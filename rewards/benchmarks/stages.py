@@ -56,7 +56,7 @@ class RunOptions:
 def run_benchmark(benchmark: Benchmark, options: RunOptions, console: Console) -> dict[str, Any]:
     """All stages; returns the result, which is written, too. Raises what the stages raise."""
     data = benchmark.read_data(options.data)
-    variant = benchmark.variant(options.scorer)  # before anything is drawn: a wrong option is told at once
+    benchmark.variant(options.scorer)  # before anything is drawn: a wrong option is told at once
     for departure in data.departures:
         console.print(f"note: {departure}", style="yellow", markup=False)
     items = choose_items(data.items, options.limit)
@@ -65,11 +65,41 @@ def run_benchmark(benchmark: Benchmark, options: RunOptions, console: Console) -
         if options.drawing is not None:
             _draw(folder, data, items, options.drawing, progress, task)
             _encode(folder, items, progress, task)
-        metric = benchmark.name + join_names(variant)
-        answers = AnswerFile(folder, metric)
-        _score(benchmark, folder, items, options.scorer, answers, metric, progress, task)
+        source = read_source(folder, options.drawing, options.images)
+        return _score(benchmark, data, items, folder, options.scorer, source, progress, task)
+
+
+def score_drawn(
+    benchmark: Benchmark,
+    data: Data,
+    items: Sequence[Item],
+    folder: RunFolder,
+    options: ScorerOptions,
+    source: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Encode, score and aggregate what something else has drawn into `folder`; returns the result, which is written.
+
+    source: where the pictures come from, for the result.
+    """
+    with _progress(Console(quiet=True)) as (progress, task):
+        _encode(folder, items, progress, task)
+        return _score(benchmark, data, items, folder, options, source, progress, task)
+
+
+def _score(
+    benchmark: Benchmark,
+    data: Data,
+    items: Sequence[Item],
+    folder: RunFolder,
+    options: ScorerOptions,
+    source: Mapping[str, Any],
+    progress: Progress,
+    task: TaskID,
+) -> dict[str, Any]:
+    metric = benchmark.name + join_names(benchmark.variant(options))
+    answers = AnswerFile(folder, metric)
+    _ask(benchmark, folder, items, options, answers, metric, progress, task)
     graded, failed = grade_all(benchmark, folder, items, answers)
-    source = read_source(folder, options.drawing, options.images)
     scorer = read_json(folder.root / "scorers" / f"{slug(metric)}.json") or {}
     _, missing = folder.asked(items)
     result = make_result(benchmark, metric, data, items, graded, missing, failed, source, scorer, folder)
@@ -130,7 +160,7 @@ def _encode(folder: RunFolder, items: Sequence[Item], progress: Progress, task: 
         progress.advance(task)
 
 
-def _score(
+def _ask(
     benchmark: Benchmark,
     folder: RunFolder,
     items: Sequence[Item],

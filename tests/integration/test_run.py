@@ -17,8 +17,10 @@ from cluster.reports.metrics import METRICS
 from cluster.reports.timeline import QUEUE, REWARDS, ROLLOUT, read_timeline
 from cluster.state.ledger import GroupState
 from configs.load import load_config
+from rewards.benchmarks.geneval.records import TAGS
 from tests.integration.training import Outcome, run_tree, train
 from tests.tiny_models import tiny_janus_folder
+from tests.unit.rewards.benchmarks.judged_data import write_data
 
 NUM_STEPS = 3
 BRIGHTNESS = "tests.integration.rewards:MoodyReward"
@@ -26,7 +28,11 @@ BRIGHTNESS = "tests.integration.rewards:MoodyReward"
 
 @pytest.fixture(scope="module")
 def asynchronous(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """Three steps on vLLM, one step stale at most, evaluated before, after the second, and after."""
+    """Three steps on vLLM, one step stale at most, evaluated before, after the second, and after; with two benchmarks
+    after the second, one of which cannot be scored."""
+    official = write_data(tmp_path_factory.mktemp("official"))["geneval_pp"]
+    (official / "test_scripts" / "Eval-gpt-4.1-geneval++.py").write_text("no questions to a judge")
+    unscored = {"limit": 1, "every_steps": 2, "data": str(official), "judge_url": "http://127.0.0.1:9/v1"}
     tree = run_tree(
         "asynchronous",
         tmp_path_factory.mktemp("runs"),
@@ -35,6 +41,7 @@ def asynchronous(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) ->
             "evaluation": {"heldout": "shapes:heldout", "unseen_pairs": "shapes:unseen_pairs"},
             "num_evaluation_prompts": 3,
             "evaluate_every_steps": 2,
+            "benchmarks": {"shapes": {"limit": 6, "every_steps": 2}, "geneval_pp": unscored},
         },
         algorithm={"max_staleness": 1},
         rollout={"engine": "vllm"},
@@ -134,6 +141,20 @@ def test_the_second_step_tells_what_has_drifted_on_the_evaluation_sets(asynchron
         for reward in ("shapes", BRIGHTNESS):
             assert before[f"{base}/{reward}"] == pytest.approx(summary[f"{name}_rewards"][reward]["before"])
         assert sum(values[key] or 0.0 for key in rewards) == pytest.approx(values[base])
+
+
+def test_a_benchmark_is_among_the_metrics_and_one_that_cannot_be_scored_is_a_note(asynchronous: Outcome) -> None:
+    keys = [{key for key in row if key.startswith("benchmark/")} for row in asynchronous.rows]
+    assert (keys[0], keys[2]) == (set(), set())
+    measured = {key.removeprefix("benchmark/shapes/"): asynchronous.rows[1][key] for key in keys[1]}
+    assert set(measured) == {"overall", *TAGS, "pictures_correct", "prompts_with_any_correct", "missing"}
+    assert measured["missing"] == 0
+    folder = asynchronous.directory.path / "benchmarks" / "shapes" / "step_000002"
+    result = json.loads((folder / "results" / "shapes.json").read_text())
+    assert (result["num_files"], result["is_complete"]) == (24, True)
+    assert result["measures"]["overall"]["value"] == measured["overall"]
+    assert len(list((folder / "images").rglob("*.png"))) == 24
+    assert any("benchmark geneval_pp after step 2 failed: " in note for note in asynchronous.log.notes)
 
 
 def test_no_trajectory_is_staler_than_allowed(asynchronous: Outcome) -> None:

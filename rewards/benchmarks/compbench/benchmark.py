@@ -39,6 +39,7 @@ class CompBench:
 
     name = "t2i_compbench"
     title = "T2I-CompBench"
+    repository = "Karine-Huang/T2I-CompBench"
     needs = "a checkout of Karine-Huang/T2I-CompBench, or its folder examples/dataset"
     picture_score = "score"
     settings: Mapping[str, str] = {

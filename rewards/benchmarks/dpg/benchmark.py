@@ -37,6 +37,7 @@ class DPGBench:
 
     name = "dpg"
     title = "DPG-Bench"
+    repository = "TencentQQGYLab/ELLA"
     needs = "a checkout of TencentQQGYLab/ELLA, or its folder dpg_bench"
     picture_score = "score"
     settings: Mapping[str, str] = {

@@ -33,6 +33,7 @@ class GenEvalBenchmark:
 
     name = "geneval"
     title = "GenEval"
+    repository = "djghosh13/geneval"
     needs = "a checkout of djghosh13/geneval, or its evaluation_metadata.jsonl"
     picture_score = "correct"
     settings: Mapping[str, str] = {

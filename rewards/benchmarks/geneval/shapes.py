@@ -34,6 +34,7 @@ class ShapesBenchmark:
 
     name = "shapes"
     title = "GenEval over the shapes world"
+    repository = ""
     needs = "nothing"
     picture_score = "correct"
     settings: Mapping[str, str] = {}

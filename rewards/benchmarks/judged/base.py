@@ -31,6 +31,7 @@ class ServedBenchmark(ABC):
 
     name: str
     title: str
+    repository: str
     needs: str
     picture_score: str
     judges: ClassVar[tuple[str, ...]]

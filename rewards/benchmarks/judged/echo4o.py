@@ -52,6 +52,7 @@ class GenEvalPlusPlus(JudgedBenchmark):
 
     name = "geneval_pp"
     title = "GenEval++"
+    repository = "yejy53/Echo-4o"
     needs = "a checkout of yejy53/Echo-4o, or its folder test_scripts"
     picture_score = "correct"
     judges = JUDGES
@@ -127,6 +128,7 @@ class ImagineBench(JudgedBenchmark):
 
     name = "imagine"
     title = "Imagine-Bench"
+    repository = "yejy53/Echo-4o"
     needs = "a checkout of yejy53/Echo-4o, or its folder test_scripts"
     picture_score = "score"
     judges = JUDGES

@@ -35,6 +35,7 @@ class WiseLegacy(JudgedBenchmark):
 
     name = "wise"
     title = "WISE (legacy)"
+    repository = "PKU-YuanGroup/WISE"
     needs = "a checkout of PKU-YuanGroup/WISE"
     picture_score = "wiscore"
     judges = ("gpt-4o-2024-05-13",)
@@ -80,6 +81,7 @@ class WiseVerified(JudgedBenchmark):
 
     name = "wise_verified"
     title = "WISE_Verified"
+    repository = "PKU-YuanGroup/WISE"
     needs = "a checkout of PKU-YuanGroup/WISE"
     picture_score = "score"
     judges = ("Qwen/Qwen3.5-35B-A3B", "Qwen3.5-35B-A3B")

@@ -43,6 +43,7 @@ class OneIGBench(ServedBenchmark):
 
     name = "oneig"
     title = "OneIG-Bench (English): alignment and text"
+    repository = "OneIG-Bench/OneIG-Benchmark"
     needs = "a checkout of OneIG-Bench/OneIG-Benchmark"
     picture_score = "score"
     judges = ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2.5-VL-7B-Instruct")

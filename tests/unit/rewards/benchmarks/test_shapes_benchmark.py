@@ -101,7 +101,7 @@ def test_names_of_other_width_and_format_are_found(tmp_path: Path) -> None:
     [
         (["nothing"], "no benchmark 'nothing'"),
         (["shapes", "--scorer", "detector"], "SETTING=VALUE"),
-        (["shapes", "--scorer", "detector=x"], "no such setting"),
+        (["shapes", "--scorer", "detector=x"], "--scorer detector: there is no such setting; shapes has none"),
     ],
 )
 def test_wrong_options_are_refused(
