@@ -57,7 +57,6 @@ def write_drawn(folder: RunFolder, item: Item, rollout: GroupRollout, pictures: 
     for path, trajectory, picture in zip(folder.drawn(item), rollout.trajectories, pictures, strict=True):
         if path.exists():
             continue
-        write_picture(picture, path)
         line: dict[str, Any] = {
             "file": str(path.relative_to(folder.root)),
             "prompt": item.prompt,
@@ -65,4 +64,5 @@ def write_drawn(folder: RunFolder, item: Item, rollout: GroupRollout, pictures: 
             "guidance_scale": trajectory.guidance_scale,
             "trajectory_seed": trajectory.seed,
         }
-        append_line(folder.root / "drawn.jsonl", line)
+        append_line(folder.root / "drawn.jsonl", line)  # first: a kill may leave a line twice, and no picture without
+        write_picture(picture, path)
