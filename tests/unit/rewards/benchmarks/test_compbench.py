@@ -20,7 +20,14 @@ from rewards.loading.blip_vqa import load_blip_vqa, yes_probabilities
 from tests.official_data import official
 from tests.pictures import tiled_pictures
 from tests.tiny_clip import save_tiny_clip
-from tests.unit.rewards.benchmarks.tiny_blip import IMAGE_SIZE, VOCABULARY, save_tiny_blip, tiny_blip_vqa, tokenizer
+from tests.unit.rewards.benchmarks.tiny_blip import (
+    IMAGE_SIZE,
+    VOCABULARY,
+    save_tiny_blip,
+    tiny_blip_vqa,
+    tokenizer,
+    write_prompts,
+)
 from tests.unit.rewards.benchmarks.worlds import write_all
 
 QUESTIONS = ["a red bench?", "the round blue metal bowl and car?", "a car?"]
@@ -87,13 +94,6 @@ def test_spacy_finds_the_noun_chunks() -> None:
         "the red car",
     ]
     assert chunks.source.startswith("spaCy 3.")
-
-
-def write_prompts(folder: Path) -> Path:
-    for category in CATEGORIES:
-        lines = [f"a red bench and a {category.replace('_', '-')} car {index}" for index in range(2)]
-        (folder / f"{category}_val.txt").write_text("".join(f"{line}.\tdropped\r\n" for line in lines), newline="")
-    return folder
 
 
 def run(models: Path, folder: Path, *options: str) -> tuple[int, dict[str, Any]]:

@@ -18,13 +18,10 @@ from rewards.benchmarks.encoding import as_grid
 from rewards.benchmarks.protocol import Graded, Item, ScorerOptions
 from tests.official_data import official
 from tests.pictures import tiled_pictures
-from tests.unit.rewards.benchmarks.tiny_mplug import read_record, write_mplug
+from tests.unit.rewards.benchmarks.tiny_mplug import HEADER, read_record, write_data, write_mplug
 from tests.unit.rewards.benchmarks.worlds import write_all
 
 TOLERANCE = 1e-5
-HEADER = (
-    "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language\n"
-)
 
 
 @pytest.fixture(scope="module")
@@ -98,23 +95,6 @@ def test_a_wrong_parent_is_handed_on_in_the_order_of_rows() -> None:
     chain = (Question(1, (), "entity", ""), Question(2, (1,), "entity", ""), Question(3, (2,), "entity", ""))
     assert cell_score(chain, [False, True, True]) == 0.0
     assert cell_score(chain[::-1], [True, True, False]) == pytest.approx(1 / 3)  # 3 was looked at before 2 was zeroed
-
-
-def write_data(folder: Path) -> Path:
-    (folder / "prompts").mkdir(parents=True)
-    rows = []
-    for number in range(8):
-        key = f"{'park' if number % 2 else ''}{number}"
-        (folder / "prompts" / f"{key}.txt").write_text(f"A long description of bench {number}.\n")
-        rows.append(
-            f'{key},"A long description, {number}",,1,0,entity,whole,"entity - whole (bench)",Is there a bench?'
-        )
-        rows.append(f'{key},,,2,1,attribute,color,"attribute - color (bench, red)",Is the bench red?')
-        rows.append(
-            f'{key},,,3,"1, 2",relation,spatial,"relation - spatial (bench, car)",Is the bench left of the car?'
-        )
-    (folder / "dpg_bench.csv").write_text(HEADER + "\n".join(rows) + "\n")
-    return folder
 
 
 def test_it_runs_end_to_end(folder: Path, tmp_path: Path) -> None:

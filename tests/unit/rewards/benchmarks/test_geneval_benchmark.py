@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from configs.errors import ConfigError, DataError
 from rewards.benchmark import main
@@ -17,37 +16,13 @@ from rewards.benchmarks import make_benchmark
 from rewards.benchmarks.geneval.records import TAGS, items_of
 from rewards.benchmarks.geneval.rules import as_answer, geneval_measures, grade_objects
 from rewards.benchmarks.protocol import Graded, ScorerOptions
-from rewards.objects.coco import CLASS_NAMES
 from rewards.objects.geneval import FoundObject
 from tests.official_data import official
 from tests.pictures import tiled_pictures
-from tests.tiny_clip import save_tiny_clip
+from tests.unit.rewards.benchmarks.tiny_geneval import RECORDS, save_geneval_models
 from tests.unit.rewards.benchmarks.worlds import write_all
-from tests.unit.rewards.objects.mmdet_names import as_mmdet, tiny_detector
 
 GOLDEN = Path(__file__).parents[3] / "data" / "geneval" / "golden.json.gz"
-KITE, OVEN = {"class": "kite", "count": 1}, {"class": "oven", "count": 1}
-RECORDS: list[dict[str, Any]] = [
-    {"tag": "single_object", "include": [KITE], "prompt": "a photo of a kite"},
-    {"tag": "two_object", "include": [KITE, OVEN], "prompt": "a photo of a kite and an oven"},
-    {
-        "tag": "counting",
-        "include": [{"class": "spoon", "count": 3}],
-        "exclude": [{"class": "spoon", "count": 4}],
-        "prompt": "a photo of three spoons",
-    },
-    {"tag": "colors", "include": [KITE | {"color": "red"}], "prompt": "a photo of a red kite"},
-    {
-        "tag": "position",
-        "include": [KITE, OVEN | {"position": ["left of", 0]}],
-        "prompt": "a photo of an oven left of a kite",
-    },
-    {
-        "tag": "color_attr",
-        "include": [KITE | {"color": "red"}, OVEN | {"color": "blue"}],
-        "prompt": "a photo of a red kite and a blue oven",
-    },
-]
 
 
 def test_answers_that_went_through_a_file_are_graded_as_genevals_own_code_does() -> None:
@@ -85,15 +60,7 @@ def test_the_overall_score_is_the_mean_of_the_six_tags() -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    detector = tiny_detector()
-    with torch.no_grad():  # sure of a few classes, of which the prompts name two
-        detector.class_predictor.weight.mul_(4)
-        detector.class_predictor.bias.fill_(-9.0)
-        detector.class_predictor.bias[[CLASS_NAMES.index(name) for name in ("kite", "oven")]] = 9.0
-    torch.save({"state_dict": as_mmdet(detector, 2)}, folder / "mask2former.pth")
-    save_tiny_clip(folder / "clip-vit-large-patch14", CLASS_NAMES)
-    return folder
+    return save_geneval_models(tmp_path_factory.mktemp("models"))
 
 
 def run(models: Path, folder: Path, output: str, *settings: str) -> tuple[int, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A small mPLUG in the folder of its authors, with the weights that the recorded outputs were made with."""
+"""A small mPLUG in the folder of its authors, with the weights that the recorded outputs were made with; questions."""
 
 from __future__ import annotations
 
@@ -43,4 +43,26 @@ def write_mplug(folder: Path) -> Path:
     weights[f"{tied}.decoder.weight"] = weights["text_decoder.bert.embeddings.word_embeddings.weight"]
     weights[f"{tied}.decoder.bias"] = weights[f"{tied}.bias"]
     torch.save({"model": weights}, folder / "pytorch_model.bin")
+    return folder
+
+
+HEADER = (
+    "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language\n"
+)
+
+
+def write_data(folder: Path) -> Path:
+    (folder / "prompts").mkdir(parents=True)
+    rows = []
+    for number in range(8):
+        key = f"{'park' if number % 2 else ''}{number}"
+        (folder / "prompts" / f"{key}.txt").write_text(f"A long description of bench {number}.\n")
+        rows.append(
+            f'{key},"A long description, {number}",,1,0,entity,whole,"entity - whole (bench)",Is there a bench?'
+        )
+        rows.append(f'{key},,,2,1,attribute,color,"attribute - color (bench, red)",Is the bench red?')
+        rows.append(
+            f'{key},,,3,"1, 2",relation,spatial,"relation - spatial (bench, car)",Is the bench left of the car?'
+        )
+    (folder / "dpg_bench.csv").write_text(HEADER + "\n".join(rows) + "\n")
     return folder
