@@ -208,10 +208,8 @@ class Run:
         queue = QueueClient(self.config, self._name_of_life, self.state.step, self.log.note)
         machinery = Machinery(self._rollouts, roller, queue, self._learner, self._weights)
         source = PromptSource(self.train.prompts, self.config.run.seed, shuffle=self.config.data.shuffle)
-        evaluate = functools.partial(self._evaluation.during, roller, self.evaluation)
-        self._pipeline = pipeline = Pipeline(
-            self.config, machinery, source, self.log, self.state, evaluate, self._evaluation.is_due
-        )
+        evaluate, is_due = functools.partial(self._evaluation.during, roller, self.evaluation), self._evaluation.is_due
+        self._pipeline = pipeline = Pipeline(self.config, machinery, source, self.log, self.state, evaluate, is_due)
         self._is_training = True
         try:
             return await pipeline.run()
