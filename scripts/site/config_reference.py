@@ -58,18 +58,19 @@ def field_paths() -> set[str]:
             path = f"{prefix}{name}"
             paths.update({path, f"{path}[]"} if is_list else {path})
             if section is not None:
-                visit(f"{path}[]." if is_list else f"{path}.", section)
+                visit(f"{path}[]." if is_list else f"{inside(path, field)}.", section)
 
     visit("", RunConfig)
     return paths
 
 
 def section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The section inside `Section | None`, `Annotated[…]` or `tuple[Section, ...]`, and whether it is a list."""
+    """The section inside `Section | None`, `Annotated[…]`, `dict[str, Section]` or `tuple[Section, ...]`, and whether
+    it is a list."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return section_of(get_args(annotation)[0])
-    if origin in (Union, UnionType, tuple, list):
+    if origin in (Union, UnionType, tuple, list, dict):
         for inner in get_args(annotation):
             section, _ = section_of(inner)
             if section is not None:
@@ -80,8 +81,13 @@ def section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     return None, False
 
 
+def inside(path: str, field: FieldInfo) -> str:
+    """Where the fields of a section are: of a mapping under each of its names."""
+    return f"{path}.NAME" if get_origin(field.annotation) is dict else path
+
+
 def _describe_section(path: str, section: type[BaseModel], field: FieldInfo, level: int) -> Iterator[str]:
-    yield f"{'#' * level} `{path}` {{ #{anchor(path)} }}"
+    yield f"{'#' * level} `{path}` {{ #{anchor(path.removesuffix('.NAME'))} }}"
     yield ""
     yield " ".join((section.__doc__ or "").split("\n\n")[0].split())
     if NoneType in get_args(field.annotation):
@@ -96,7 +102,7 @@ def _describe_section(path: str, section: type[BaseModel], field: FieldInfo, lev
         own_page_part = inner_section is not None and inner_section is not PoolSize
         yield _row(f"{path}.{name}", name, inner, inner_section if own_page_part else None)
         if own_page_part and inner_section is not None:
-            nested.append((f"{path}.{name}", inner_section, inner))
+            nested.append((inside(f"{path}.{name}", inner), inner_section, inner))
     yield ""
     for inner_path, inner_section, inner in nested:
         yield from _describe_section(inner_path, inner_section, inner, level + 1)
@@ -106,7 +112,7 @@ def _row(path: str, name: str, field: FieldInfo, section: type[BaseModel] | None
     target = anchor(path)
     if section is not None:
         label = f"[`{name}`](#{target})"
-        kind = "section"
+        kind = "section" if inside(path, field) == path else "mapping of names to sections"
     else:
         label = f"`{name}`{{ #{target} }}"
         kind = type_text(field.annotation)

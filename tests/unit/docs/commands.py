@@ -19,7 +19,7 @@ CONFIGS = [ROOT / "configs" / f"{name}.yaml" for name in ("shapes_cpu", "janus_p
 """A `--set` that stands alone must fit one of these."""
 PYTHONS = ("python", ".venv/bin/python")
 OTHER_MODULES = ("pytest", "mkdocs", "scripts.draw_shown_prompts", "scripts.score_tiny_janus")
-OTHER_PROGRAMS = ("ray", "export", "pip", ".venv/bin/pre-commit", ".venv/bin/uv")
+OTHER_PROGRAMS = ("ray", "export", "pip", "vllm", ".venv/bin/pre-commit", ".venv/bin/uv")
 PROGRAMS_OF_CLOUDS = ("aws", "az", "docker", "gcloud", "helm", "kubectl", "sbatch", "sky")
 """Of them only that they run a command of ours can be checked."""
 MAKE_VARIABLES = ("ARGS", "CONFIG", "EXTRA", "PYTHON", "PIP_FIND_LINKS")
