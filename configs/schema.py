@@ -16,6 +16,7 @@ from pydantic import field_validator, model_validator
 # Re-exported: this module is where the whole config is imported from.
 from configs.algorithm_section import AlgorithmConfig as AlgorithmConfig
 from configs.algorithm_section import Phase
+from configs.learner_sections import LEAST_LORA_LR
 from configs.learner_sections import LearnerConfig as LearnerConfig
 from configs.learner_sections import LoraConfig as LoraConfig
 from configs.learner_sections import ParityConfig as ParityConfig
@@ -93,6 +94,20 @@ class RunConfig(Section):
         ):
             check()
         return self
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What is allowed and hardly ever meant; said by `--dry-run`, and at the start of a run."""
+        learner = self.learner
+        if learner.lora is None or learner.lr * learner.lora.scale > 0.99 * LEAST_LORA_LR:  # rounding is no reason
+            return ()
+        lr, reach = LEAST_LORA_LR / learner.lora.scale, learner.lr * self.run.steps * learner.optimizer_updates_per_step
+        return (
+            f"learner.lr {learner.lr:g} is too low for learner.lora: an adapter begins at 0 and AdamW moves its values "
+            f"by about lr an update, so after run.steps {self.run.steps} they have reached {reach:.1g} at most, and "
+            f"the policy has hardly changed; set learner.lr to between {lr:g} and {10 * lr:g}, ten times and more of "
+            "what is right without adapters",
+        )
 
     def _check_batches(self) -> None:
         algorithm, learner = self.algorithm, self.learner

@@ -73,7 +73,7 @@ _INEXACT = {
     "hf_overrides": "bicot's own gives the model its streams",
     "worker_cls": "bicot's own samples with guidance",
     "seed": "every token's chance comes from the seed of its group",
-    "enable_lora": "weight versions hold whole matrices, which adapters of vLLM's would change once more",
+    "enable_lora": "learner.lora brings its adapters by itself, and vLLM's way to add them rounds small changes away",
 }
 """Arguments of vLLM that would break what bicot promises of a token and its log-probability."""
 

@@ -1,8 +1,10 @@
 """Export of the policy's weights from DeepSpeed: as buckets for the engines, and as a Hugging Face folder.
 
-    DeepSpeedEngine.gathered ─► adapters merged ─┬─► export_buckets ─► WeightBucket, WeightBucket, ...
-                                                 └─► take_weights ─► host memory ─► PretrainedWriter ─► folder
+    DeepSpeedEngine.gathered ─┬─► export_buckets ─► WeightBucket, WeightBucket, ...
+                              └─► take_weights ─► host memory ─► PretrainedWriter ─► folder
 
+What is exported is what engines need to follow the policy (`JanusPolicy.named_exported_parameters`): all parts of the
+model that training changes, or the adapters of LoRA alone, which the writer merges into the model that it holds.
 At ZeRO-3 this needs an all-gather: every rank must make the call and exhaust the iterator. Only rank 0 yields.
 """
 
@@ -18,7 +20,7 @@ from transformers import JanusForConditionalGeneration
 
 from configs.errors import LearnerError
 from learner.janus_policy import JanusPolicy
-from learner.lora import merged_weight
+from learner.lora import PeftFormat
 from learner.zero import DeepSpeedEngine, HostCopies, all_succeed
 from rollout.prompts.conversation import ConversationFormat
 from rollout.records import WeightBucket
@@ -27,60 +29,40 @@ from rollout.weights.buckets import view_bucket
 _GATHER_BYTES = 64 * 2**20
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 """Tokenizer, templates and configs; not the weights."""
+ADAPTER_FOLDER = "adapter"
 
 
 def export_buckets(engine: DeepSpeedEngine, policy: JanusPolicy, bucket_mb: int) -> Iterator[WeightBucket]:
-    """All parts of the model that training changes, under their names in the checkpoint; nothing on ranks above 0.
+    """What is exported, under its names; nothing on ranks above 0.
 
     bucket_mb: size of a bucket in units of 2**20 bytes; a larger parameter has a bucket of its own. One bucket is
     gathered at a time, and each shares the memory of the weights on a CPU: it is valid until the next is asked for.
     """
-    for tensors in _merged(engine, policy, bucket_mb * 2**20):
+    for tensors in engine.gathered(policy.named_exported_parameters(), bucket_mb * 2**20):
         if dist.get_rank() == 0:
             yield view_bucket(tensors)
-
-
-def _merged(engine: DeepSpeedEngine, policy: JanusPolicy, bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-    """`engine.gathered` of the parameters that training changes, with LoRA adapters, if any, merged into them."""
-    adapters = policy.adapters()
-    factors: dict[str, Tensor] = {}
-    for tensors in engine.gathered(
-        [
-            (f"{name}/{factor}", getattr(layer, factor))
-            for name, layer in adapters.items()
-            for factor in ("lora_a", "lora_b")
-        ],
-        _GATHER_BYTES,
-    ):
-        factors.update((name, tensor.clone()) for name, tensor in tensors)
-    for tensors in engine.gathered(policy.named_changing_parameters(), bucket_bytes):
-        yield [
-            (name, merged_weight(tensor, factors[f"{name}/lora_a"], factors[f"{name}/lora_b"], adapters[name].scale))
-            if name in adapters
-            else (name, tensor)
-            for name, tensor in tensors
-        ]
 
 
 def weight_layout(engine: DeepSpeedEngine, policy: JanusPolicy) -> list[tuple[str, str, tuple[int, ...]]]:
     """(name, dtype, shape) of the tensors of `export_tensors`, in the same order. Not collective."""
     return [
         (name, str(parameter.dtype).removeprefix("torch."), engine.whole_shape(parameter))
-        for name, parameter in policy.named_changing_parameters()
+        for name, parameter in policy.named_exported_parameters()
     ]
 
 
 def export_tensors(engine: DeepSpeedEngine, policy: JanusPolicy) -> Iterator[tuple[str, Tensor]]:
     """The tensors of `export_buckets` one by one, on the device. At ZeRO-3 each is a copy, since the gathered tensor is
     freed again. Every rank must exhaust the iterator."""
-    for tensors in _merged(engine, policy, _GATHER_BYTES):
+    for tensors in engine.gathered(policy.named_exported_parameters(), _GATHER_BYTES):
         for name, tensor in tensors:
             yield name, tensor.clone() if engine.zero_stage == 3 else tensor
 
 
 def take_weights(engine: DeepSpeedEngine, policy: JanusPolicy, copies: HostCopies) -> None:
     """Copy the tensors of `export_buckets` into `copies`: on rank 0, and nothing on the others. Collective."""
-    tensors = (entry for bucket in _merged(engine, policy, _GATHER_BYTES) for entry in bucket)
+    buckets = engine.gathered(policy.named_exported_parameters(), _GATHER_BYTES)
+    tensors = (entry for bucket in buckets for entry in bucket)
     if dist.get_rank() == 0:
         copies.take(tensors)
     else:
@@ -108,37 +90,52 @@ def save_pretrained(
 class PretrainedWriter:
     """Writes folders that `from_pretrained` loads: the model that training began with, with trained weights in it.
 
-    It holds of that model what training leaves as it was, in host memory, so that no folder needs it loaded again.
+    It holds of that model what training leaves as it was, in host memory, so that no folder needs it loaded again: with
+    adapters, all of it.
     """
 
     def __init__(
-        self, janus: JanusForConditionalGeneration, policy: JanusPolicy, folder: Path, format: ConversationFormat
+        self,
+        janus: JanusForConditionalGeneration,
+        policy: JanusPolicy,
+        folder: Path,
+        format: ConversationFormat,
+        peft: PeftFormat | None = None,
     ) -> None:
         """janus: the model that `policy` was made of. It is this object's from here on, and loses the weights that
         training changes; the policy keeps its own. folder: where it came from. format: written beside the weights,
-        since a policy plans best when it is asked as it was trained."""
+        since a policy plans best when it is asked as it was trained. peft: of a policy with adapters."""
         self._janus = janus
         self._folder = folder
         self._format = format
+        self._peft = peft
+        self._expected = {name for name, _ in policy.named_exported_parameters()}
         own = dict(janus.named_parameters())
+        self._adapted = {module: own[f"{module}.weight"] for module in policy.adapters()}
         self._trained: dict[str, nn.Parameter] = {}
-        for name, _ in policy.named_changing_parameters():
+        for name, _ in [] if self._adapted else policy.named_changing_parameters():
             self._trained[name] = own[name]
             own[name].data = own[name].new_empty(0)
 
     def write(self, trained: Mapping[str, Tensor], directory: Path) -> None:
         """Write a folder with these weights, by the names of `take_weights`, the starting model's tokenizer, chat
-        template and generation config, and the conversation format.
+        template and generation config, and the conversation format. Adapters are merged into their weights, which
+        rounds them to the weights' precision, and stand by themselves in the folder `adapter`, as PEFT has them.
 
         It appears whole or not at all: it is written beside `directory`, then renamed, replacing an older one.
         Raises LearnerError for other weights than those that training changes.
         """
-        if different := trained.keys() ^ self._trained.keys():
+        if different := trained.keys() ^ self._expected:
             raise LearnerError(
                 f"model {self._folder}: {min(different)} is either trained and not a weight of it, or was not given"
             )
         # By parameter and not by name: weights that are tied have several.
-        values = {id(self._trained[name]): tensor for name, tensor in trained.items()}
+        values = {id(parameter): trained[name] for name, parameter in self._trained.items()}
+        if self._peft is not None:
+            values |= {
+                id(weight): self._peft.merged(weight.detach(), trained, module)
+                for module, weight in self._adapted.items()
+            }
         state = {
             name: values.get(id(tensor), tensor.detach())
             for name, tensor in self._janus.state_dict(keep_vars=True).items()
@@ -151,6 +148,8 @@ class PretrainedWriter:
         self._janus.save_pretrained(new, state_dict=state)
         _copy_small_files(self._folder, new)
         self._format.save(new)
+        if self._peft is not None:
+            self._peft.save(new / ADAPTER_FOLDER, trained)
         if directory.exists():
             directory.rename(old)
         new.rename(directory)

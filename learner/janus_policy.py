@@ -24,11 +24,12 @@ from transformers import JanusForConditionalGeneration
 
 from configs.errors import ModelError
 from configs.learner_sections import LANGUAGE_MODEL, LoraConfig
-from learner.lora import LoraLinear, add_adapters, checkpoint_names, named_adapters
+from learner.lora import checkpoint_names
 from learner.objective.logprobs import LogprobHead
 from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
 from rollout.guidance import guided_logits, unconditional_ids
 from rollout.janus_checkpoint import JanusCheckpoint, SpecialIds, resolve_folder
+from rollout.weights.adapters import LoraLinear, adapter_parameters, add_adapters, named_adapters
 from rollout.weights.manifest import ENGINE_PARTS, part_of
 
 EVERYTHING = tuple(f"{part}*" for part in ENGINE_PARTS)
@@ -183,8 +184,13 @@ class JanusPolicy(nn.Module):
             if not parameter.requires_grad:
                 own[name].data = parameter.data
 
+    def named_exported_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """(name, parameter) of what engines need to follow the policy: the adapters alone, where there are some, under
+        PEFT's names; else `named_changing_parameters`."""
+        return list(adapter_parameters(self.model).items()) or self.named_changing_parameters()
+
     def adapters(self) -> dict[str, LoraLinear]:
-        """Name of a weight in the Hugging Face checkpoint -> the layer with the adapter that changes it."""
+        """Name of a linear layer in the Hugging Face checkpoint -> the layer with its adapter."""
         return named_adapters(self.model)
 
     def forward(self, request: LogprobRequest) -> tuple[Tensor, Tensor]:

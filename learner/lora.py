@@ -1,68 +1,31 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685). The base model stays frozen, and so is the reference policy, too.
+"""What a learner does with adapters (`rollout.weights.adapters`): switches them off for the reference, leaves them out
+of names, and merges or saves them where a model is written.
 
-    x ─┬─► base (frozen) ──────────────────────┬─► y = W x + alpha/rank B (A x)
-       └─► A [rank, in] ─► B [out, rank] ──────┘       with adapters off: y = W x, the reference
-
-B is initialised to 0, so the policy starts as the base model. Engines and saved models get the merged weights
-W + alpha/rank B A, without adapters.
+Engines get the adapters as they are; a model that is saved as one folder has W + alpha/rank B A in the place of W,
+rounded to its dtype, and the adapters beside it in PEFT's format, which are exact.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from configs.errors import ModelError
 from configs.learner_sections import LoraConfig
-
-
-class LoraLinear(nn.Module):
-    """A linear layer with an adapter beside it (LoRA, equation 3)."""
-
-    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
-        """Takes over `base`, and freezes it."""
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.scale = alpha / rank
-        self.lora_a = nn.Parameter(base.weight.new_empty(rank, base.in_features))
-        self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
-        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as a new linear layer's weight
-        self.is_on = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] to [..., out]."""
-        y: Tensor = self.base(x)
-        if not self.is_on:
-            return y
-        return y + self.scale * nn.functional.linear(nn.functional.linear(x, self.lora_a), self.lora_b)
+from rollout.weights.adapters import LoraLinear, adapter_names, named_adapters
 
 
 def merged_weight(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
-    """W + scale B A, [out, in], in the dtype of W; computed in float32 or better."""
+    """W + scale B A, [out, in], in the dtype of W; computed in float32 or better, rounded once, to the nearest."""
     exact = torch.promote_types(weight.dtype, torch.float32)
     return (weight.to(exact) + scale * (lora_b.to(exact) @ lora_a.to(exact))).to(weight.dtype)
-
-
-def add_adapters(module: nn.Module, config: LoraConfig, seed: int = 0) -> None:
-    """Put an adapter beside every linear layer of `module` whose name ends in one of `config.targets`.
-
-    The same on every rank: the start of A comes from a generator of its own. Raises ModelError for a target that no
-    layer has.
-    """
-    layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    for target in config.targets:
-        if not any(name.rpartition(".")[2] == target for name, _ in layers):
-            raise ModelError(f"learner.lora.targets: the language model has no linear layer named '{target}'")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name, layer in layers:
-            parent, _, own_name = name.rpartition(".")
-            if own_name in config.targets:
-                setattr(module.get_submodule(parent), own_name, LoraLinear(layer, config.rank, config.alpha))
 
 
 @contextmanager
@@ -78,24 +41,56 @@ def adapters_off(module: nn.Module) -> Iterator[None]:
             layer.is_on = True
 
 
-def named_adapters(module: nn.Module) -> dict[str, LoraLinear]:
-    """Name of the weight in the Hugging Face checkpoint -> the layer that holds it and its adapter."""
-    return {f"{name}.weight": layer for name, layer in _adapted(module)}
-
-
 def checkpoint_names(module: nn.Module) -> dict[str, str]:
     """Name of each parameter of a module with adapters, but for the adapters themselves -> its name without them.
 
     The latter is the name in the Hugging Face checkpoint: a layer with an adapter holds the original one as `base`.
     """
+    adapted = named_adapters(module)
     moved = {
         f"{name}.base.{parameter}": f"{name}.{parameter}"
-        for name, layer in _adapted(module)
+        for name, layer in adapted.items()
         for parameter, _ in layer.base.named_parameters()
     }
-    adapters = {f"{name}.{factor}" for name, layer in _adapted(module) for factor in ("lora_a", "lora_b")}
+    adapters = {f"{name}.{factor}" for name in adapted for factor in ("lora_a", "lora_b")}
     return {name: moved.get(name, name) for name, _ in module.named_parameters() if name not in adapters}
 
 
-def _adapted(module: nn.Module) -> list[tuple[str, LoraLinear]]:
-    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, LoraLinear)]
+@dataclass(frozen=True, slots=True)
+class PeftFormat:
+    """How adapters are saved: beside a model that they are merged into, as `peft.PeftModel.from_pretrained` loads them.
+
+    Adapters are given by the names of `rollout.weights.adapters`, on the CPU.
+    """
+
+    lora: LoraConfig
+    base_model: str
+    """Folder or hub id of the model that training began with."""
+    revision: str | None = None
+    """Of the hub id."""
+
+    def merged(self, weight: Tensor, adapters: Mapping[str, Tensor], module: str) -> Tensor:
+        """The weight of the layer `module`, [out, in], with its adapter in it."""
+        lora_a, lora_b = (adapters[name] for name in adapter_names(module))
+        return merged_weight(weight, lora_a, lora_b, self.lora.scale)
+
+    def save(self, folder: Path, adapters: Mapping[str, Tensor]) -> None:
+        """Write them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in adapters.items()}
+        save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+        settings = {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": self.base_model,
+            "revision": self.revision,
+            "r": self.lora.rank,
+            "lora_alpha": self.lora.alpha,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            # The names alone would also match layers of the vision model.
+            "target_modules": rf"model\.language_model\.layers\..*\.({'|'.join(map(re.escape, self.lora.targets))})",
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

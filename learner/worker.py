@@ -26,6 +26,7 @@ from learner.batch_updates import BaseReference, BatchUpdater
 from learner.checkpoint import Snapshot, load_checkpoint
 from learner.export import PretrainedWriter, export_buckets, export_tensors, weight_layout
 from learner.janus_policy import JanusPolicy, load_janus
+from learner.lora import PeftFormat
 from learner.nccl_sender import NcclSender
 from learner.prompt_check import PromptCheck
 from learner.zero import DeepSpeedEngine, OptimizerSettings, ShardedModule, close_distributed, init_distributed
@@ -98,7 +99,9 @@ class LearnerWorker:
         policy = _load_policy(config, model_path, janus)
         conversation = Conversation.of_run(model_path, config.rollout, config.model.revision)
         folder = resolve_folder(model_path, config.model.revision)
-        writer = PretrainedWriter(janus, policy, folder, conversation.format) if rank == 0 else None
+        lora, revision = learner.lora, config.model.revision
+        peft = None if lora is None else PeftFormat(lora, model_path, revision)
+        writer = PretrainedWriter(janus, policy, folder, conversation.format, peft) if rank == 0 else None
         del janus  # what the writer does not hold is the policy's, or free
         if learner.gradient_checkpointing:
             policy.enable_gradient_checkpointing()
@@ -161,8 +164,8 @@ class LearnerWorker:
         return reason
 
     def export_weights(self, version: int) -> Iterator[WeightBucket]:
-        """The parameters that training changes, in buckets. Collective: every rank must exhaust the iterator; only
-        rank 0 yields buckets.
+        """The parameters that training changes, or the adapters of LoRA, in buckets. Collective: every rank must
+        exhaust the iterator; only rank 0 yields buckets.
 
         Raises LearnerError when `version` is not the present weight version.
         """
@@ -187,7 +190,7 @@ class LearnerWorker:
             self._sender = NcclSender(master_address, master_port, world_size)
 
     def send_collective(self, version: int) -> None:
-        """Broadcast the parameters that training changes over the NCCL group. Collective: every rank calls it.
+        """Broadcast what `export_weights` exports over the NCCL group. Collective: every rank calls it.
 
         Raises LearnerError, WeightSyncError.
         """

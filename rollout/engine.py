@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from configs.schema import RolloutConfig, RunConfig
+from configs.schema import LoraConfig, RolloutConfig, RunConfig
 from rollout.records import BucketStream, Float32Array, Int32Array
 
 
@@ -39,6 +39,8 @@ class EngineSettings:
     stages_weights: bool = True
     """vLLM: new weights are loaded beside the old ones, of which the host's memory must hold a second copy, and
     sampling pauses only to swap them. Else it pauses while they are loaded over the old ones."""
+    lora: LoraConfig | None = None
+    """Adapters beside the model, at first without effect; weight updates then hold them and nothing else."""
 
     @classmethod
     def of(cls, model_path: str, config: RunConfig) -> EngineSettings:
@@ -52,6 +54,7 @@ class EngineSettings:
             deterministic=config.run.deterministic,
             counts=config.watching.metrics,
             stages_weights=config.weight_sync.staged,
+            lora=config.learner.lora,
         )
 
     @property

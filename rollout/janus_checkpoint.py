@@ -170,6 +170,11 @@ class JanusCheckpoint:
         from transformers import JanusConfig
 
         content = self._read_json("config.json")
+        if content is None and (self.folder / "adapter_config.json").exists():
+            raise ModelError(
+                f"model {self.folder} holds adapters alone, in PEFT's format; name the folder above, where bicot "
+                "writes the model with them merged into it"
+            )
         if content is None:
             raise ModelError(f"model {self.folder}: config.json is missing; is this a Hugging Face checkpoint?")
         if content.get("model_type") == "multi_modality":

@@ -28,6 +28,7 @@ from rollout.guidance import guided_logits, unconditional_ids
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.records import BucketStream, WeightBucket
 from rollout.weights import unpack_bucket
+from rollout.weights.adapters import adapter_parameters, add_adapters
 from rollout.weights.buckets import each_bucket
 
 CLOSED = "the transformers engine is not running: it was closed"
@@ -217,7 +218,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _load_buckets(self, version: int, buckets: Sequence[WeightBucket]) -> None:
-        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        parameters = adapter_parameters(self._model) or dict(self._model.named_parameters(remove_duplicate=False))
         weights = [weight for bucket in buckets for weight in unpack_bucket(bucket)]
         for name, tensor in weights:
             if name not in parameters:
@@ -243,6 +244,8 @@ def _load(settings: EngineSettings) -> tuple[JanusCheckpoint, Any]:
         raise ModelError(f"model {checkpoint.folder}: its weights cannot be loaded: {error}") from error
     if info["missing_keys"]:
         raise ModelError(f"model {checkpoint.folder}: weights are missing: {sorted(info['missing_keys'])[:3]}")
+    if settings.lora is not None:
+        add_adapters(model.model.language_model, settings.lora)
     return checkpoint, model.to(torch.device(settings.device)).eval()
 
 

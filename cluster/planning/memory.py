@@ -49,7 +49,7 @@ def bytes_per_value(dtype: str) -> int:
 def learner_rank(config: RunConfig, shape: ModelShape) -> Need:
     """One learner rank."""
     learner, size = config.learner, bytes_per_value(config.model.dtype)
-    trained = _trained_parameters(config, shape)
+    trained = trained_parameters(config, shape)
     frozen = shape.drawing - (0 if learner.lora else trained)
     ranks = learner.num_ranks
 
@@ -85,21 +85,40 @@ def _reference(config: RunConfig, shape: ModelShape, trained: int) -> int:
     return shape.drawing if config.learner.zero_stage == 3 else trained
 
 
-def _trained_parameters(config: RunConfig, shape: ModelShape) -> int:
+def trained_parameters(config: RunConfig, shape: ModelShape) -> int:
+    """Values that training changes: with `learner.lora`, those of the adapters."""
     lora, text = config.learner.lora, shape.text
     if lora is None:
         return sum(size for name, size in _sizes(shape) if _trains(config, name))
+    layers = {target: sizes for joined in _joined_layers(shape) for target, sizes in joined.items()}
+    sizes = (sum(layers[target]) for target in lora.targets if target in layers)
+    return text.num_layers * lora.rank * sum(sizes)
+
+
+def _engine_adapters(config: RunConfig, shape: ModelShape) -> int:
+    """Values of the adapters as an engine holds them: those of joined layers as one matrix, zeros between them."""
+    lora = config.learner.lora
+    if lora is None:
+        return 0
+    width = 0
+    for joined in _joined_layers(shape):
+        num_adapted = sum(target in lora.targets for target in joined)
+        (inputs,) = {inputs for inputs, _ in joined.values()}
+        width += num_adapted * (inputs + sum(outputs for _, outputs in joined.values()))
+    return shape.text.num_layers * lora.rank * width
+
+
+def _joined_layers(shape: ModelShape) -> Sequence[Mapping[str, tuple[int, int]]]:
+    """(inputs, outputs) of the linear layers of one transformer layer, those together that engines join."""
+    text = shape.text
+    hidden, inner = text.hidden_size, text.intermediate_size
     wide, narrow = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-    sizes = {
-        "q_proj": text.hidden_size + wide,
-        "k_proj": text.hidden_size + narrow,
-        "v_proj": text.hidden_size + narrow,
-        "o_proj": text.hidden_size + wide,
-        "gate_proj": text.hidden_size + text.intermediate_size,
-        "up_proj": text.hidden_size + text.intermediate_size,
-        "down_proj": text.hidden_size + text.intermediate_size,
-    }
-    return text.num_layers * lora.rank * sum(sizes.get(target, 0) for target in lora.targets)
+    return (
+        {"q_proj": (hidden, wide), "k_proj": (hidden, narrow), "v_proj": (hidden, narrow)},
+        {"o_proj": (wide, hidden)},
+        {"gate_proj": (hidden, inner), "up_proj": (hidden, inner)},
+        {"down_proj": (inner, hidden)},
+    )
 
 
 def _sizes(shape: ModelShape) -> Sequence[tuple[str, int]]:
@@ -126,7 +145,7 @@ def _trains(config: RunConfig, name: str) -> bool:
 
 def _whole_gradient(config: RunConfig, shape: ModelShape) -> int:
     """Values of the embedding's gradient, where the embedding is trained."""
-    return shape.text.embedding_parameters if config.learner.lora or _trains(config, EMBEDDING) else 0
+    return shape.text.embedding_parameters if config.learner.lora is None and _trains(config, EMBEDDING) else 0
 
 
 def learner_activations(config: RunConfig, shape: ModelShape) -> int:
@@ -165,7 +184,7 @@ def rollout_worker(config: RunConfig, shape: ModelShape, device_bytes: int | Non
     New weights are staged in the memory of the host, see docs/weight_sync.md.
     """
     rollout, size = config.rollout, bytes_per_value(config.model.dtype)
-    weights = shape.drawing * size // rollout.tensor_parallel_size
+    weights = (shape.drawing + _engine_adapters(config, shape)) * size // rollout.tensor_parallel_size
     if device_bytes is None:
         cache = int(rollout.kv_cache_gib * GIB)
     else:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from cluster.planning.memory import trained_parameters
 from cluster.planning.model_shape import ModelShape
 from configs.schema import RunConfig
 
@@ -46,7 +47,10 @@ def weight_bytes(config: RunConfig) -> int | None:
         shape = ModelShape.of(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None  # the learner will say what is wrong with it
-    parameters = shape.trainable if set(config.learner.trainable) != {"*"} else shape.drawing
+    if config.learner.lora is not None:
+        parameters = trained_parameters(config, shape)
+    else:
+        parameters = shape.trainable if set(config.learner.trainable) != {"*"} else shape.drawing
     return parameters * _DTYPE_BYTES.get(config.model.dtype, 2)
 
 

@@ -51,6 +51,7 @@ def describe_run(config: RunConfig, gpu: str | None = None) -> DryRun:
         ("rewards", "\n".join(_describe_reward(reward) for reward in config.rewards)),
         ("placement", plan_placement(config).describe()),
         ("GPUs", _describe_gpus(config, gpu)),
+        ("advice", "\n".join(config.advice)),
     )
     return DryRun("\n\n".join(f"── {title} ──\n{text}" for title, text in sections if text), tuple(faults))
 

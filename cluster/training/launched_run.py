@@ -61,6 +61,8 @@ class LaunchedRun:
             metrics = stack.enter_context(MetricsWriter(directory.metrics_path))
             progress.note(directory.note or f"run directory: {directory.path}")
             progress.note(f"if it is interrupted: {directory.resume_command}")
+            for advice in self.config.advice:
+                progress.note(advice)
             progress.stage("starting Redis and Ray")
             redis_url = self.config.registry.redis_url
             if redis_url is None:

@@ -72,7 +72,7 @@ class VllmEngine:
         of vLLM that this room does not know.
         """
         checkpoint = JanusCheckpoint.from_pretrained(settings.model_path, settings.revision, weights=True)
-        manifest = WeightManifest.from_folder(checkpoint.folder)
+        manifest = WeightManifest.from_folder(checkpoint.folder).of_updates(settings.lora)
         max_model_len = context_length(settings.rollout, checkpoint)
         with ExitStack() as on_error:
             scratch = on_error.enter_context(make_scratch())

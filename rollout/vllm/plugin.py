@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 from vllm import ModelRegistry
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from configs.learner_sections import LoraConfig
 from rollout.janus_checkpoint import SpecialIds
 from rollout.vllm.child_process import end_with_parent
 
@@ -52,6 +53,8 @@ class JanusOverride:
     special_ids: SpecialIds
     num_streams: int = 2
     """1 for an engine without guidance."""
+    lora: LoraConfig | None = None
+    """The adapters that weight updates bring."""
 
     def __call__(self, config: PretrainedConfig) -> PretrainedConfig:
         """Widens `config` in place. vLLM also calls it with configs that have no parts; they stay as they are."""
@@ -65,13 +68,15 @@ class JanusOverride:
         text_config.num_attention_heads *= self.num_streams
         text_config.num_key_value_heads *= self.num_streams
         text_config.num_streams = self.num_streams
-        config.guidance_special_ids = asdict(self.special_ids)  # a config must stay plain JSON
+        # A config must stay plain JSON.
+        text_config.lora = self.lora.model_dump(mode="json") if self.lora else None
+        config.guidance_special_ids = asdict(self.special_ids)
         return config
 
-    def __reduce__(self) -> tuple[Callable[[SpecialIds, int], JanusOverride], tuple[SpecialIds, int]]:
-        return _arrive, (self.special_ids, self.num_streams)
+    def __reduce__(self) -> tuple[Callable[..., JanusOverride], tuple[SpecialIds, int, LoraConfig | None]]:
+        return _arrive, (self.special_ids, self.num_streams, self.lora)
 
 
-def _arrive(special_ids: SpecialIds, num_streams: int) -> JanusOverride:
+def _arrive(special_ids: SpecialIds, num_streams: int, lora: LoraConfig | None) -> JanusOverride:
     register()
-    return JanusOverride(special_ids, num_streams)
+    return JanusOverride(special_ids, num_streams, lora)

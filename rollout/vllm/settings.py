@@ -88,7 +88,7 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
     )
     arguments: dict[str, Any] = {
         "model": str(checkpoint.folder),
-        "hf_overrides": JanusOverride(checkpoint.special_ids, num_streams(config)),
+        "hf_overrides": JanusOverride(checkpoint.special_ids, num_streams(config), settings.lora),
         "dtype": settings.dtype,
         "skip_tokenizer_init": True,
         "generation_config": "vllm",

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import ModelError, WeightSyncError
+from configs.learner_sections import LoraConfig
 from rollout.records import WeightBucket
+from rollout.weights.adapters import adapter_shapes
 
 ENGINE_PARTS = (
     "model.language_model.",
@@ -54,6 +56,10 @@ class WeightManifest:
         if missing:
             raise ModelError(f"model {folder}: its *.safetensors files hold no tensor {missing[0]}*")
         return cls(shapes)
+
+    def of_updates(self, lora: LoraConfig | None) -> WeightManifest:
+        """That of what weight updates may hold: with `lora` the adapters alone, all of them."""
+        return self if lora is None else WeightManifest(adapter_shapes(self.shapes, lora))
 
     def check_buckets(self, buckets: Iterable[WeightBucket]) -> None:
         """Raises WeightSyncError, naming the tensor, unless the buckets together fit the engine."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, JanusForConditionalGeneration
 
@@ -19,6 +20,7 @@ from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.prompts import Conversation
 from rollout.prompts.conversation import ConversationFormat
 from rollout.records import ScoredGroup, Trajectory, TrajectoryBatch
+from rollout.weights.adapters import adapter_names
 from tests.integration.learner_ranks import Job, JobResult, all_equal, run_jobs
 from tests.records import make_request, make_scored_group
 
@@ -42,6 +44,7 @@ VARIANTS = {
     "entropy_coef": 0.01,
 }
 LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
+LAYERS = "model.language_model.layers."
 NUM_STEPS = 3
 GROUP_SIZE = 4
 LR = 1e-3
@@ -351,6 +354,8 @@ def jobs_on_one_rank(
             batches,
             checkpoint_to=directory / "lora",
         ),
+        Job("lora half", make_config(folder, lora=LORA), batches[:2], checkpoint_to=directory / "lora-2"),
+        Job("lora resumed", make_config(folder, lora=LORA), batches[2:], load_from=directory / "lora-2" / "state"),
         Job("semantic", make_config(folder, algorithm={"optimize": "semantic"}), [first]),
         *(
             Job(f"image{stage}", make_config(folder, zero_stage=stage, algorithm={"optimize": "image"}), [first])
@@ -527,29 +532,52 @@ def test_only_parameters_whose_names_match_train_and_engines_get_whole_parts(
     assert all(torch.equal(tensor, exported.get(name, start[name])) for name, tensor in saved.items())
 
 
-def test_adapters_train_with_the_base_as_reference_and_are_merged_into_what_leaves_the_learner(
+def test_adapters_train_with_the_base_as_reference_and_leave_the_learner_alone(
     results: dict[int, Mapping[str, JobResult]], plain: PlainRun, folder: Path, directory: Path
 ) -> None:
     start = JanusForConditionalGeneration.from_pretrained(folder).state_dict()
+    modules = {name.removesuffix(".weight") for name in start if LAYERS in name and name.endswith(ADAPTED)}
     for num_ranks in (1, 2):
         result = results[num_ranks]["lora"]
         assert result.reports[0].metrics["loss"] == pytest.approx(plain.losses[0], abs=1e-5)
         assert result.reports[0].metrics["kl"] == 0.0
         assert result.reports[2].metrics["kl"] > 0.0
-        changes = {name: tensor - start[name] for name, tensor in result.weights[-1].items()}
-        changed = {name for name, change in changes.items() if change.any()}
-        assert changed == {name for name in start if name.startswith(LANGUAGE_MODEL) and name.endswith(ADAPTED)}
-        assert all(torch.linalg.matrix_rank(changes[name], rtol=1e-4) <= 4 for name in changed)
-    merged = results[1]["lora"].weights[-1]
-    assert ConversationFormat.load(directory / "lora" / "model") == ConversationFormat(
-        "plan", "draw {prompt}", None, "verbatim"
-    )
-    saved = JanusForConditionalGeneration.from_pretrained(directory / "lora" / "model").state_dict()
-    assert saved.keys() == start.keys()
-    assert all(torch.equal(tensor, merged.get(name, start[name])) for name, tensor in saved.items())
+        assert result.weights[-1].keys() == {name for module in modules for name in adapter_names(module)}
     # The two ranks went the same way as the one.
-    for name, tensor in results[2]["lora"].weights[-1].items():
-        assert (tensor - merged[name]).norm() <= 0.02 * (merged[name] - start[name]).norm(), name
+    changes, others = (weight_changes(results[num_ranks]["lora"].weights[-1], modules) for num_ranks in (1, 2))
+    for name, change in changes.items():
+        assert change.any()
+        assert (others[name] - change).norm() <= 0.02 * change.norm(), name
+
+
+def weight_changes(adapters: Mapping[str, torch.Tensor], modules: set[str]) -> dict[str, torch.Tensor]:
+    """By name of the weight: alpha / rank B A."""
+    pairs = {module: [adapters[name] for name in adapter_names(module)] for module in modules}
+    return {f"{module}.weight": 8.0 / 4 * lora_b @ lora_a for module, (lora_a, lora_b) in pairs.items()}
+
+
+def test_a_resumed_learner_goes_on_with_its_adapters_beside_the_base(
+    results: dict[int, Mapping[str, JobResult]],
+) -> None:
+    assert results[1]["lora resumed"].resumed_step == 2
+    assert all_equal(results[1]["lora resumed"].weights[-1], results[1]["lora"].weights[-1])
+
+
+def test_a_saved_model_has_the_adapters_merged_and_beside_it(
+    results: dict[int, Mapping[str, JobResult]], folder: Path, directory: Path
+) -> None:
+    start = JanusForConditionalGeneration.from_pretrained(folder).state_dict()
+    adapters = results[1]["lora"].weights[-1]
+    model = directory / "lora" / "model"
+    assert ConversationFormat.load(model) == ConversationFormat("plan", "draw {prompt}", None, "verbatim")
+    beside = load_file(model / "adapter" / "adapter_model.safetensors")
+    assert beside.keys() == {f"base_model.model.{name}" for name in adapters}
+    assert all(torch.equal(beside[f"base_model.model.{name}"], tensor) for name, tensor in adapters.items())
+    changes = weight_changes(adapters, {name.rpartition(".lora_")[0] for name in adapters})
+    saved = JanusForConditionalGeneration.from_pretrained(model).state_dict()
+    assert saved.keys() == start.keys()
+    for name, tensor in saved.items():
+        torch.testing.assert_close(tensor, start[name] + changes[name] if name in changes else start[name])
 
 
 def test_all_variants_together_make_finite_steps_that_change_the_policy(

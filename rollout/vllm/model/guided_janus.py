@@ -36,8 +36,10 @@ from vllm.model_executor.models.llama import LlamaMLP
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm.sequence import IntermediateTensors
 
+from configs.learner_sections import LoraConfig
 from rollout.guidance import unconditional_ids
 from rollout.janus_checkpoint import SpecialIds
+from rollout.vllm.model.adapters import Adapters
 from rollout.vllm.model.one_kernel import OneKernelRMSNorm, OneKernelSiluAndMul
 from rollout.vllm.model.sampler import TokenSampler
 from rollout.weights.manifest import ENGINE_PARTS
@@ -206,6 +208,8 @@ class GuidedJanus(nn.Module):
         self.model = GuidedJanusModel(vllm_config=vllm_config, prefix="model")
         self.lm_head = ParallelLMHead(text_config.text_vocab_size, text_config.hidden_size, prefix="lm_head")
         self.logits_processor = LogitsProcessor(text_config.text_vocab_size)
+        lora = text_config.lora
+        self.adapters = Adapters(self, LoraConfig.model_validate(lora)) if lora else None
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self.model.embed_input_ids(input_ids)
@@ -234,6 +238,8 @@ class GuidedJanus(nn.Module):
         )
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load what the engine runs (`ENGINE_PARTS`); the vision and VQ models stay behind."""
-        own = ((name, tensor) for name, tensor in weights if name.startswith(ENGINE_PARTS))
+        """Load what the engine runs (`ENGINE_PARTS`), and adapters; the vision and VQ models stay behind."""
+        own: Iterable[tuple[str, torch.Tensor]] = (entry for entry in weights if entry[0].startswith(ENGINE_PARTS))
+        if self.adapters is not None:
+            own = self.adapters.take(own)
         return AutoWeightsLoader(self).load_weights(own, mapper=self.hf_to_vllm_mapper)

@@ -29,6 +29,8 @@ from vllm.model_executor.model_loader.reload.meta import (
 from vllm.model_executor.model_loader.reload.sanitize import restore_layer_refs
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
+from rollout.vllm.model.adapters import StagedAdapters
+
 _TENSORS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 PinnedMemory = dict[tuple[int, str], torch.Tensor]
 """Page-locked memory for the weights of layers on a GPU, by layer and parameter: kept from one update to the next."""
@@ -53,6 +55,9 @@ class StagedWeights:
         self._pinned = pinned
         self._twins: list[_Twin] = []
         self._model: Any = self._twin_of(model)
+        adapters = getattr(model, "adapters", None)
+        self._adapters = None if adapters is None else StagedAdapters(adapters)
+        self._model.__dict__["adapters"] = self._adapters
 
     @torch.no_grad()
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -71,6 +76,8 @@ class StagedWeights:
         """The model gets the staged weights, and this the old ones, which are freed with it. Nothing may be computed
         meanwhile."""
         on_device = False
+        if self._adapters is not None:
+            self._adapters.swap_in()
         for twin in self._twins:
             if twin.missing:
                 continue

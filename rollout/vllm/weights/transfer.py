@@ -28,6 +28,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from configs.errors import WeightSyncError
 from rollout.vllm.weights.stager import Stager
 from rollout.weights import unpack_bucket
+from rollout.weights.adapters import adapted_module
 from rollout.weights.manifest import part_of
 from rollout.weights.slots import SlotContents, SlotReader
 
@@ -129,8 +130,11 @@ class BicotWeightEngine(WeightTransferEngine[CollectiveInit, TensorUpdate]):
             self._collective = None
 
     def _open(self, names: list[str]) -> None:
-        """Prepare the parts that `names` belong to; vLLM would warn of each layer that gets no weights."""
-        for part in {part_of(name) for name in names} - set(self._open_parts):
+        """Prepare the parts that `names` belong to; vLLM would warn of each layer that gets no weights.
+
+        Adapters belong to none: they are copied to where they lie.
+        """
+        for part in {part_of(name) for name in names if adapted_module(name) is None} - set(self._open_parts):
             if part is None:  # `WeightManifest.check_tensors` lets no such name through
                 raise WeightSyncError(f"an update holds tensors of no part of the engine's model: {names}")
             module = self.model.get_submodule(part.removesuffix("."))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,25 @@ def test_an_override_that_cannot_be_applied_is_refused_by_name(config_file: Path
     refusal = refusal_of(config_file, override)
     assert message in refusal
     assert override in refusal
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], None),
+        (["learner.lora={}"], r"learner.lr 1e-06 is too low.* 1e-05 at most.* between 1e-05 and 0.0001"),
+        (["learner.lora={}", "learner.lr=1e-5"], None),
+        (["learner.lora={rank: 32, alpha: 8}", "learner.lr=1e-5"], "between 4e-05 and 0.0004"),
+        (["learner.lora={rank: 32, alpha: 320}"], None),
+    ],
+)
+def test_a_learning_rate_that_adapters_cannot_learn_with_is_told(
+    config_file: Path, overrides: list[str], expected: str | None
+):
+    """At alpha / rank of 1/4 it has to be four times as high."""
+    advice = load_config(config_file, ["run.steps=10", "learner.mini_batches=1", *overrides]).advice
+    assert len(advice) == (expected is not None)
+    assert expected is None or re.search(expected, advice[0])
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path):

@@ -13,8 +13,10 @@ from configs.errors import LearnerError
 from configs.schema import LoraConfig, TinyJanusConfig
 from learner.export import PretrainedWriter
 from learner.janus_policy import JanusPolicy, load_janus
+from learner.lora import PeftFormat
 from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.prompts.conversation import ConversationFormat
+from rollout.weights.adapters import adapter_names
 
 SHAPE = TinyJanusConfig(hidden_size=32, num_layers=1, num_codes=8, image_size=8, max_positions=64)
 FORMAT = ConversationFormat("plan", "draw {prompt}")
@@ -30,7 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_writer(folder: Path, lora: LoraConfig | None = None) -> tuple[JanusPolicy, PretrainedWriter]:
     janus = load_janus(str(folder), torch.float32)
     policy = JanusPolicy.load(str(folder), torch.float32, logprob_chunk_bytes=2**20, lora=lora, janus=janus)
-    return policy, PretrainedWriter(janus, policy, folder, FORMAT)
+    peft = None if lora is None else PeftFormat(lora, str(folder))
+    return policy, PretrainedWriter(janus, policy, folder, FORMAT, peft)
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
@@ -39,10 +42,14 @@ def test_a_folder_is_what_transformers_writes_of_the_model_loaded_again(
 ) -> None:
     policy, writer = make_writer(folder, lora)
     changed = {
-        name: torch.randn_like(parameter, requires_grad=False) for name, parameter in policy.named_changing_parameters()
+        name: torch.randn_like(parameter, requires_grad=False) for name, parameter in policy.named_exported_parameters()
     }
     again = JanusForConditionalGeneration.from_pretrained(folder)
-    assert not again.load_state_dict(changed, strict=False).unexpected_keys
+    weights, start = dict(changed), again.state_dict()
+    for module, layer in policy.adapters().items():
+        lora_a, lora_b = (weights.pop(name) for name in adapter_names(module))
+        weights[f"{module}.weight"] = start[f"{module}.weight"] + layer.scale * (lora_b @ lora_a)
+    assert not again.load_state_dict(weights, strict=False).unexpected_keys
     again.save_pretrained(tmp_path / "transformers")
     for name in ("first", "second"):  # what the writer holds is good for any number of folders
         writer.write(changed, tmp_path / name)
@@ -50,6 +57,7 @@ def test_a_folder_is_what_transformers_writes_of_the_model_loaded_again(
             assert (tmp_path / name / file.name).read_bytes() == file.read_bytes(), file.name
         assert ConversationFormat.load(tmp_path / name) == FORMAT
         assert (tmp_path / name / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+        assert (tmp_path / name / "adapter").exists() == (lora is not None)
 
 
 def test_the_policy_keeps_the_weights_that_the_writer_lets_go(folder: Path) -> None:

@@ -19,6 +19,7 @@ from cluster.planning.memory import (
     decoder_activations,
     learner_activations,
     learner_rank,
+    rollout_worker,
 )
 from cluster.planning.model_shape import ModelShape
 from cluster.session.gpu_plan import card_of, describe_gpu_plan, stage_advice
@@ -135,9 +136,9 @@ def test_what_does_not_train_has_no_gradient_and_no_optimizer_state(
     assert needed["weights"] == 2 * shape.drawing
 
 
-def of_7b(**learner: Any) -> dict[str, int]:
-    settings = {"num_ranks": 4, "gpus_per_rank": 1, "gradient_checkpointing": True, **learner}
-    config = RunConfig.model_validate(
+def config_of_7b(**learner: Any) -> RunConfig:
+    settings = {"num_ranks": 4, "gpus_per_rank": 1, "gradient_checkpointing": True, "zero_stage": 2, **learner}
+    return RunConfig.model_validate(
         {
             "model": {"path": "a/b", "dtype": "bfloat16"},
             "data": {"train": "prompts.txt"},
@@ -146,6 +147,10 @@ def of_7b(**learner: Any) -> dict[str, int]:
             "rollout": {"gpus_per_worker": 1},
         }
     )
+
+
+def of_7b(**learner: Any) -> dict[str, int]:
+    config = config_of_7b(**learner)
     parts = learner_rank(config, ModelShape.of(PRO_7B.to_dict())).parts
     assert parts["activations"] == learner_activations(config, ModelShape.of(PRO_7B.to_dict()))
     return {name: round(size / 2**30, 1) for name, size in parts.items()}
@@ -179,3 +184,15 @@ def test_stage_2_is_recommended_in_place_of_3_where_it_fits() -> None:
     assert "learner.zero_stage: 2 fits as well, in 44.7 GiB a rank" in advice
     assert advice in describe_gpu_plan(third, shape, h100)
     assert stage_advice(third, shape, card_of("rtx4090")) is None, "there it does not"
+
+
+def test_adapters_are_all_that_is_trained_and_an_engine_holds_them_joined() -> None:
+    plain, lora = of_7b(zero_stage=2), of_7b(zero_stage=2, lora={"rank": 32})
+    assert (lora["gradients"], lora["embedding"], lora["reference"]) == (0.0, 0.0, 0.0)
+    assert lora["weights"] == pytest.approx(plain["weights"] + 0.1, abs=0.11)
+    shape = ModelShape.of(PRO_7B.to_dict())
+    sizes = [rollout_worker(config_of_7b(lora=lora), shape, None).parts["weights"] for lora in (None, {"rank": 32})]
+    text = shape.text
+    hidden, inner = text.hidden_size, text.intermediate_size
+    joined = 3 * (hidden + 3 * hidden) + (hidden + hidden) + 2 * (hidden + 2 * inner) + (inner + hidden)
+    assert sizes[1] - sizes[0] == 2 * text.num_layers * 32 * joined

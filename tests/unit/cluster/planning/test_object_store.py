@@ -51,6 +51,13 @@ def test_two_versions_of_the_weights_and_a_margin_fit_where_there_is_room(
     assert shortage(config) is None
 
 
+def test_of_adapters_a_version_holds_nothing_else(model: str) -> None:
+    """Of a layer 4 x (4096 + 4096), and three matrices between 4096 and the inner width."""
+    inner = ModelShape.of(LARGE).text.intermediate_size
+    config = config_of(model, learner={"zero_stage": 2, "lora": {"rank": 32}})
+    assert weight_bytes(config) == 2 * 30 * 32 * (4 * 8192 + 3 * (4096 + inner))
+
+
 def test_less_room_is_taken_and_told(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_room(monkeypatch, 10)
     assert object_store_size(config_of(model)) == 9 * GIB
