@@ -19,7 +19,6 @@ too small, and nothing was started; 129 its terminal was closed; 130 stopped by 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -44,6 +43,7 @@ from cluster.state.going_on import (
 )
 from cluster.state.run_copies import catch_up
 from cluster.state.run_directory import LOCK_PATIENCE_S, is_in_job_copy
+from configs.command_line import print_what_can_be_shown
 from configs.errors import BicotError, ConfigError, DataError, ModelError, PlacementError
 from configs.load import DEFAULT_CONFIG, load_config
 from configs.local.environment import REDIS_URL_VARIABLE, with_environment, with_secrets
@@ -60,8 +60,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = build_parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is no UTF-8 shows what it can
+    print_what_can_be_shown()
     _warn_of_secrets(options.set)
     exit_code = _exit_code(options)
     if hanging_threads():  # the interpreter would wait for them

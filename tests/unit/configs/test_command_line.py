@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from configs.command_line import exit_code_of
@@ -42,3 +47,12 @@ def test_our_own_mistakes_are_not_hidden() -> None:
 
     with pytest.raises(ZeroDivisionError):
         exit_code_of(command, "nothing is lost")
+
+
+def test_a_terminal_that_is_no_utf_8_shows_what_it_can() -> None:
+    command = "from configs.command_line import exit_code_of; exit(exit_code_of(lambda: print('é ─') or 0, ''))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(
+        [sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (shown.returncode, shown.stdout) == (0, "\\xe9 \\u2500\n"), shown.stderr
