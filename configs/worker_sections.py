@@ -81,7 +81,9 @@ _INEXACT = {
 class VllmOptions(Section):
     """Arguments of vLLM's engine, by vLLM's names and handed to it as they are. null: vLLM's own, or bicot's."""
 
-    block_size: int | None = Field(None, ge=1, le=4096, description="tokens a block of the KV cache")
+    block_size: int | None = Field(
+        None, ge=1, le=4096, description="tokens a block of the KV cache; null: 32 on a CPU, vLLM's own on a GPU"
+    )
     max_num_batched_tokens: int | None = Field(
         None, ge=1, le=2**20, description="tokens a step; null: 8192, or more where one sequence is longer"
     )
@@ -202,6 +204,10 @@ class RolloutConfig(Section):
             raise ValueError(
                 f"tensor_parallel_size {self.tensor_parallel_size} needs as many GPUs; "
                 f"set gpus_per_worker to {self.tensor_parallel_size} (it is {self.gpus_per_worker})"
+            )
+        if self.gpus_per_worker == 0 and self.vllm.block_size is not None and self.vllm.block_size % 32:
+            raise ValueError(
+                f"vllm.block_size {self.vllm.block_size} is no multiple of 32, as attention on a CPU needs"
             )
         return self
 

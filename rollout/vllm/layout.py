@@ -15,6 +15,8 @@ ENGINE_METHODS = (
     "errored", "shutdown",
 )  # fmt: skip
 CPU_KERNELS = ("rms_norm", "fused_add_rms_norm", "silu_and_mul", "fused_gumbel_argmax")
+LOGPROBS_FIELDS = ("logprob_token_ids", "logprobs", "sampled_token_ranks")
+RUNNER_OUTPUT_FIELDS = ("logprobs", "req_id_to_index")
 COMPLETION_FIELDS = ("token_ids", "logprobs", "finish_reason", "weight_versions")
 
 
@@ -33,10 +35,12 @@ def check_vllm(variables: Iterable[str]) -> None:
         from vllm.outputs import CompletionOutput
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
         from rollout.vllm.model.first_runner import GuidedWorker
         from rollout.vllm.model.guided_janus import GuidedJanus
         from rollout.vllm.plugin import JanusOverride
+        from rollout.vllm.scheduler import HoldingScheduler
         from rollout.vllm.weights import BicotWeightEngine
     except ImportError as error:
         if error.name == "vllm":
@@ -53,6 +57,9 @@ def check_vllm(variables: Iterable[str]) -> None:
     require_attributes("vllm", RMSNorm, ["forward_cpu"])
     require_attributes("vllm", SiluAndMul, ["forward_cpu"])
     require_attributes("vllm", GuidedWorker, ["load_model"])
+    require_attributes("vllm", HoldingScheduler.__base__, ["update_from_output", "finish_requests"], "its scheduler")
+    _require("a field of ModelRunnerOutput", set(RUNNER_OUTPUT_FIELDS) - _field_names(ModelRunnerOutput))
+    require_attributes("vllm", LogprobsLists, LOGPROBS_FIELDS)
     if current_platform.is_cpu():
         require_attributes("vllm", torch.ops._C, CPU_KERNELS, "its CPU kernels")
     _require("a field of CompletionOutput", set(COMPLETION_FIELDS) - _field_names(CompletionOutput))

@@ -16,6 +16,9 @@ _CONTEXT_MARGIN = 32
 """Tokens of context beyond the longest sequence that the config allows, where the model has them."""
 _MIN_BATCHED_TOKENS = 8192
 """Prompt tokens a step; each counts once a stream in compute."""
+_CPU_BLOCK_TOKENS = 32
+"""Tokens a block of the KV cache, the least that vLLM's kernel for CPUs takes. Its own 128 scatters a key over four
+times the memory, and a prompt shorter than a block is never found in the prefix cache."""
 
 
 def context_length(config: RolloutConfig, checkpoint: JanusCheckpoint) -> int:
@@ -68,6 +71,8 @@ def environment(config: RolloutConfig) -> dict[str, str]:
         variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         variables["OMP_NUM_THREADS"] = str(config.threads_per_worker or 1)
         variables["KMP_BLOCKTIME"] = os.environ.get("KMP_BLOCKTIME", "0")
+        # PyTorch then asks Linux for large pages. A step touches all of the KV cache, key by key, far apart.
+        variables["THP_MEM_ALLOC_ENABLE"] = os.environ.get("THP_MEM_ALLOC_ENABLE", "1")
     elif config.threads_per_worker is not None:
         variables["OMP_NUM_THREADS"] = str(config.threads_per_worker)
     return variables
@@ -81,11 +86,7 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
 
     config = settings.rollout
     max_model_len = context_length(config, checkpoint)
-    memory: dict[str, Any] = (
-        {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
-        if _on_cpu(config)
-        else {"gpu_memory_utilization": config.gpu_memory_utilization}
-    )
+    of_platform = _on_a_cpu(config) if _on_cpu(config) else {"gpu_memory_utilization": config.gpu_memory_utilization}
     arguments: dict[str, Any] = {
         "model": str(checkpoint.folder),
         "hf_overrides": JanusOverride(checkpoint.special_ids, num_streams(config), settings.lora),
@@ -108,7 +109,16 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
-    return {**arguments, **memory, **config.vllm.arguments}
+    return {**arguments, **of_platform, **config.vllm.arguments}
+
+
+def _on_a_cpu(config: RolloutConfig) -> dict[str, Any]:
+    return {
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        "block_size": _CPU_BLOCK_TOKENS,
+        "async_scheduling": False,  # there is no device that would compute meanwhile
+        "scheduler_cls": "rollout.vllm.scheduler.HoldingScheduler",
+    }
 
 
 def num_streams(config: RolloutConfig) -> int:

@@ -75,7 +75,7 @@ def perturbed(janus: JanusForConditionalGeneration) -> Iterator[JanusForConditio
 async def engine(folder: Path) -> AsyncIterator[VllmEngine]:
     variables = environment(CONFIG)
     before = [os.environ.get(name) for name in variables]
-    engine = await VllmEngine.start(EngineSettings(str(folder), CONFIG))
+    engine = await VllmEngine.start(EngineSettings(str(folder), CONFIG, counts=True))
     assert [os.environ.get(name) for name in variables] == before
     yield engine
     await engine.close()
@@ -312,6 +312,22 @@ async def test_pictures_that_join_as_their_cots_end_are_those_drawn_alone(
     for index in (0, 11, 23):
         alone = await engine.generate(replace(pictures[index], request_id=f"alone-{index}"))
         assert mixed[index].token_ids.tolist() == alone.token_ids.tolist()
+
+
+async def test_pictures_of_one_plan_share_its_keys_and_values(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    """`images_per_cot`: the first of them computes the prompt's full blocks, the others find them."""
+    start, end = (ragged_prompts(2, 23, janus, image=image)[1] for image in (False, True))
+    words = np.random.default_rng(24).integers(20, janus.config.text_config.vocab_size, size=40)
+    plan = np.concatenate([start, words, end[1:]]).astype(np.int32)
+    requests = requests_for([plan] * 4, "image", "of one plan")
+    assert engine.figures is not None
+    hits = engine.figures.prefix_hits
+    results = await generate(engine, requests)
+    assert engine.figures.prefix_hits - hits == 3 * ((len(plan) - 1) // 32 * 32)
+    assert len({result.token_ids.tobytes() for result in results}) == 4
+    assert_teacher_forcing_agrees(janus, requests, results)
 
 
 async def test_the_likeliest_tokens_alone_are_sampled_and_scored_among_all(

@@ -28,6 +28,7 @@ def test_what_is_set_is_handed_on_and_nothing_else() -> None:
         ("rollout.vllm.speculative_config=x", "break the exactness .* knows no guidance"),
         ("rollout.vllm.max_num_seqs=8", r"decided by rollout\.max_num_seqs"),
         ("rollout.vllm.block_size=yes", "block_size"),
+        ("rollout.vllm.block_size=48", r"block_size 48 is no multiple of 32"),
         ("rollout.vllm.kv_cache_dtype=fp8", r"mismatch_correction to tis"),
     ],
 )

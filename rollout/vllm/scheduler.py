@@ -1,0 +1,55 @@
+"""vLLM's scheduler, with the log-probabilities of a request kept beside it until the request ends.
+
+    sampler ─► [B, 2] a step ─► held by request ─► with the last token, all at once ─► rollout.vllm.requests
+
+vLLM sends three small arrays for each request and step to the process that asked: packing and unpacking them takes
+twenty times as long as the rest of a message. Nobody reads them before the request ends. Tokens still travel as they
+are sampled, since vLLM counts weight versions by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.outputs import LogprobsLists
+
+
+class HoldingScheduler(Scheduler):
+    """For engines that schedule no step ahead, which those on a CPU are."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._held: dict[str, list[list[float]]] = {}
+        """By request, [number of tokens so far, 2]; a preempted request keeps its own, as it keeps its tokens."""
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        logprobs = model_runner_output.logprobs
+        if logprobs is None:
+            return super().update_from_output(scheduler_output, model_runner_output)
+        rows, row_of = logprobs.logprobs.tolist(), model_runner_output.req_id_to_index
+        model_runner_output.logprobs = None
+        outputs_of_clients = super().update_from_output(scheduler_output, model_runner_output)
+        for of_client in outputs_of_clients.values():
+            for output in of_client.outputs:
+                request_id = output.request_id
+                if output.new_token_ids:  # one: there is no speculation
+                    self._held.setdefault(request_id, []).append(rows[row_of[request_id]])
+                if output.finish_reason is not None and (held := self._held.pop(request_id, None)):
+                    output.new_logprobs = _all_at_once(held)
+        return outputs_of_clients
+
+    def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: Any) -> Any:
+        """Called for those that end from outside; nobody waits for their log-probabilities."""
+        finished = super().finish_requests(request_ids, finished_status)
+        for request in finished:
+            self._held.pop(request.request_id, None)
+        return finished
+
+
+def _all_at_once(held: list[list[float]]) -> LogprobsLists:
+    """As vLLM's front end takes them; of the columns' token ids and of ranks nobody reads anything."""
+    values = np.array(held, dtype=np.float32)
+    return LogprobsLists(np.zeros(values.shape, np.int32), values, np.zeros(len(values), np.int32))
