@@ -52,6 +52,17 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_source_arguments(parser)
+    parser.add_argument("--num-images", type=whole(1), default=4, help="pictures a prompt; default: %(default)s")
+    parser.add_argument(
+        "--images-per-cot", type=whole(1), default=1, help="pictures drawn by each plan; divides --num-images"
+    )
+    add_drawing_arguments(parser)
+    return parser
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is drawn, by what, and where to."""
     parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a checkpoint folder, or OWNER/NAME")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", help="what to draw; may be given several times")
@@ -61,12 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="a .txt, .jsonl, .json, .csv or .parquet file of prompts, or shapes:SPLIT:NUM",
     )
     parser.add_argument("--output-dir", type=Path, default=Path("generated"), help="default: %(default)s")
-    parser.add_argument("--num-images", type=whole(1), default=4, help="pictures a prompt; default: %(default)s")
-    parser.add_argument(
-        "--images-per-cot", type=whole(1), default=1, help="pictures drawn by each plan; divides --num-images"
-    )
-    add_drawing_arguments(parser)
-    return parser
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -80,7 +85,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _read_prompts(arguments: argparse.Namespace, console: Console) -> tuple[Prompt, ...]:
+def read_prompts(arguments: argparse.Namespace, console: Console) -> tuple[Prompt, ...]:
+    """Those that `add_source_arguments` asks for; what is skipped is told on the console. Raises DataError."""
     if arguments.prompt:
         return tuple(_prompt_of(text, f"prompt:{index}") for index, text in enumerate(arguments.prompt))
     prompts = load_prompts(arguments.prompts, MAX_BAD_LINES)
@@ -99,7 +105,7 @@ def _prompt_of(text: str, prompt_id: str) -> Prompt:
 
 def _generate(arguments: argparse.Namespace) -> int:
     console = Console()
-    prompts = _read_prompts(arguments, console)
+    prompts = read_prompts(arguments, console)
     os.environ.update(quiet_environment())  # before torch is imported, which reads its part once
     # Here, so that --help and a mistyped option are answered at once.
     from rollout.drawing import draw

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,12 @@ class PictureWriter:
         numbers = (re.match(r"(\d{4,})-.*\.png$", path.name) for path in folder.iterdir())
         self._first = max((int(match[1]) + 1 for match in numbers if match), default=0)
 
-    def write(self, rollout: GroupRollout, pictures: UInt8Array) -> list[Path]:
+    def write(
+        self, rollout: GroupRollout, pictures: UInt8Array, notes: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[Path]:
         """Paths of the pictures; a name holds the prompt's place, its words, and the picture's number.
+
+        notes: what else the line of each picture says.
 
         Raises DataError where another process has written a picture of the same name meanwhile.
         """
@@ -44,7 +49,8 @@ class PictureWriter:
         words = "-".join(re.findall(r"\w+", request.prompt.text.lower()))[:_MAX_WORDS_LENGTH].rstrip("-")
         paths = []
         with (self._folder / MANIFEST).open("a", encoding="utf-8") as manifest:
-            for number, (trajectory, picture) in enumerate(zip(rollout.trajectories, pictures, strict=True)):
+            drawn = zip(rollout.trajectories, pictures, notes or [{}] * len(pictures), strict=True)
+            for number, (trajectory, picture, note) in enumerate(drawn):
                 path = self._folder / f"{self._first + request.sequence:04d}-{words}-{number}.png"
                 try:
                     with path.open("xb") as file:
@@ -61,6 +67,7 @@ class PictureWriter:
                     "guidance_scale": trajectory.guidance_scale,
                     "trajectory_seed": trajectory.seed,
                     **self._settings,
+                    **note,
                 }
                 manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
                 paths.append(path)
