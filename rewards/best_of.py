@@ -39,8 +39,7 @@ from rollout.vllm.settings import quiet_environment
 EXAMPLES = """\
 examples:
   python -m rewards.best_of --best-of 8 --rewards shapes --model tiny-janus --prompts shapes:heldout:16
-  python -m rewards.best_of --best-of 8 --rewards hps,clip_score --set hps.model=HPS.pt --set hps.weight=2 \\
-      --model deepseek-community/Janus-Pro-1B --prompts prompts.txt --output-dir pictures
+  python -m rewards.best_of --rewards hps --set hps.model=HPS.pt --model tiny-janus --prompt "a red star"
 
 Best is the greatest weighted sum, as in training. Each picture kept has a line in OUTPUT_DIR/images.jsonl, with "score"
 (the sum), "scores" (each reward's) and "score_of_each" (the sums of all that were drawn, null for one not scored).
@@ -62,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code_of(partial(_run, arguments), "the pictures written so far are complete")
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parsed options; exits with 2 for wrong ones."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
     parser = argparse.ArgumentParser(
         prog="python -m rewards.best_of",
         description="Draw several pictures of each prompt, and keep the one that the rewards like best.",
@@ -84,6 +83,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="an option or a field of a reward, such as hps.weight=2; repeatable",
     )
     add_drawing_arguments(parser)
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parsed options; exits with 2 for wrong ones."""
+    parser = build_parser()
     arguments = parser.parse_args(argv)
     if not arguments.rewards and not arguments.config:
         parser.error("give --rewards, --config, or both")

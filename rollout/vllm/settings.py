@@ -17,8 +17,8 @@ _CONTEXT_MARGIN = 32
 _MIN_BATCHED_TOKENS = 8192
 """Prompt tokens a step; each counts once a stream in compute."""
 _CPU_BLOCK_TOKENS = 32
-"""Tokens a block of the KV cache, the least that vLLM's kernel for CPUs takes. Its own 128 scatters a key over four
-times the memory, and a prompt shorter than a block is never found in the prefix cache."""
+"""Tokens a block of the KV cache, the least that vLLM's kernel for CPUs takes. With vLLM's own 128, attention and the
+writing of keys take longer, and a prompt shorter than a block is never found in the prefix cache."""
 
 
 def context_length(config: RolloutConfig, checkpoint: JanusCheckpoint) -> int:
@@ -71,7 +71,7 @@ def environment(config: RolloutConfig) -> dict[str, str]:
         variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         variables["OMP_NUM_THREADS"] = str(config.threads_per_worker or 1)
         variables["KMP_BLOCKTIME"] = os.environ.get("KMP_BLOCKTIME", "0")
-        # PyTorch then asks Linux for large pages. A step touches all of the KV cache, key by key, far apart.
+        # PyTorch then asks Linux for large pages. A step touches all of the KV cache that is in use.
         variables["THP_MEM_ALLOC_ENABLE"] = os.environ.get("THP_MEM_ALLOC_ENABLE", "1")
     elif config.threads_per_worker is not None:
         variables["OMP_NUM_THREADS"] = str(config.threads_per_worker)

@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, str] = {
     "rollout.generate": "Draws pictures with a checkpoint.",
     "rollout.convert_janus": "Converts Janus checkpoints from their authors' format and back.",
     "rewards.score": "Scores a folder of pictures.",
+    "rewards.best_of": "Draws several pictures of each prompt and keeps the one that the rewards like best.",
     "rewards.benchmark": "Draws the prompts of a benchmark and scores them as its authors do.",
     "rewards.ask": "Has a language model write the questions that a judge asks of each prompt's pictures.",
     "learner.warm_start": "Trains a model on captioned pictures, without reinforcement learning.",

@@ -99,7 +99,7 @@ def _check_python(words: Sequence[str]) -> None:
 def _check_module(module: str, arguments: Sequence[str]) -> None:
     options = parse(module, [_filled(word) for word in arguments])
     overrides: list[str] = getattr(options, "set", [])
-    if module == "rewards.score" and overrides:  # options of rewards, and not of a run's config
+    if module in ("rewards.score", "rewards.best_of") and overrides:  # options of rewards, and not of a run's config
         choose_rewards(options.rewards, options.config, overrides)
         return
     config = getattr(options, "config", None)
