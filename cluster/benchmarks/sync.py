@@ -81,7 +81,8 @@ def _staged_against_plain(directory: Path, scope: Scope) -> Table:
     for megabytes in scope.sync_mb or (scope.pick(quick=100, full=1000),):
         folder, _ = make_model(directory, f"{megabytes}-mb", wide_model(megabytes), in_bfloat16=True)
         shared = [
-            "model.dtype=bfloat16", "algorithm.kl_coef=0", "rollout.num_workers=2", "rollout.max_num_seqs=8",
+            "model.dtype=bfloat16", "learner.zero_stage=1", "learner.cpus_per_rank=0.5",
+            "rollout.num_workers=2", "rollout.cpus_per_worker=0.5", "rollout.max_num_seqs=8",
             f"cluster.object_store_gib={2 + 2 * megabytes / 1000:g}",
         ]  # fmt: skip
         configs = {
