@@ -30,6 +30,8 @@ class Browser:
         """Exceptions, console errors, and what the page's policy has blocked."""
         self.requests: list[str] = []
         """Addresses that the page asked for, but for data: and the page's own."""
+        self._contexts: dict[str, int] = {}
+        """Where to ask the newest frame of an origin, such as http://127.0.0.1:8700."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -52,6 +54,8 @@ class Browser:
             self.complaints.append(told["entry"]["text"])
         elif method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
             self.complaints.append(json.dumps(told["args"])[:400])
+        elif method == "Runtime.executionContextCreated":
+            self._contexts[told["context"]["origin"]] = told["context"]["id"]
         elif method == "Network.requestWillBeSent" and not told["request"]["url"].startswith("data:"):
             self.requests.append(told["request"]["url"])
 
@@ -64,17 +68,22 @@ class Browser:
         self.call("Page.navigate", url=url)
         self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
-    def ask(self, expression: str) -> Any:
-        """The value of a JavaScript expression."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+    def ask(self, expression: str, origin: str | None = None) -> Any:
+        """The value of a JavaScript expression, in the page itself or in the frame of an origin."""
+        where = {} if origin is None else {"contextId": self._contexts[origin]}
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True, **where)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait_for(self, expression: str) -> None:
+    def wait_for(self, expression: str, origin: str | None = None) -> None:
         deadline = time.monotonic() + TIMEOUT_S
-        while not self.ask(f"Boolean({expression})"):
+        while not self._is_so(expression, origin):
             assert time.monotonic() < deadline, f"never became so: {expression}"
             time.sleep(0.1)
+
+    def _is_so(self, expression: str, origin: str | None) -> bool:
+        self.ask("0")  # hears of new frames
+        return (origin is None or origin in self._contexts) and bool(self.ask(f"Boolean({expression})", origin))
 
     def screenshot(self, path: Path) -> None:
         """Of the whole page."""

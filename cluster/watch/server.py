@@ -4,6 +4,9 @@
 /sections?known=JSON        {name: {html, digest}} of the sections whose digest is another one by now
 /samples?run=N&step=N       the pictures of one step
 /metrics.jsonl?run=N        the run's file, for other tools
+
+/api/health, /api/v1/query  what Ray's dashboard asks of a Grafana and a Prometheus before it shows its Metrics tab,
+/d/...                      and the board that it embeds there: the page, where Ray's head was told this server's address
 """
 
 from __future__ import annotations
@@ -27,6 +30,11 @@ REFRESH_MS: Final = 2000
 KEPT_S: Final = 1.0
 """Sections are made at most once in this time, however many browsers ask."""
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+EMBEDDED: Final = "/d/"
+HEALTH: Final[Mapping[str, Mapping[str, Any]]] = {
+    "/api/health": {"database": "ok"},
+    "/api/v1/query": {"status": "success", "data": {"resultType": "vector", "result": []}},
+}
 
 
 @dataclass(slots=True)
@@ -97,6 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(HTTPStatus.FORBIDDEN, "text/plain", "this server answers under its own name only")
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        if url.path.startswith(EMBEDDED):  # its addresses are relative, so it is shown where it lives
+            return self._redirect("/")
+        if url.path in HEALTH:
+            return self._answer(HTTPStatus.OK, "application/json", json.dumps(HEALTH[url.path]))
         answers: dict[str, Callable[[Watched, dict[str, str]], tuple[str, str]]] = {
             "/": _page,
             "/sections": _news,
@@ -115,6 +127,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """A page asks every two seconds; that is no news."""
+
+    def _redirect(self, path: str) -> None:
+        self.send_response(HTTPStatus.FOUND)
+        self.send_header("Location", path)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _answer(self, status: HTTPStatus, kind: str, text: str) -> None:
         data = text.encode()

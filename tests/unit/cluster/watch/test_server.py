@@ -67,6 +67,12 @@ def test_pictures_of_each_step_can_be_had(port: int) -> None:
     assert get(port, "/metrics.jsonl").count("\n") == 12
 
 
+def test_rays_dashboard_takes_it_for_what_it_embeds(port: int) -> None:
+    assert json.loads(get(port, "/api/health"))["database"] == "ok"
+    assert json.loads(get(port, "/api/v1/query?query=vector(1)"))["status"] == "success"
+    assert get(port, "/d/rayDefaultDashboard/?orgId=1&kiosk=1&var-Cluster=") == get(port, "/")
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
