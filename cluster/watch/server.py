@@ -6,7 +6,7 @@
 /metrics.jsonl?run=N        the run's file, for other tools
 
 /api/health, /api/v1/query  what Ray's dashboard asks of a Grafana and a Prometheus before it shows its Metrics tab,
-/d/...                      and the board that it embeds there: the page, where Ray's head was told this server's address
+/d/...                      and the board that it embeds there: the page, where Ray's head was given our address
 """
 
 from __future__ import annotations
