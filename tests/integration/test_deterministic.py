@@ -98,6 +98,7 @@ def test_a_run_equals_a_plain_loop(whole: Outcome, tmp_path: Path) -> None:
     assert made_by(whole) == asyncio.run(loop())
 
 
+@pytest.mark.proof
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(whole: Outcome, tmp_path: Path) -> None:
     tree = make_tree("in-two", tmp_path)
     stopped = asyncio.run(train(tree, stop_at_step_1))

@@ -55,6 +55,7 @@ def test_a_signal_to_all_its_processes_saves_a_checkpoint_and_leaves_no_process(
     assert list((launched.run / "logs" / "ray").glob("worker-*")), "Ray's logs are kept"
 
 
+@pytest.mark.proof
 def test_ctrl_c_during_the_start_ends_at_once_and_leaves_no_process(launch: Callable[..., Launched]) -> None:
     launched = launch()
     launched.wait_for_line("starting learner, rollout workers and rewards")
@@ -107,9 +108,7 @@ def submitted(environment: Mapping[str, str], config: Path, output: Path) -> Ite
         sender.wait()
 
 
-def test_a_ray_job_trains_shows_its_log_and_saves_a_checkpoint_when_it_is_stopped(
-    job_environment: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_ray_job_trains_to_its_end_and_shows_its_log(job_environment: dict[str, str], tmp_path: Path) -> None:
     config = write_config(tmp_path)
     entry = ("--working-dir", ".", "--", sys.executable, "-m", "cluster.launch", "--config", str(config))
     finished = ray_job(job_environment, "submit", *entry)
@@ -118,6 +117,11 @@ def test_a_ray_job_trains_shows_its_log_and_saves_a_checkpoint_when_it_is_stoppe
     assert f"draw with it: python -m rollout.generate --model {tmp_path / 'runs' / 'launched'}" in finished.stdout
     assert json.loads((tmp_path / "runs" / "launched" / "summary.json").read_text())["status"] == "finished"
 
+
+@pytest.mark.proof
+def test_a_submitted_run_is_followed_names_its_job_and_saves_a_checkpoint_when_it_is_stopped(
+    job_environment: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     travels = tmp_path / "travels"
     travels.mkdir()
     endless = write_config(travels, run={"name": "endless", "steps": ENDLESS, "dir": str(tmp_path / "runs")})
@@ -144,8 +148,8 @@ def test_a_job_whose_launcher_is_lost_goes_on_when_the_same_job_is_submitted_aga
     config = write_config(tmp_path, run={"steps": 6}, checkpoint={"every_steps": 2})
     launcher = (sys.executable, "-m", "cluster.launch", "--config", str(config), "--resume", "auto")
     entry = ("--working-dir", ".", "--", *launcher)
-    submitted = ray_job(job_environment, "submit", "--no-wait", "--submission-id", "first", *entry)
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    first = ray_job(job_environment, "submit", "--no-wait", "--submission-id", "first", *entry)
+    assert first.returncode == 0, first.stdout + first.stderr
     run = tmp_path / "runs" / "launched"
     deadline = time.monotonic() + STEP_TIMEOUT_S
     while not (run / "checkpoints" / "step_000002").exists():
