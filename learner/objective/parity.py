@@ -29,7 +29,7 @@ from configs.algorithm_section import Phase
 from configs.errors import LearnerError
 from configs.schema import RunConfig
 from learner.objective.loss import k3_kl
-from learner.objective.sampling import SETTINGS, Estimate, SamplingSums
+from learner.objective.sampling import SETTINGS, TEMPERATURE_OF, Estimate, SamplingSums, Setting
 
 _PHASES: tuple[Phase, ...] = ("cot", "image")
 _NAMES = {"cot": "semantic CoT", "image": "image"}
@@ -115,8 +115,12 @@ class ParityGate:
         self._dtype = config.model.dtype
         self._temperature, self._guidance_scale = config.rollout.temperature, config.rollout.guidance_scale
         # The coefficients of u + w (c - u) are w and 1 - w: the mix is off by at most 2w - 1 times what c and u are.
-        mixed = 2 * self._guidance_scale - 1 if config.algorithm.policy == "guided" else 1.0
-        self._magnification: Mapping[Phase, float] = {"cot": 1.0, "image": mixed}
+        mixed = 2 * self._guidance_scale - 1
+        is_guided = config.algorithm.policy == "guided"
+        # The logits that are sampled from, against those that log-probabilities are of.
+        colder = 1.0 if is_guided else 1 / self._temperature
+        self._sampled: Mapping[Phase, float] = {"cot": colder, "image": colder * (1.0 if is_guided else mixed)}
+        self._magnification: Mapping[Phase, float] = {"cot": 1.0, "image": mixed if is_guided else 1.0}
         self._noise: dict[Phase, float] = {}
         self._num_judged = 0
         self._noted_at: int | None = None
@@ -135,6 +139,19 @@ class ParityGate:
         if (noise := self._noise.get(phase)) is not None and self._config.max_abs is None:
             return max(NOISE_FACTOR * noise, self._config.limit("float32"))
         return self._config.limit(self._dtype, self._magnification[phase])
+
+    def _rounding(self) -> Mapping[Setting, float]:
+        """Standard deviation of the rounding of the logits that engines sample from, by what they show; see
+        `learner.objective.sampling`. Nothing in float32."""
+        if self._dtype == "float32":
+            return {}
+        # The mean of a normal variable's size is sqrt(2 / pi) of its standard deviation.
+        of = {
+            phase: math.sqrt(math.pi / 2) * self._noise.get(phase, self.limit(phase) / NOISE_FACTOR)
+            for phase in _PHASES
+        }
+        text, image = of["cot"] * self._sampled["cot"], of["image"] * self._sampled["image"]
+        return {TEMPERATURE_OF["cot"]: text, TEMPERATURE_OF["image"]: image, SETTINGS[2]: image}
 
     def judge(self, sums: ParitySums, version: int) -> str | None:
         """A note when a worker's tokens differ from the learner's by more than the limit, or show another temperature
@@ -195,4 +212,4 @@ class ParityGate:
         ]
 
     def _estimates(self, sums: ParitySums, worker: int | None) -> Sequence[Estimate]:
-        return sums.sampling.estimates(self._temperature, self._guidance_scale, worker)
+        return sums.sampling.estimates(self._temperature, self._guidance_scale, worker, self._rounding())

@@ -7,6 +7,11 @@ parameter, has mean 0, given what came before it. The parameter that makes the t
 by sum(score) / sum(information), with a standard error of 1 / sqrt(sum(information)) (Rao's score test). In w and in
 1 / T the logits are linear, so the second derivative of log g(x) does not depend on x: it is the information, with the
 sign turned. Both derivatives are central differences of the log-probability.
+
+An engine that rounds samples from logits that are off by some e, independent from token to token, of variance s^2: to
+second order the mean of a score then is -s^2 Cov_g(g, l) in place of 0, with l the logits' derivative after the
+parameter. Since Var_g(g) <= 1/4 and Var_g(l) is the information, its size is at most s^2 / 2 sqrt(information). So much
+of a sum of scores shows nothing.
 Pure functions of per-token tensors.
 """
 
@@ -15,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
 import torch
@@ -60,8 +66,8 @@ class SamplingSums:
     """Sums of scores by worker and setting, in float64."""
 
     def __init__(self, device: torch.device, num_workers: int) -> None:
-        self._sums = torch.zeros(num_workers, len(SETTINGS), 3, dtype=torch.float64, device=device)
-        """Sum of scores, of information, number of tokens."""
+        self._sums = torch.zeros(num_workers, len(SETTINGS), 4, dtype=torch.float64, device=device)
+        """Sum of scores, of information, of its square roots, number of tokens."""
 
     def add(
         self, setting: Setting, score_and_information: tuple[Tensor, Tensor], mask: Tensor, workers: Tensor
@@ -69,22 +75,35 @@ class SamplingSums:
         """Count the tokens of mask (bool [B, N]): both float [B, N], after the guidance scale, or after log (1 / T);
         workers: int64 [B], the place of each row's."""
         scores, information = (values[mask].double() for values in score_and_information)
-        values = torch.stack([scores, information, torch.ones_like(scores)], 1)
+        # A second difference of rounded values may fall below 0.
+        deviations = information.clamp(min=0).sqrt()
+        values = torch.stack([scores, information, deviations, torch.ones_like(scores)], 1)
         self._sums[:, SETTINGS.index(setting)].index_add_(0, workers[mask.nonzero()[:, 0]], values)
 
     def reduce_over_ranks(self) -> None:
         """Collective; after it every rank holds the sums of all."""
         dist.all_reduce(self._sums, dist.ReduceOp.SUM)
 
-    def estimates(self, temperature: float, guidance_scale: float, worker: int | None = None) -> Sequence[Estimate]:
-        """Of each setting that there are tokens of, from those of one worker, or of all. The arguments are what the
-        config says."""
+    def estimates(
+        self,
+        temperature: float,
+        guidance_scale: float,
+        worker: int | None = None,
+        rounding: Mapping[Setting, float] = MappingProxyType({}),
+    ) -> Sequence[Estimate]:
+        """Of each setting that there are tokens of, from those of one worker, or of all.
+
+        temperature, guidance_scale: what the config says. rounding: standard deviation by which an engine's logits are
+        off, those that it samples from; 0 where it is not given.
+        """
         sums = self._sums.sum(0) if worker is None else self._sums[worker]
         found = []
-        for setting, (score, information, count) in zip(SETTINGS, sums.tolist(), strict=True):
+        for setting, (score, information, deviations, count) in zip(SETTINGS, sums.tolist(), strict=True):
             if not count or information <= 0:
                 continue
-            shift, num_errors = score / information, abs(score) / math.sqrt(information)
+            by_rounding = rounding.get(setting, 0.0) ** 2 / 2 * deviations
+            shift = score / information
+            num_errors = max(abs(score) - by_rounding, 0.0) / math.sqrt(information)  # a NaN first stays one
             if setting == "guidance scale":
                 configured, value = guidance_scale, guidance_scale + shift
             else:

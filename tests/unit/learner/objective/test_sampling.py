@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.objective.sampling import SETTINGS, SamplingSums, score_and_information
+from learner.objective.sampling import SETTINGS, SamplingSums, Setting, score_and_information
 
 NUM_TOKENS = 6000
 NUM_CODES = 40
@@ -95,6 +95,32 @@ def test_the_error_is_the_spread_of_the_estimates_and_few_tokens_prove_nothing()
         values.append(math.copysign(estimate.num_errors, 1 - estimate.value))
     assert np.mean(values) == pytest.approx(0.0, abs=0.2)
     assert np.std(values) == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize("rounding", [0.1, 1.2])
+def test_rounding_of_the_logits_that_an_engine_samples_from_is_not_taken_for_another_temperature(
+    rounding: float,
+) -> None:
+    """The engine samples from logits that are off; where they are off by much, its tokens do show it."""
+    generator = torch.Generator().manual_seed(4)
+    name: Setting = "temperature of the semantic CoT"
+    logits = 5 * torch.randn(1, 4096, 500, generator=generator)
+
+    def sums_under(beta: float) -> SamplingSums:
+        sums = SamplingSums(torch.device("cpu"), 1)
+        off = rounding * torch.randn(logits.shape, generator=generator)
+        drawn = torch.multinomial((beta * (logits + off))[0].softmax(-1), 1, generator=generator)[None]
+        of_drawn = [(logits * b).log_softmax(-1).gather(-1, drawn)[..., 0] for b in (0.9, 1.0, 1.1)]
+        mask = torch.ones(1, 4096, dtype=torch.bool)
+        sums.add(name, score_and_information(*of_drawn, 0.1), mask, torch.tensor([0]))
+        return sums
+
+    sound, hot = sums_under(1.0), sums_under(0.5)
+    (without,), (estimate,) = sound.estimates(1.0, 5.0), sound.estimates(1.0, 5.0, rounding={name: rounding})
+    assert without.is_off(0.05) is (rounding > 0.5)
+    assert not estimate.is_off(0.05)
+    (found,) = hot.estimates(1.0, 5.0, rounding={name: rounding})
+    assert found.is_off(0.05)
 
 
 def test_what_is_not_a_number_is_off() -> None:
