@@ -1,0 +1,106 @@
+"""Every benchmark from prompts to scores, eight prompts each: tiny Janus draws, and small random models score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewards.benchmark import main
+from rewards.benchmarks import BENCHMARKS, make_benchmark
+from tests.judge_server import JudgeServer, reply
+from tests.tiny_clip import save_tiny_clip
+from tests.unit.rewards.benchmarks import oneig_data
+from tests.unit.rewards.benchmarks.judged_data import write_data
+from tests.unit.rewards.benchmarks.tiny_blip import save_tiny_blip, write_prompts
+from tests.unit.rewards.benchmarks.tiny_geneval import RECORDS, save_geneval_models
+from tests.unit.rewards.benchmarks.tiny_mplug import write_data as write_dpg
+from tests.unit.rewards.benchmarks.tiny_mplug import write_mplug
+
+LIMIT = 8
+
+
+def write_checkouts(root: Path) -> Path:
+    """The repositories of all benchmarks, with invented data, under the names that `git clone` gives them."""
+    judged = write_data(root)
+    judged["geneval_pp"].rename(root / "Echo-4o")
+    judged["wise"].rename(root / "WISE")
+    for name in ("geneval", "T2I-CompBench"):
+        (root / name).mkdir()
+    records = [record | {"prompt": f"{record['prompt']}{suffix}"} for suffix in ("", ", again") for record in RECORDS]
+    lines = [json.dumps(record) for record in records]
+    (root / "geneval" / "evaluation_metadata.jsonl").write_text("\n".join(lines) + "\n")
+    write_prompts(root / "T2I-CompBench")
+    write_dpg(root / "ELLA" / "dpg_bench")
+    oneig_data.write_repository(root / "OneIG-Benchmark")
+    return root
+
+
+def save_models(folder: Path, checkouts: Path) -> dict[str, Path | int]:
+    """Small models for all scorers, by NAME.SETTING; each has the official one's file name where there is one."""
+    folder.mkdir()
+    save_geneval_models(folder)
+    save_tiny_blip(folder)
+    save_tiny_clip(folder / "clip-vit-base-patch32", ["bench", "car"])
+    items = make_benchmark("t2i_compbench").read_data(checkouts / "T2I-CompBench").items
+    (folder / "chunks.json").write_text(json.dumps({item.prompt: ["a red bench", "the car"] for item in items}))
+    return {
+        "geneval.detector": folder / "mask2former.pth",
+        "geneval.clip": folder / "clip-vit-large-patch14",
+        "geneval.short_side": 64,
+        "t2i_compbench.blip": folder / "model_base_vqa_capfilt_large.pth",
+        "t2i_compbench.tokenizer": folder / "bert",
+        "t2i_compbench.clip": folder / "clip-vit-base-patch32",
+        "t2i_compbench.chunks": folder / "chunks.json",
+        "dpg.mplug": write_mplug(folder / "mplug"),
+    }
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What every benchmark needs."""
+
+    checkouts: Path
+    settings: dict[str, Path | int]
+    judge_url: str
+
+
+@pytest.fixture(scope="module")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Materials]:
+    root = tmp_path_factory.mktemp("materials")
+    checkouts = write_checkouts(root / "checkouts")
+    server = JudgeServer()
+    server.answer = judge
+    yield Materials(checkouts, save_models(root / "models", checkouts), server.url)
+    server.close()
+
+
+def judge(body: dict[str, Any]) -> Any:
+    """What any of the benchmarks' judges says."""
+    if len(body["messages"]) == 1 and body["messages"][0]["content"][0]["type"] == "image_url":
+        return oneig_data.answer(body)
+    scores = "Consistency: 2\nRealism: 1\nAesthetic Quality: 1\nScore: 1\n"
+    imagine = "Fantasy Fulfillment: 8\nIdentity Preservation: 7\nAesthetic Quality: 2\n"
+    return reply(scores + imagine + '{"correct": 1}')
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_runs_from_prompts_to_scores(name: str, materials: Materials, tmp_path: Path) -> None:
+    fixed = ["--engine", "transformers", "--device", "cpu", "--no-cot", "--limit", str(LIMIT)]
+    repository = make_benchmark(name).repository.rpartition("/")[2]
+    data = materials.checkouts / repository
+    where = ["--data", str(data), "--output-dir", str(tmp_path), "--judge-url", materials.judge_url]
+    own = {key.partition(".")[2]: value for key, value in materials.settings.items() if key.startswith(f"{name}.")}
+    settings = [text for key, value in own.items() for text in ("--scorer", f"{key}={value}")]
+    assert main([name, "--model", "tiny-janus", *fixed, *where, *settings]) == 0
+    (path,) = (tmp_path / name / "results").glob("*.json")
+    result = json.loads(path.read_text())
+    assert result["is_complete"]
+    assert 6 <= result["num_prompts"] <= LIMIT
+    assert all(measure["num_prompts"] for measure in result["measures"].values())
+    assert result["pictures"]["model"] == "tiny-janus"
