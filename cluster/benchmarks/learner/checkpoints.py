@@ -36,7 +36,12 @@ def _row(name: str, shape: TinyJanusConfig, scope: Scope) -> tuple[str, ...]:
     num_rounds = scope.pick(quick=3, full=7)
     with tempfile.TemporaryDirectory(prefix="bicot-bench-") as directory, ThreadPoolExecutor(1) as writing:
         folder, size = make_model(Path(directory), name, shape)
-        overrides = ["algorithm.groups_per_step=1", f"learner.threads_per_rank={scope.num_threads}", "run.steps=100000"]
+        overrides = [
+            "algorithm.groups_per_step=1",
+            "learner.micro_batch_size=8",
+            f"learner.threads_per_rank={scope.num_threads}",
+            "run.steps=100000",
+        ]
         config = shapes_config(folder, [*overrides, *unlimited_parity()])
         batch, worker = make_batch(folder, config), start_worker(folder, config)
         times: dict[str, list[float]] = {"alone": [], "copy": [], "beside": [], "foreground": []}
