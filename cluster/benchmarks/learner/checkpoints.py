@@ -44,6 +44,8 @@ def _row(name: str, shape: TinyJanusConfig, scope: Scope) -> tuple[str, ...]:
         ]
         config = shapes_config(folder, [*overrides, *unlimited_parity()])
         batch, worker = make_batch(folder, config), start_worker(folder, config)
+        for version in range(2):  # until the parity gate has compared two versions, it looks at more in each step
+            worker.train_step(make_batch(folder, config, version))
         times: dict[str, list[float]] = {"alone": [], "copy": [], "beside": [], "foreground": []}
         for number in range(num_rounds + 1):
             alone_s = _step_s(worker, batch)

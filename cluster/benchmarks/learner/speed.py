@@ -9,6 +9,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,10 @@ from rollout.records import GroupRequest, GroupRollout, ScoredGroup, Trajectory,
 from rollout.shapes import load_split
 
 _NUM_WARM_UPS = 2
-"""Rounds that make the optimizers' states, and in which the parity gate looks at more."""
+"""Rounds that make the optimizers' states, and in which the parity gate looks at more: until it has compared two
+versions of the learner's own."""
+NO_VERSION = -1
+"""Of tokens that no weights of the learner's have sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +108,25 @@ def _measure_rank(
     config = shapes_config(folder, overrides)
     guided = start_worker(folder, shapes_config(folder, [*overrides, "algorithm.policy=guided"]), rank, port)
     ours, plain = start_worker(folder, config, rank, port), PlainLearner(folder, config, rank)
-    batch = make_batch(folder, config)
+    batches = [make_batch(folder, config, version) for version in (*range(_NUM_WARM_UPS), NO_VERSION)]
+    batch = batches[-1]
     num_tokens = plan_step(batch, PlanSettings.of(config, 1), 0).num_tokens
     speeds: dict[str, list[float]] = {"guided": [], "conditional": [], "plain": []}
     for number in range(num_rounds):
+        batch, is_own = batches[min(number, _NUM_WARM_UPS)], number < _NUM_WARM_UPS
         reported: dict[str, float] = {}
         for name, train in (
-            ("guided", lambda: guided.train_step(batch).metrics["loss"]),
-            ("conditional", lambda: ours.train_step(batch).metrics["loss"]),
-            ("plain", lambda: plain.train_step(batch)),
+            ("guided", partial(guided.train_step, batch)),
+            ("conditional", partial(ours.train_step, batch)),
+            ("plain", partial(plain.train_step, batch, is_own)),
         ):
             dist.barrier()
             started_s = time.perf_counter()
-            reported[name] = train()
+            result = train()
             dist.barrier()
             if number >= _NUM_WARM_UPS:
                 speeds[name].append(num_tokens / (time.perf_counter() - started_s))
+            reported[name] = result if isinstance(result, float) else result.metrics["loss"]
         losses = reported["conditional"], reported["plain"]
         if case.num_ranks == 1 and not np.isclose(*losses, rtol=1e-3, atol=1e-4):
             raise RuntimeError(f"the two learners differ: losses {losses[0]} and {losses[1]}")
@@ -154,15 +161,18 @@ class PlainLearner:
         self._optimizer = torch.optim.AdamW(self._trained, betas=learner.betas, weight_decay=learner.weight_decay)
         self._num_steps = 0
 
-    def train_step(self, batch: TrajectoryBatch) -> float:
-        """One optimizer step; returns this rank's share of the loss, which is a mean over the tokens of all."""
+    def train_step(self, batch: TrajectoryBatch, is_own: bool) -> float:
+        """One optimizer step; returns this rank's share of the loss, which is a mean over the tokens of all.
+
+        is_own: its tokens count as sampled by the weights as they are, so that their ratio is 1.
+        """
         plan = plan_step(batch, PlanSettings.of(self._config, self._config.learner.num_ranks), self._rank)
         total = 0.0
         for micro_batch in plan.mini_batches[0].micro_batches:
             for phase in micro_batch.phases:
-                loss = self._loss(phase) / plan.num_tokens
+                loss = self._loss(phase, is_own) / plan.num_tokens
                 loss.backward()
-                total += float(loss)
+                total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self._trained, self._settings.max_grad_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.learning_rate(self._num_steps)
@@ -171,15 +181,17 @@ class PlainLearner:
         self._num_steps += 1
         return total
 
-    def _loss(self, phase: PhaseBatch) -> Tensor:
+    def _loss(self, phase: PhaseBatch, is_own: bool) -> Tensor:
         with torch.no_grad():
             reference_logprobs = plain_logprobs(self._reference, phase.tokens)
+        logprobs = plain_logprobs(self._policy, phase.tokens)
         tokens = TokenTensors(
-            plain_logprobs(self._policy, phase.tokens),
+            logprobs,
             phase.behaviour_logprobs,
             phase.advantages,
             phase.tokens.target_mask,
             reference_logprobs=reference_logprobs,
+            old_logprobs=logprobs.detach() if is_own else None,
         )
         return bicot_grpo_terms(tokens, LossSettings.of(self._config.algorithm, phase.tokens.phase)).loss
 
@@ -206,8 +218,9 @@ def plain_logprobs(model: JanusForConditionalGeneration, tokens: PhaseTokens) ->
     return logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
 
 
-def make_batch(folder: str, config: RunConfig) -> TrajectoryBatch:
-    """Random trajectories of the shapes world's shape: plans of 10 to 48 tokens, pictures of 64."""
+def make_batch(folder: str, config: RunConfig, version: int = NO_VERSION) -> TrajectoryBatch:
+    """Random trajectories of the shapes world's shape: plans of 10 to 48 tokens, pictures of 64. version: that they
+    count as sampled by."""
     rng = np.random.default_rng(0)
     conversation = Conversation.from_pretrained(folder)
     checkpoint, size = conversation.checkpoint, config.algorithm.group_size
@@ -226,9 +239,8 @@ def make_batch(folder: str, config: RunConfig) -> TrajectoryBatch:
             cot_text="",
             guidance_scale=config.rollout.guidance_scale,
             seed=0,
-            # No version of the learner's: for those it would take what it finds itself in place of what was recorded.
-            cot_versions=np.full(num_cot, -1, np.int32),
-            image_versions=np.full(num_image, -1, np.int32),
+            cot_versions=np.full(num_cot, version, np.int32),
+            image_versions=np.full(num_image, version, np.int32),
         )
 
     groups = []
