@@ -15,6 +15,8 @@ from configs.errors import RunError
 
 GCS_PORT = 6379
 OBJECT_STORE_BYTES = 150_000_000
+START_TIMEOUT_S = 300.0
+"""Of Ray on one host, on a machine that may be busy with other work."""
 
 
 def ray_environment() -> dict[str, str]:
@@ -49,7 +51,9 @@ def _start_ray(host: Host, *arguments: str, num_cpus: int) -> None:
     command = [ray, "start", *arguments, *options, f"--object-store-memory={OBJECT_STORE_BYTES}"]
     process, log = host.start(command, "ray.log")
     wait_until(
-        lambda: "Ray runtime started" in log.read_text() or process.poll() is not None, 90, f"no Ray on {host.name}"
+        lambda: "Ray runtime started" in log.read_text() or process.poll() is not None,
+        START_TIMEOUT_S,
+        f"no Ray on {host.name} within {START_TIMEOUT_S:g} s",
     )
     if process.poll() is not None:
         raise RunError(f"no Ray on {host.name}: {log.read_text()}")

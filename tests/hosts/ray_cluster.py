@@ -38,7 +38,7 @@ class Launch:
         path = self.run_dir / "metrics.jsonl"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
-    def wait_for_steps(self, num_steps: int, timeout_s: float = 180) -> None:
+    def wait_for_steps(self, num_steps: int, timeout_s: float = 500) -> None:
         wait_until(
             lambda: self.num_steps() >= num_steps or self.process.poll() is not None,
             timeout_s,
@@ -46,7 +46,7 @@ class Launch:
         )
         assert self.num_steps() >= num_steps, self.text
 
-    def wait(self, timeout_s: float = 240) -> int:
+    def wait(self, timeout_s: float = 600) -> int:
         """The exit code. A launcher that does not end is killed, and fails the test with what it said."""
         try:
             return self.process.wait(timeout_s)
@@ -66,8 +66,9 @@ def base_settings(head: Host, model: str) -> dict[str, Any]:
         "cluster.heartbeat_s": 2,
         "cluster.heartbeat_timeout_s": 20,
         "run.steps": 6,
-        "run.start_timeout_s": 180,
-        "run.step_timeout_s": 120,
+        # For a machine that may be busy with other work.
+        "run.start_timeout_s": 500,
+        "run.step_timeout_s": 400,
         "model.path": model,
         "model.tiny": None,
         "warm_start": None,

@@ -20,6 +20,8 @@ SHARED = "/srv/shared"
 RUNS = f"{SHARED}/runs"
 MODEL = f"{SHARED}/model"
 long_story = pytest.mark.proof
+pytestmark = pytest.mark.timeout(1800)
+"""For a machine that is busy with other work."""
 
 
 @pytest.fixture
@@ -41,7 +43,6 @@ def host_with(hosts: dict[str, Host], actor: str) -> Host:
     raise AssertionError(f"no host runs a {actor}")
 
 
-@pytest.mark.timeout(600)
 def test_a_run_over_three_hosts_makes_its_steps_and_resumes(make_cluster: MakeCluster, disk: Path) -> None:
     hosts = make_cluster({"a": 3, "b": 3}, shared=disk)
     head = hosts["head"]
@@ -60,7 +61,6 @@ def test_a_run_over_three_hosts_makes_its_steps_and_resumes(make_cluster: MakeCl
 
 
 @long_story
-@pytest.mark.timeout(600)
 def test_without_a_shared_disk_the_run_is_refused_before_it_costs_anything(
     make_cluster: MakeCluster, disk: Path
 ) -> None:
@@ -74,7 +74,6 @@ def test_without_a_shared_disk_the_run_is_refused_before_it_costs_anything(
 
 
 @long_story
-@pytest.mark.timeout(600)
 def test_a_model_that_one_host_lacks_is_named_with_that_host(make_cluster: MakeCluster, disk: Path) -> None:
     hosts = make_cluster({"a": 2, "b": 1}, shared=disk)
     head = hosts["head"]
@@ -86,7 +85,6 @@ def test_a_model_that_one_host_lacks_is_named_with_that_host(make_cluster: MakeC
 
 
 @long_story
-@pytest.mark.timeout(600)
 def test_two_learner_ranks_meet_though_their_host_names_are_loopback_addresses(
     make_cluster: MakeCluster, disk: Path
 ) -> None:
@@ -98,12 +96,11 @@ def test_two_learner_ranks_meet_though_their_host_names_are_loopback_addresses(
     assert len(list((run.run_dir / "checkpoints/step_000006/state").glob("rank_*"))) == 2
 
 
-# Groups of 40 pictures of 64 x 64: half a megabyte each, which lies in the object store and not in the answer.
-LARGE_GROUPS = {"algorithm.group_size": 40, "learner.micro_batch_size": 40, "algorithm.max_staleness": 2}
+# Groups of 10 pictures of 64 x 64 do not travel in the answer, which takes 100 KiB: they lie in the object store.
+LARGE_GROUPS = {"algorithm.group_size": 10, "learner.micro_batch_size": 20, "algorithm.max_staleness": 2}
 
 
 @long_story
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("actor", "settings"), [("RolloutActor", LARGE_GROUPS), ("RewardActor", LARGE_GROUPS), ("LearnerActor", {})]
 )
@@ -114,32 +111,30 @@ def test_a_host_that_is_lost_is_replaced_and_the_run_makes_its_steps(
     hosts = make_cluster({"a": 2, "b": 2, "c": 2}, shared=disk)  # any two of them hold all workers
     head = hosts["head"]
     run = launch(head, "lost", RUNS, disk / "runs", {**base_settings(head, MODEL), **settings, "run.steps": 10})
-    run.wait_for_steps(3, timeout_s=300)
+    run.wait_for_steps(3)
     lost = host_with({name: hosts[name] for name in ("a", "b", "c")}, actor)
     lost.cut_off()
     lost.kill()
-    assert run.wait(500) == 0, run.text
+    assert run.wait(1200) == 0, run.text
     assert run.num_steps() == 10
 
 
 @long_story
-@pytest.mark.timeout(900)
 def test_a_rollout_host_whose_cable_is_out_for_a_while_comes_back(make_cluster: MakeCluster, disk: Path) -> None:
     hosts = make_cluster({"a": 2, "b": 1}, shared=disk)
     head = hosts["head"]
-    run = launch(head, "cable", RUNS, disk / "runs", {**base_settings(head, MODEL), "run.steps": 40})
+    run = launch(head, "cable", RUNS, disk / "runs", {**base_settings(head, MODEL), "run.steps": 1000})
     run.wait_for_steps(2)
     hosts["b"].cut_off()
     before = run.num_steps()
     wait_until(lambda: run.process.poll() is not None or _seconds_since(run.run_dir) > 4, 60, "steps went on")
     hosts["b"].plug_in()
-    run.wait_for_steps(before + 3, timeout_s=240)
+    run.wait_for_steps(before + 3)
     run.process.terminate()
-    run.wait(120)
+    run.wait()
 
 
 @long_story
-@pytest.mark.timeout(600)
 def test_a_host_that_joins_late_gets_work(make_cluster: MakeCluster, disk: Path) -> None:
     hosts = make_cluster({"a": 2, "b": 1, "c": 1}, shared=disk, absent=("c",))
     head = hosts["head"]
@@ -148,18 +143,17 @@ def test_a_host_that_joins_late_gets_work(make_cluster: MakeCluster, disk: Path)
         "cluster.scaling.grow_after_s": 1,
         "cluster.scaling.every_s": 1,
         "algorithm.max_staleness": 2,
-        "run.steps": 60,
+        "run.steps": 1000,
     }
     run = launch(head, "late", RUNS, disk / "runs", {**base_settings(head, MODEL), **grows})
     run.wait_for_steps(2)
     join(hosts["c"], head, 1)
-    wait_until(lambda: _runs(hosts["c"], "RolloutActor"), 120, f"host c got no worker:\n{run.text}")
+    wait_until(lambda: _runs(hosts["c"], "RolloutActor"), 500, f"host c got no worker:\n{run.text}")
     run.process.terminate()
-    run.wait(120)
+    run.wait()
 
 
 @long_story
-@pytest.mark.timeout(600)
 def test_a_host_with_other_code_is_named(make_cluster: MakeCluster, disk: Path) -> None:
     hosts = make_cluster({"a": 2, "b": 1}, shared=disk)
     head = hosts["head"]
@@ -174,7 +168,6 @@ def test_a_host_with_other_code_is_named(make_cluster: MakeCluster, disk: Path) 
 
 
 @long_story
-@pytest.mark.timeout(900)
 def test_the_warm_start_of_one_host_is_found_by_the_others(make_cluster: MakeCluster, disk: Path) -> None:
     hosts = make_cluster({"a": 2, "b": 1}, shared=disk)
     head = hosts["head"]
@@ -185,22 +178,20 @@ def test_the_warm_start_of_one_host_is_found_by_the_others(make_cluster: MakeClu
         "model.tiny": {**tiny, "image_size": 64, "patch_size": 8},
         "warm_start": short,
         "run.steps": 2,
-        "run.start_timeout_s": 400,
     }
     # The cache lies in each host's home: what one host made, the others do not see.
     run = launch(head, "warm", RUNS, disk / "runs", settings)
-    assert run.wait(700) == 0, run.text
+    assert run.wait(1200) == 0, run.text
 
 
 @long_story
-@pytest.mark.timeout(900)
 def test_a_slow_link_makes_a_worker_late_and_not_dead(make_cluster: MakeCluster, disk: Path) -> None:
     hosts = make_cluster({"a": 2, "b": 1}, shared=disk)
     head = hosts["head"]
     run = launch(head, "slow", RUNS, disk / "runs", base_settings(head, MODEL))
     run.wait_for_steps(1)
     hosts["a"].limit_rate("8mbit")  # a version of the tiny Janus, about 3 MB, takes some seconds
-    assert run.wait(600) == 0, run.text
+    assert run.wait() == 0, run.text
     assert "died" not in run.text
 
 
