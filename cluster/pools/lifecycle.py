@@ -30,12 +30,11 @@ MAX_LATE: Final = 5
 @dataclass(slots=True)
 class MemberLife:
     """`tell(member)` hears of each new state; `num_others()`: other members that have started, 0 while the
-    pool has never been complete. spawning: held while one of the pool is spawned."""
+    pool has never been complete."""
 
     member: Member
     hooks: PoolHooks
     patience: Patience
-    spawning: asyncio.Lock
     tell: Callable[[Member], Awaitable[None]]
     num_others: Callable[[], int]
     _arrived_s: float | None = field(default=None, init=False)
@@ -48,8 +47,12 @@ class MemberLife:
         whatever its start or its weights raise.
         """
         member = self.member
-        await self.tell(member)
-        await self._spawn()
+        spawning = asyncio.create_task(self._spawn())  # its turn is that of its birth, however long telling takes
+        try:
+            await self.tell(member)
+            await spawning
+        finally:
+            await end_tasks({spawning})
         # Asked first, it is answered when the worker has its place and before it starts.
         arrive = asyncio.create_task(self._arrive(member.handle.ping.remote()))
         start = asyncio.ensure_future(self.hooks.start(member.handle))
@@ -65,9 +68,10 @@ class MemberLife:
         await self._catch_up()
 
     async def _spawn(self) -> None:
-        """One at a time: a head that is away holds up one thread. Raises RunError when it was ended meanwhile."""
+        """One at a time, in the order of their births: see `PoolHooks.spawning`. Raises RunError when it was ended
+        meanwhile."""
         member = self.member
-        async with self.spawning:
+        async with self.hooks.spawning:
             if not member.health.is_dead:
                 member.handle = await made_in_thread(partial(self.hooks.spawn, member.worker_id), self.hooks.end)
         if member.health.is_dead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection
@@ -62,6 +63,10 @@ class PoolHooks:
     weights: LiveWeights = field(default_factory=NoWeights)
     end: Callable[[ActorHandle], None] = ray.kill
     """Ends a worker at once, whatever it does."""
+    spawning: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a worker is spawned. Pools that share it spawn their workers in the order in which these were asked
+    for, so that the pools which are started first find their places first; and a head that is away holds up one
+    thread."""
     give_up: Callable[[Any], None] | None = None
     """Has a worker leave the call whose answer is this reference, for workers that can."""
 

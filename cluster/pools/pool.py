@@ -64,7 +64,6 @@ class ActorPool(Membership):
     _failure: Exception | None = None
     _turns: Turns[Member] = field(default_factory=Turns)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-    _spawning: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def num_lost(self) -> int:
@@ -201,7 +200,7 @@ class ActorPool(Membership):
     async def _live(self, member: Member) -> None:
         """One member from its birth on, until it is DEAD."""
         num_others = partial(self._num_others, member)
-        life = MemberLife(member, self.hooks, self.patience, self._spawning, self._tell, num_others)
+        life = MemberLife(member, self.hooks, self.patience, self._tell, num_others)
         try:
             await life.begin()
         except Exception as error:  # noqa: BLE001 - whatever a user's model or reward raises ends this start only

@@ -71,6 +71,7 @@ class Run:
     _live_weights: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     """Set when workers that join can be given the weights at which the run begins."""
     _num_restarts: int = field(default=0, init=False)
+    _spawning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)  # rollouts before rewards, see PoolHooks
 
     def __post_init__(self) -> None:
         run_id = self.log.directory.name
@@ -219,8 +220,7 @@ class Run:
             await queue.close()
 
     async def _may_restart(self, error: Exception) -> bool:
-        """Whether `error` comes of a dead learner, and another one may be started. A registry that has stayed away for
-        all its patience does not come back for a new learner, and is what no learner can be started without."""
+        """Whether another learner may help: a registry that is lost does not come back for one, and each needs it."""
         if isinstance(error, RegistryError) or self._num_restarts >= self.config.run.max_restarts:
             return False
         return isinstance(error, LearnerLostError) or not await self._learner.is_alive()
@@ -295,7 +295,7 @@ class Run:
         return Elasticity(self.config.cluster, [rollouts, *self._rewards.elastic_pools], is_awaited, self.log.note)
 
     def _hooks(self, make_actor: Any, start: Any) -> PoolHooks:
-        return PoolHooks(spawn=make_actor, start=start, on_change=self.log.worker, note=self.log.note)
+        return PoolHooks(make_actor, start, self.log.worker, self.log.note, spawning=self._spawning)
 
     def _spawn_rollout(self, worker_id: str) -> ray.actor.ActorHandle:
         rollout = self.config.rollout

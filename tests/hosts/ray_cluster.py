@@ -81,6 +81,7 @@ def base_settings(head: Host, model: str) -> dict[str, Any]:
         "checkpoint.every_steps": 2,
         "rollout.engine": "transformers",
         "rollout.cpus_per_worker": 1,
+        "rewards.0.cpus_per_replica": 0,  # else it may take the room of the rollout worker, on hosts as small as these
     }
 
 

@@ -192,6 +192,31 @@ async def test_calls_and_heartbeats_go_on_while_ray_does_not_take_a_new_worker()
     await scene.pool.close()
 
 
+async def test_pools_of_one_run_spawn_their_workers_in_the_order_in_which_they_are_started() -> None:
+    """The small workers of the second pool could take the room of a large one of the first."""
+    born: list[str] = []
+
+    async def tell_slowly(state: str) -> None:
+        await asyncio.sleep(0.02)
+
+    first, second = Scene(size=3, hear=lambda state: tell_slowly(state)), Scene(size=3)
+    for scene, name in ((first, "first"), (second, "second")):
+        spawn = scene.pool.hooks.spawn
+
+        def spawn_and_note(worker_id: str, spawn: Any = spawn, name: str = name) -> Any:
+            born.append(name)
+            return spawn(worker_id)
+
+        spawning = first.pool.hooks.spawning
+        scene.pool.hooks = replace(scene.pool.hooks, spawn=spawn_and_note, spawning=spawning)
+    async with asyncio.TaskGroup() as starting:
+        starting.create_task(first.pool.start())
+        starting.create_task(second.pool.start())
+    assert born == ["first"] * 3 + ["second"] * 3
+    for scene in (first, second):
+        await scene.pool.close()
+
+
 async def test_a_worker_that_is_not_wanted_any_more_when_ray_takes_it_is_ended() -> None:
     scene = await started(Scene(size=1))
     scene.head_answers.clear()
