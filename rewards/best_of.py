@@ -17,7 +17,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from configs.errors import RewardError
 from configs.schema import RewardConfig
 from rewards.calling import Answer
 from rewards.combine import combine
-from rewards.scoring import choose_rewards
+from rewards.scoring import add_reward_arguments, check_reward_arguments, choose_rewards
 from rewards.worker import RewardWorker
 from rollout.drawing_options import DrawingOptions, add_drawing_arguments, whole
 from rollout.generate import add_source_arguments, read_prompts
@@ -73,15 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--best-of", type=whole(1), default=8, help="pictures drawn of each prompt; default: %(default)s"
     )
-    parser.add_argument("--rewards", metavar="NAMES", help="with commas between; default: all of --config")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a run's config, or its section rewards")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME.OPTION=VALUE",
-        help="an option or a field of a reward, such as hps.weight=2; repeatable",
-    )
+    add_reward_arguments(parser)
     add_drawing_arguments(parser)
     return parser
 
@@ -90,8 +81,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parsed options; exits with 2 for wrong ones."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    if not arguments.rewards and not arguments.config:
-        parser.error("give --rewards, --config, or both")
+    check_reward_arguments(parser, arguments)
     return arguments
 
 

@@ -27,7 +27,7 @@ from configs.schema import RewardConfig
 from rewards.calling import Answer
 from rewards.pictures import match_pictures, read_picture
 from rewards.pictures.pairs import Pair, Skipped
-from rewards.scoring import ScoreFile, Summary, choose_rewards
+from rewards.scoring import ScoreFile, Summary, add_reward_arguments, check_reward_arguments, choose_rewards
 from rewards.scoring.output import as_line
 from rewards.worker import RewardWorker
 from rollout.records import UInt8Array
@@ -93,22 +93,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rewards", metavar="NAMES", help="with commas between; default: all of --config")
+    add_reward_arguments(parser)
     parser.add_argument(
         "--prompts", required=True, type=Path, metavar="FILE", help=".jsonl, .json, .csv, .parquet, .txt"
     )
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder of the pictures")
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="a run's config, or its section rewards: options and batch sizes"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME.OPTION=VALUE",
-        help="an option of a reward, such as hps.model=DIR, or a field of rewards[], such as hps.batch_size=8; "
-        "repeatable",
-    )
     parser.add_argument(
         "--output", type=Path, default=Path("scores.jsonl"), metavar="FILE", help="default: %(default)s"
     )
@@ -126,8 +115,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parsed options; exits with 2 for wrong ones."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    if not arguments.rewards and not arguments.config:
-        parser.error("give --rewards, --config, or both")
+    check_reward_arguments(parser, arguments)
     return arguments
 
 

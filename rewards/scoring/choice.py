@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,28 @@ from rewards.registry import check_options, reward_path
 
 TIMEOUT_S: Final = 3600.0
 """A batch may take this long: a large model on CPU is slow, and nobody waits for the others here."""
+
+
+def add_reward_arguments(parser: ArgumentParser) -> None:
+    """Which rewards, and how: `choose_rewards` takes what they give; see `check_reward_arguments`."""
+    parser.add_argument("--rewards", metavar="NAMES", help="with commas between; default: all of --config")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="a run's config, or its section rewards: options and batch sizes"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME.OPTION=VALUE",
+        help="an option of a reward, such as hps.model=DIR, or a field of rewards[], such as hps.batch_size=8; "
+        "repeatable",
+    )
+
+
+def check_reward_arguments(parser: ArgumentParser, arguments: Namespace) -> None:
+    """Exits with 2 when no reward is named."""
+    if not arguments.rewards and not arguments.config:
+        parser.error("give --rewards, --config, or both")
 
 
 def choose_rewards(
