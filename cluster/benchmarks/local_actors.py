@@ -18,21 +18,21 @@ class LocalActor:
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
-        self._is_dead = False
+        self.is_dead = False
         self._running: set[asyncio.Future[Any]] = set()
 
     def __getattr__(self, method: str) -> _Method:
         return _Method(self._call, method)
 
     def kill(self) -> None:
-        self._is_dead = True
+        self.is_dead = True
         for call in self._running:
             if not call.done():
                 call.set_exception(ActorDiedError())
 
     def _call(self, method: str, arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        if self._is_dead:
+        if self.is_dead:
             answer.set_exception(ActorDiedError())
             return answer
         self._running.add(answer)

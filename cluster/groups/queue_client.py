@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import ray
@@ -44,7 +45,8 @@ def spawn_queue(config: RunConfig, name: str, first_step: int) -> Any:
 
 
 class QueueClient:
-    """Puts and gets through one actor at a time. A group may be put again: the queue takes each once."""
+    """Puts and gets through one actor at a time, once it is started. A group may be put again: the queue takes each
+    once."""
 
     def __init__(
         self,
@@ -69,8 +71,13 @@ class QueueClient:
         self._failure: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         """Gets the exception that ends the queue."""
         self._replacing = asyncio.Lock()
-        self._actor = self._spawn()
+        self._actor: Any = None
+
+    async def start(self) -> QueueClient:
+        """Spawn the actor, and watch over it from now on; returns this client."""
+        self._actor = await self._spawn()
         self._keep(self._supervise(), "supervise the queue")
+        return self
 
     async def put(self, group: ScoredGroup) -> None:
         """Add a group, waiting for room. Raises RunError when the queue can no more be had."""
@@ -91,7 +98,8 @@ class QueueClient:
         """End the actor."""
         await end_tasks(self._tasks.copy())
         self._failure.cancel()
-        self._end_actor(self._actor)
+        if self._actor is not None:
+            self._end_actor(self._actor)
 
     async def _put(self, group: ScoredGroup) -> None:
         while True:
@@ -152,8 +160,7 @@ class QueueClient:
             self._note(
                 f"the trajectory queue died ({reason}); a new one is filled with the {len(self._kept)} groups it held"
             )
-            # In a thread: Ray waits for its head to hear of an actor with a name.
-            self._actor = await made_in_thread(self._spawn, self._end_actor)
+            self._actor = await self._spawn()
         self._end_actor(actor)
         for group in self._kept.values():
             self._keep(self._put(group), f"put again {group.rollout.request.sequence}")
@@ -169,10 +176,12 @@ class QueueClient:
         self._tasks.add(task)
         task.add_done_callback(look_at)
 
-    def _spawn(self) -> Any:
+    async def _spawn(self) -> Any:
+        """In a thread: Ray waits for its head to hear of an actor with a name."""
         name = f"{self._name}-{self._num_spawned}" if self._num_spawned else self._name
         self._num_spawned += 1
-        return self._spawn_actor(self._config, name, self._next_step)
+        make = partial(self._spawn_actor, self._config, name, self._next_step)
+        return await made_in_thread(make, self._end_actor)
 
     def _step_of(self, sequence: int) -> int:
         return sequence // self._config.algorithm.groups_per_step

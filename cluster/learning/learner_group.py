@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -19,14 +20,13 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.actors import LearnerActor, folders, spawn
+from cluster.actors import folders
 from cluster.actors.folders import ProbeAnswer, WrittenFiles
-from cluster.actors.learner import CONCURRENCY_GROUPS, Stage
+from cluster.actors.learner import Stage
 from cluster.learning.pulses import Pulses, SilentRankError, StepTimes
-from cluster.learning.rank_placement import bundle_of, place_ranks
-from cluster.pools.cancellation import end_tasks
+from cluster.learning.rank_placement import place_ranks, spawn_rank
+from cluster.pools.cancellation import end_tasks, made_in_thread
 from cluster.pools.remote_errors import WorkerLostError, raised_by, resolve, told
 from configs.errors import BicotError, CheckpointError, ConfigError, LearnerError
 from configs.schema import RunConfig
@@ -67,24 +67,14 @@ class LearnerGroup:
         return tuple(self._ranks)
 
     async def start(self) -> None:
-        """Place the ranks; `setup` loads the model into them. Raises PlacementError."""
-        learner = self._config.learner
-        self._placement_group = await place_ranks(self._config, self._note)
-        self._ranks += [
-            spawn(
-                LearnerActor,
-                self._config,
-                rank,
-                name=f"{self._name}-{rank}",
-                num_cpus=bundle_of(self._config).get("CPU", 0),
-                num_gpus=learner.gpus_per_rank,
-                threads=learner.threads_per_rank,
-                runtime_env={"env_vars": dict(learner.env_vars)},
-                concurrency_groups=CONCURRENCY_GROUPS,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement_group, rank),
-            )
-            for rank in range(learner.num_ranks)
-        ]
+        """Place the ranks; `setup` loads the model into them. Raises PlacementError.
+
+        They are spawned in threads: Ray waits for its head to hear of an actor with a name, and of a placement group.
+        """
+        self._placement_group = group = await place_ranks(self._config, self._note)
+        for rank in range(self._config.learner.num_ranks):
+            make = partial(spawn_rank, self._config, f"{self._name}-{rank}", rank, group)
+            self._ranks.append(await made_in_thread(make, ray.kill))
 
     async def check_shares(self, folder: Path) -> None:
         """Make sure that every rank sees the same folder as this process, and may write there.
@@ -220,8 +210,8 @@ class LearnerGroup:
             ray.kill(rank)
         self._ranks.clear()
         if self._placement_group is not None:
-            remove_placement_group(self._placement_group)
-            self._placement_group = None
+            group, self._placement_group = self._placement_group, None
+            await asyncio.to_thread(remove_placement_group, group)
 
     async def _all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
         """Of ranks that are set up: whatever they compute, they answer pulses."""

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
+from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.actors import LearnerActor, spawn
+from cluster.actors.learner import CONCURRENCY_GROUPS
+from cluster.pools.cancellation import made_in_thread
 from cluster.session.nodes import usable_nodes
 from configs.errors import PlacementError
 from configs.schema import RunConfig
@@ -57,17 +63,34 @@ async def place_ranks(config: RunConfig, note: Callable[[str], None]) -> Placeme
         ) from error
 
 
+def spawn_rank(config: RunConfig, name: str, rank: int, placement: PlacementGroup) -> ActorHandle:
+    """The actor of that rank, in its bundle of the group."""
+    learner = config.learner
+    return spawn(
+        LearnerActor,
+        config,
+        rank,
+        name=name,
+        num_cpus=bundle_of(config).get("CPU", 0),
+        num_gpus=learner.gpus_per_rank,
+        threads=learner.threads_per_rank,
+        runtime_env={"env_vars": dict(learner.env_vars)},
+        concurrency_groups=CONCURRENCY_GROUPS,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement, rank),
+    )
+
+
 async def _placed(config: RunConfig, strategy: str, timeout_s: float) -> PlacementGroup:
     num, labels = config.learner.num_ranks, config.learner.node_labels
-    group = placement_group(
-        [bundle_of(config)] * num, strategy=strategy, bundle_label_selector=[labels] * num if labels else None
-    )
-    try:
-        async with asyncio.timeout(timeout_s):
+    bundles, selectors = [bundle_of(config)] * num, [labels] * num if labels else None
+    make = partial(placement_group, bundles, strategy=strategy, bundle_label_selector=selectors)
+    async with asyncio.timeout(timeout_s):
+        group = await made_in_thread(make, remove_placement_group)
+        try:
             await group.ready()
-    except BaseException:
-        remove_placement_group(group)
-        raise
+        except BaseException:
+            await asyncio.to_thread(remove_placement_group, group)
+            raise
     return group
 
 

@@ -206,7 +206,7 @@ class Run:
         return finished
 
     async def _run_pipeline(self, roller: GroupRoller) -> bool:
-        queue = QueueClient(self.config, self._name_of_life, self.state.step, self.log.note)
+        queue = await QueueClient(self.config, self._name_of_life, self.state.step, self.log.note).start()
         machinery = Machinery(self._rollouts, roller, queue, self._learner, self._weights)
         source = PromptSource(self.train.prompts, self.config.run.seed, shuffle=self.config.data.shuffle)
         evaluate, is_due = functools.partial(self._evaluation.during, roller, self.evaluation), self._evaluation.is_due

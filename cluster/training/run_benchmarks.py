@@ -9,6 +9,7 @@ Training waits for it, as for an evaluation, and never ends for it: what fails, 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.actors.spawning import node_id, spawn
 from cluster.groups import GroupRoller
 from cluster.groups.roller import GroupGivenUpError
+from cluster.pools.cancellation import made_in_thread
 from cluster.pools.remote_errors import first_line, own_error
 from cluster.reports import RunLog
 from configs.errors import BicotError, ConfigError, DataError
@@ -147,7 +149,8 @@ class RunBenchmarks:
         key = None if section.judge_key_env is None else os.environ.get(section.judge_key_env)
         here = NodeAffinitySchedulingStrategy(node_id(), soft=False)  # beside the run directory
         run_name = self.log.directory.name
-        actor = spawn(
+        make = functools.partial(
+            spawn,
             BenchmarkActor,
             *(name, section, key),
             name=f"{run_name}-benchmark-{name}-{step}",
@@ -155,6 +158,7 @@ class RunBenchmarks:
             num_gpus=section.gpus,
             scheduling_strategy=here,
         )
+        actor = await made_in_thread(make, ray.kill)
         config = self.log.config
         source = {
             "model": f"{config.run.name}, step {step}",

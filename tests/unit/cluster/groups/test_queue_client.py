@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -49,6 +50,8 @@ class Scene:
         self.actors: list[LocalActor] = []
         self.notes: list[str] = []
         self.stillborn = False
+        self.head_is_back = threading.Event()
+        self.head_is_back.set()
         config = RunConfig.model_validate(
             {
                 "model": {"path": "org/model", "dtype": "float32"},
@@ -61,6 +64,7 @@ class Scene:
         self.client = QueueClient(config, "run", 0, self.notes.append, self._spawn, LocalActor.kill)
 
     def _spawn(self, config: RunConfig, name: str, first_step: int) -> Any:
+        self.head_is_back.wait(WAIT_S)
         self.queues.append(Freezing(config.max_queued_groups, config.algorithm.groups_per_step, first_step))
         self.actors.append(LocalActor(self.queues[-1]))
         if self.stillborn:
@@ -75,8 +79,38 @@ class Scene:
 @pytest.fixture
 async def scene() -> AsyncIterator[Scene]:
     scene = Scene()
+    await scene.client.start()
     yield scene
     await scene.client.close()
+
+
+async def test_while_rays_head_does_not_take_the_first_actor_other_work_goes_on() -> None:
+    scene = Scene()
+    scene.head_is_back.clear()
+    starting = asyncio.create_task(scene.client.start())
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert not starting.done()
+    scene.head_is_back.set()
+    await asyncio.wait_for(starting, WAIT_S)
+    for sequence in (0, 1):
+        await scene.client.put(make_scored_group(sequence))
+    assert await scene.batch(0) == [0, 1]
+    await scene.client.close()
+
+
+async def test_an_actor_that_comes_when_nobody_wants_it_any_more_is_ended() -> None:
+    scene = Scene()
+    scene.head_is_back.clear()
+    starting = asyncio.create_task(scene.client.start())
+    await asyncio.sleep(0.01)
+    starting.cancel()
+    await asyncio.wait({starting})
+    await scene.client.close()
+    scene.head_is_back.set()
+    async with asyncio.timeout(WAIT_S):
+        while not scene.actors or not scene.actors[0].is_dead:
+            await asyncio.sleep(0.001)
 
 
 async def test_a_frozen_queue_is_noticed_and_its_groups_are_in_the_next_one(scene: Scene) -> None:

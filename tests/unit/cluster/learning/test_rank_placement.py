@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from typing import Any
+
 import pytest
 
+from cluster.learning import LearnerGroup, learner_group, rank_placement
 from cluster.learning.rank_placement import bundle_of, fits_one_node
 from configs.schema import RunConfig
+
+WAIT_S = 10.0
 
 NODES = [{"CPU": 8.0}, {"CPU": 64.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 8.0, "memory": 1e11}]
 
@@ -26,13 +33,91 @@ def test_one_node_holds_all_ranks_or_not(bundle: dict[str, float], num: int, fit
     assert fits_one_node(bundle, num, NODES) is fits
 
 
-def test_a_rank_that_asks_for_nothing_still_has_a_place() -> None:
-    config = RunConfig.model_validate(
+def config_of(**learner: float) -> RunConfig:
+    return RunConfig.model_validate(
         {
             "model": {"path": "org/model", "dtype": "float32"},
             "data": {"train": "shapes:train"},
             "rewards": [{"name": "shapes"}],
-            "learner": {"cpus_per_rank": 0},
+            "learner": learner,
         }
     )
-    assert bundle_of(config) == {"CPU": 0.001}
+
+
+def test_a_rank_that_asks_for_nothing_still_has_a_place() -> None:
+    assert bundle_of(config_of(cpus_per_rank=0)) == {"CPU": 0.001}
+
+
+class SlowHead:
+    """Stands in for Ray where it waits for its head: until `is_back`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_back = threading.Event()
+        self.asked: list[str] = []
+        monkeypatch.setattr(rank_placement, "placement_group", self._make_group)
+        monkeypatch.setattr(rank_placement, "remove_placement_group", self._remove_group)
+        monkeypatch.setattr(learner_group, "remove_placement_group", self._remove_group)
+        monkeypatch.setattr(learner_group, "spawn_rank", self._spawn)
+        monkeypatch.setattr("ray.kill", lambda handle: self.asked.append(f"kill {handle}"))
+
+    async def ready(self) -> None:
+        """Of the group: there is room."""
+
+    def _wait(self, what: str) -> None:
+        self.asked.append(what)
+        assert self.is_back.wait(WAIT_S)
+
+    def _make_group(self, *_: Any, **__: Any) -> SlowHead:
+        self._wait("group")
+        return self
+
+    def _remove_group(self, _: Any) -> None:
+        self._wait("remove")
+
+    def _spawn(self, config: RunConfig, name: str, rank: int, placement: Any) -> str:
+        assert placement is self
+        self._wait(f"rank {rank}")
+        return name
+
+
+async def turns_of_the_loop() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+
+
+async def test_while_rays_head_is_away_other_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = SlowHead(monkeypatch)
+    group = LearnerGroup(config_of(num_ranks=1), "run")
+    starting = asyncio.create_task(group.start())
+    await turns_of_the_loop()
+    assert (head.asked, starting.done()) == (["group"], False)
+    head.is_back.set()
+    await asyncio.wait_for(starting, WAIT_S)
+    assert group.ranks == ("run-learner-0",)
+    head.is_back.clear()
+    closing = asyncio.create_task(group.close())
+    await turns_of_the_loop()
+    assert (head.asked[1:], closing.done()) == (["rank 0", "kill run-learner-0", "remove"], False)
+    head.is_back.set()
+    await asyncio.wait_for(closing, WAIT_S)
+
+
+async def test_a_rank_that_comes_when_nobody_wants_it_any_more_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = SlowHead(monkeypatch)
+    head.is_back.set()
+    group = LearnerGroup(config_of(num_ranks=1), "run")
+    monkeypatch.setattr(head, "ready", lambda: _clearing(head.is_back))
+    starting = asyncio.create_task(group.start())
+    async with asyncio.timeout(WAIT_S):
+        while "rank 0" not in head.asked:
+            await asyncio.sleep(0.001)
+    starting.cancel()
+    await asyncio.wait({starting})
+    head.is_back.set()
+    async with asyncio.timeout(WAIT_S):
+        while "kill run-learner-0" not in head.asked:
+            await asyncio.sleep(0.001)
+
+
+async def _clearing(event: threading.Event) -> None:
+    event.clear()

@@ -227,7 +227,7 @@ async def test_a_worker_that_is_not_wanted_any_more_when_ray_takes_it_is_ended()
     await asyncio.wait_for(closing, WAIT_S)
     scene.head_answers.set()
     async with asyncio.timeout(WAIT_S):
-        while len(scene.actors) < 2 or not scene.actors[1]._is_dead:
+        while len(scene.actors) < 2 or not scene.actors[1].is_dead:
             await asyncio.sleep(0.001)
     assert len(scene.actors) == 2
     assert scene.pool.everyone == ()
