@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from fontTools.ttLib import TTFont
+from PIL import Image, ImageDraw
 
-from cluster.reports.samples import PICTURE_SIDE, SampleEntry, draw_before_after, draw_samples, enlarge, load_font, wrap
+from cluster.reports.samples import SampleEntry, draw_before_after, draw_samples, lettering
+from cluster.reports.samples.lettering import load_font, wrap
+from cluster.reports.samples.page import PICTURE_SIDE, enlarge
 from rollout.records import UInt8Array
 
 FONT = load_font(13, False)
@@ -90,6 +94,56 @@ def test_odd_texts_and_scores_are_drawn(tmp_path: Path) -> None:
     negative = SampleEntry(picture((8, 8, 8)), "prompt", "", -3.5)
     draw_samples(tmp_path / "samples.png", [odd, negative])
     assert area(tmp_path / "samples.png", (9, 9, 9)) == PICTURE_SIDE**2
+
+
+@pytest.fixture
+def machine_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The fonts of a machine that has only these."""
+    fonts: list[str] = []
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: fonts)
+    lettering._glyphs_of_machine.cache_clear()
+    yield fonts
+    lettering._glyphs_of_machine.cache_clear()
+
+
+def page_of(folder: Path, prompt: str) -> UInt8Array:
+    draw_samples(folder / "samples.png", [entry((9, 9, 9), prompt)])
+    return np.asarray(Image.open(folder / "samples.png"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        ("a 猫 on it", r"a \u732b on it"),
+        ("a 🦜!", "a :parrot:!"),
+        ("\U00020000", r"\U00020000"),
+        ("a cat\U000e0100", "a cat"),
+        ("ψ, ☺ and 🜁", "ψ, ☺ and :alchemical symbol for air:"),
+    ],
+)
+def test_a_character_that_no_font_has_is_told_and_no_box(
+    tmp_path: Path, machine_fonts: list[str], prompt: str, shown: str
+) -> None:
+    assert " ".join(wrap(prompt, FONT, 300, max_lines=9)) == shown
+    assert (page_of(tmp_path, prompt) == page_of(tmp_path, shown)).all()
+
+
+def test_a_character_that_a_font_of_the_machine_has_is_shown_by_it(tmp_path: Path, machine_fonts: list[str]) -> None:
+    (tmp_path / "Damaged.otf").write_bytes(b"no font")
+    font = TTFont(FONT._own)
+    for table in font["cmap"].tables:
+        table.cmap = {ord("猫"): font.getBestCmap()[ord("W")]}
+    font.save(tmp_path / "Cats.ttf")
+    machine_fonts += [str(tmp_path / "Damaged.otf"), str(tmp_path / "Cats.ttf")]
+    assert wrap("a 猫 on it", FONT, 300, max_lines=9) == ("a 猫 on it",)
+    assert FONT.getlength("猫") == FONT.getlength("W")
+    drawn = []
+    for text in ("a 猫", "a W"):
+        image = Image.new("RGB", (60, 30))
+        FONT.write(ImageDraw.Draw(image), (2, 2), text, "#FFFFFF")
+        drawn.append(np.asarray(image))
+    assert drawn[0].any()
+    assert (drawn[0] == drawn[1]).all()
 
 
 def test_before_and_after_show_both_pictures_of_each_prompt(tmp_path: Path) -> None:

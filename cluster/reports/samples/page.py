@@ -14,12 +14,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from cluster.reports.samples.lettering import load_font, wrap
 from rollout.records import UInt8Array
 
 PICTURE_SIDE: Final = 256
@@ -101,33 +101,6 @@ def enlarge(picture: UInt8Array, side: int = PICTURE_SIDE) -> Image.Image:
     canvas = Image.new("RGB", (side, side), _PAGE)
     canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return canvas
-
-
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> tuple[str, ...]:
-    """Break a text into lines of at most `width` pixels; a word that is too long is broken, and what
-    is beyond `max_lines` is replaced by an ellipsis."""
-    lines: list[str] = []
-    line = ""
-    for word in " ".join(text.split()).split(" "):
-        joined = f"{line} {word}".strip()
-        if font.getlength(joined) <= width:
-            line = joined
-            continue
-        if line:
-            lines.append(line)
-        while font.getlength(word) > width:
-            cut = _num_characters_that_fit(word, font, width)
-            lines.append(word[:cut])
-            word = word[cut:]
-        line = word
-    if line:
-        lines.append(line)
-    if len(lines) > max_lines:
-        last = lines[max_lines - 1]
-        while last and font.getlength(last + "…") > width:
-            last = last[:-1]
-        lines = [*lines[: max_lines - 1], last.rstrip() + "…"]
-    return tuple(lines)
 
 
 def _draw_card(entry: SampleEntry, show_prompt: bool, heading: str = "") -> Image.Image:
@@ -236,24 +209,7 @@ def _write(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: _Text) -> N
     left, top = corner
     for number, line in enumerate(text.lines):
         place = (left, top + round(number * text.size * _LINE_SPACING))
-        draw.text(place, line, font=load_font(text.size, text.bold), fill=text.color)
-
-
-@lru_cache(maxsize=32)
-def load_font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: unlike Pillow's own it is more than Latin, and has a bold cut."""
-    from matplotlib import get_data_path
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / name, size)
-
-
-def _num_characters_that_fit(word: str, font: ImageFont.FreeTypeFont, width: int) -> int:
-    """At least one, so that breaking a word always comes to an end."""
-    count = 1
-    while count < len(word) and font.getlength(word[: count + 1]) <= width:
-        count += 1
-    return count
+        load_font(text.size, text.bold).write(draw, place, line, text.color)
 
 
 def _save(image: Image.Image, path: Path) -> None:
