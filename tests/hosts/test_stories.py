@@ -50,6 +50,7 @@ def test_a_run_over_three_hosts_makes_its_steps_and_resumes(make_cluster: MakeCl
     run = launch(head, "base", RUNS, disk / "runs", {**base_settings(head, MODEL), **places})
     run.wait_for_steps(1)
     assert (host_with(hosts, "LearnerActor"), host_with(hosts, "RolloutActor")) == (hosts["a"], hosts["b"])
+    assert host_with(hosts, "TrajectoryQueueActor") is head
     assert run.wait() == 0, run.text
     assert run.num_steps() == 6
     assert sorted(path.name for path in (run.run_dir / "checkpoints").iterdir())[-1] == "step_000006"

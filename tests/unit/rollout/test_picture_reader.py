@@ -154,3 +154,23 @@ def test_hidden_companions_of_pictures_are_not_paired_with_prompts(tmp_path: Pat
         ("2.png", "a bright picture"),
     ]
     assert skipped == []
+
+
+def test_of_a_file_that_is_no_picture_a_record_gives_nothing_away(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "password.txt").write_text("swordfish")
+    (tmp_path / "data/x.jsonl").write_text(LINE % "../password.txt" + LINE % str(tmp_path / "password.txt"))
+    examples = load_examples(WarmStartConfig(examples=str(tmp_path / "data/x.jsonl")), 32)
+    faults = list(examples.bad_pictures(range(2)).values())
+    pairs, _ = match_pictures(tmp_path / "data/x.jsonl", _folder_with_a_picture(tmp_path / "data"))
+    for pair in pairs:
+        with pytest.raises(ValueError, match="cannot be read as a picture") as raised:
+            read_for_rewards(pair.path)
+        faults.append(str(raised.value))
+    assert len(faults) == 4
+    assert not any("swordfish" in fault for fault in faults)
+
+
+def _folder_with_a_picture(folder: Path) -> Path:
+    Image.new("RGB", (8, 8)).save(folder / "1.png")
+    return folder
