@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster.faults.hosts import Host, wait_until
@@ -43,6 +45,12 @@ def start_head(host: Host, num_cpus: int = 0) -> None:
 def join(host: Host, head: Host, num_cpus: int) -> None:
     """A raylet on `host`, in the cluster of `head`; the label `host` has its name."""
     _start_ray(host, f"--address={head.address}:{GCS_PORT}", f"--labels=host={host.name}", num_cpus=num_cpus)
+
+
+def join_all(num_cpus: Mapping[Host, int], head: Host) -> None:
+    """`join` for each host, at once."""
+    with ThreadPoolExecutor(len(num_cpus)) as threads:
+        list(threads.map(lambda host: join(host, head, num_cpus[host]), num_cpus))
 
 
 def _start_ray(host: Host, *arguments: str, num_cpus: int) -> None:

@@ -63,7 +63,7 @@ def why_not() -> str | None:
     return None if tried.returncode == 0 else f"mount namespaces are not allowed here: {tried.stderr.strip()}"
 
 
-@dataclass
+@dataclass(eq=False)
 class Host:
     """One host. `disk` is its /srv as this machine sees it."""
 

@@ -23,7 +23,7 @@ from typing import Final, TypeVar
 
 import psutil
 
-from cluster.faults.host_ray import GCS_PORT, join, ray_environment, start_head
+from cluster.faults.host_ray import GCS_PORT, join, join_all, ray_environment, start_head
 from cluster.faults.hosts import Host, several_hosts
 from cluster.faults.supervisor import Supervisor
 from cluster.faults.victims import find_workers
@@ -58,8 +58,7 @@ def cluster_of_hosts(directory: Path) -> Iterator[dict[str, Host]]:
     """A head without CPUs and three hosts with a raylet each; all see `directory` as SHARED. For root."""
     with several_hosts([HEAD, *WORKERS], ray_environment(), directory) as hosts:
         start_head(hosts[HEAD])
-        for name in WORKERS:
-            join(hosts[name], hosts[HEAD], CPUS)
+        join_all({hosts[name]: CPUS for name in WORKERS}, hosts[HEAD])
         yield hosts
 
 

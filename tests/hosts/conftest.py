@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from cluster.faults.host_ray import join, ray_environment, start_head
+from cluster.faults.host_ray import join_all, ray_environment, start_head
 from cluster.faults.hosts import Host, several_hosts, why_not
 from tests.tiny_models import tiny_janus_folder
 
@@ -21,33 +22,31 @@ def hosts_allowed() -> None:
         pytest.skip(f"several hosts: {reason}")
 
 
-@pytest.fixture
-def shared(tmp_path: Path) -> Path:
-    """A folder for `make_cluster`'s `shared`: every host sees it as /srv/shared. It holds a tiny Janus."""
-    folder = tmp_path / "shared"
-    folder.mkdir()
+@contextmanager
+def cluster_of(num_cpus: Mapping[str, int], shared: Path, absent: tuple[str, ...] = ()) -> Iterator[dict[str, Host]]:
+    """A head without CPUs, and hosts with a raylet of so many CPUs each; all see `shared` as /srv/shared.
+
+    `absent` hosts exist, but have not joined.
+    """
+    with several_hosts(["head", *num_cpus], ray_environment(), shared) as hosts:
+        start_head(hosts["head"])
+        join_all({hosts[name]: cpus for name, cpus in num_cpus.items() if name not in absent}, hosts["head"])
+        yield hosts
+
+
+def disk_with_model(folder: Path) -> Path:
+    """A shared disk that holds a tiny Janus, as `model`."""
+    shutil.copytree(tiny_janus_folder(), folder / "model")
     return folder
 
 
 @pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    return disk_with_model(tmp_path)
+
+
+@pytest.fixture
 def make_cluster(hosts_allowed: None) -> Iterator[MakeCluster]:
-    """make_cluster({"a": 2, "b": 1}, shared=None, absent=()): a head without CPUs, and hosts with a raylet of so many
-    CPUs each. `absent` hosts exist, but have not joined."""
+    """make_cluster({"a": 2, "b": 1}, disk, absent=()): see `cluster_of`; taken away at the end of the test."""
     with ExitStack() as stack:
-
-        def make(
-            num_cpus: Mapping[str, int], shared: Path | None = None, absent: tuple[str, ...] = ()
-        ) -> dict[str, Host]:
-            hosts = stack.enter_context(several_hosts(["head", *num_cpus], ray_environment(), shared))
-            start_head(hosts["head"])
-            for name, cpus in num_cpus.items():
-                if name not in absent:
-                    join(hosts[name], hosts["head"], cpus)
-            return hosts
-
-        yield make
-
-
-@pytest.fixture(scope="session")
-def tiny_model() -> Path:
-    return tiny_janus_folder()
+        yield lambda *arguments, **options: stack.enter_context(cluster_of(*arguments, **options))

@@ -7,16 +7,20 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cluster.faults.host_ray import GCS_PORT
 from cluster.faults.hosts import Host
 from cluster.session.ray_connection import PROJECT_ROOT
 from tests.waiting import wait_until
 
+STOPPED = 128 + signal.SIGTERM
 CONFIG = PROJECT_ROOT / "configs" / "shapes_cpu.yaml"
 
 
@@ -38,6 +42,10 @@ class Launch:
         path = self.run_dir / "metrics.jsonl"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
+    def steps(self) -> list[int]:
+        """Those that metrics.jsonl holds, when the run has ended."""
+        return [json.loads(line)["step"] for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+
     def wait_for_steps(self, num_steps: int, timeout_s: float = 500) -> None:
         wait_until(
             lambda: self.num_steps() >= num_steps or self.process.poll() is not None,
@@ -54,9 +62,10 @@ class Launch:
             self.process.send_signal(signal.SIGKILL)
             raise AssertionError(f"the launcher did not end within {timeout_s:.0f} s:\n{self.text}") from None
 
-    def summary(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text())
-        return told
+    def stop(self) -> None:
+        """As a user does: the run ends in good order."""
+        self.process.terminate()
+        assert self.wait() == STOPPED, self.text
 
 
 def base_settings(head: Host, model: str) -> dict[str, Any]:
@@ -65,7 +74,7 @@ def base_settings(head: Host, model: str) -> dict[str, Any]:
         "cluster.address": f"{head.address}:{GCS_PORT}",
         "cluster.heartbeat_s": 2,
         "cluster.heartbeat_timeout_s": 20,
-        "run.steps": 6,
+        "run.steps": 3,
         # For a machine that may be busy with other work.
         "run.start_timeout_s": 500,
         "run.step_timeout_s": 400,
@@ -83,6 +92,19 @@ def base_settings(head: Host, model: str) -> dict[str, Any]:
         "rollout.cpus_per_worker": 1,
         "rewards.0.cpus_per_replica": 0,  # else it may take the room of the rollout worker, on hosts as small as these
     }
+
+
+def host_with(hosts: Iterable[Host], actor: str) -> Host:
+    """The host on which an actor of that class runs."""
+    return next(host for host in hosts if runs(host, actor))
+
+
+def runs(host: Host, actor: str) -> bool:
+    for process in host.processes():
+        with suppress(psutil.NoSuchProcess):
+            if actor in " ".join([process.name(), *process.cmdline()]):
+                return True
+    return False
 
 
 def launch(host: Host, name: str, run_dir: str, seen_as: Path, settings: Mapping[str, Any]) -> Launch:
