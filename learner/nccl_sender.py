@@ -34,6 +34,7 @@ class NcclSender:
             raise library_error("vllm", f"cannot send weights over NCCL ({error})") from error
 
         self._broadcast = packed_nccl_broadcast_producer
+        self._is_given_up = False
         rendezvous = {"master_address": master_address, "master_port": master_port, "world_size": world_size}
         try:
             self._group: Any = trainer_init(rendezvous)
@@ -43,12 +44,22 @@ class NcclSender:
             ) from error
 
     def send(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
-        """Broadcast the tensors, in order; returns when the last one has left. Raises WeightSyncError."""
+        """Broadcast the tensors, in order; returns when the last one has left. Raises WeightSyncError.
+
+        NCCL waits for a dead member for ever: see `give_up`.
+        """
         try:
             self._broadcast(iterator=tensors, group=self._group, src=0, post_iter_func=lambda item: item[1])
             torch.cuda.synchronize()
         except RuntimeError as error:
             raise WeightSyncError(f"the weight broadcast failed: {error}") from error
+        if self._is_given_up:
+            raise WeightSyncError("the weight broadcast was given up")
+
+    def give_up(self) -> None:
+        """Have a `send` that is stuck in another thread raise; the group is of no use any more."""
+        self._is_given_up = True
+        self._group.destroy()  # vLLM's is ncclCommAbort, which lets go of what waits on the GPU
 
     def close(self) -> None:
         """Leave the group."""

@@ -202,6 +202,11 @@ class LearnerWorker:
             for _ in tensors:  # gathering ZeRO-3's partitions is collective
                 pass
 
+    def give_up_collective(self) -> None:
+        """Let go of a `send_collective` that waits for a dead member. For another thread."""
+        if (sender := self._sender) is not None:
+            sender.give_up()
+
     def _leave_collective(self) -> None:
         if self._sender is not None:
             self._sender.close()

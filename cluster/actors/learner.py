@@ -146,6 +146,10 @@ class LearnerActor:
     def send_collective(self, version: int) -> None:
         self._started.send_collective(version)
 
+    def give_up_collective(self) -> None:
+        """Answers while `send_collective` waits for a dead member, in the concurrency group "files"."""
+        self._started.give_up_collective()
+
     def take_snapshot(self, step: int) -> None:
         self._started.take_snapshot(step)
 

@@ -1,29 +1,35 @@
 """Weight sync by NCCL broadcast, from learner GPU to rollout GPUs, with the object store to fall back on.
 
     publish(n) ─► group of rank 0 and all READY workers (formed anew when they have changed) ─► broadcast
-                     │ a member died or stalled
+                     │ a member died or stalled: rank 0 gives the broadcast up
                      └─► ObjectStoreSync publishes and delivers n; the group is formed anew next time
     a worker that joins later ─► ObjectStoreSync
 
 A collective with a dead member is of no use to the others, so every wait has a time-out, and a group
-is never used again after a failure. Needs GPUs; the tests on CPU cover ObjectStoreSync only.
+is never used again after a failure. An engine that stays in a broadcast answers no heartbeat, and is replaced.
+Needs GPUs; on a CPU, what goes on around the broadcast is tested, and the broadcast itself only pretends.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
+from cluster.learning.learner_group import LearnerLostError
 from cluster.learning.weight_sync import ObjectStoreSync
 from cluster.pools import ActorPool
 from cluster.pools.member import Member
-from cluster.pools.remote_errors import first_line
+from cluster.pools.remote_errors import first_line, resolve
 from configs.errors import LearnerError, WeightSyncError
 from configs.schema import WeightSyncConfig
 from rollout.records import NO_VERSION, WeightVersion
+
+GIVE_UP_TIMEOUT_S: Final = 30.0
+"""For the learner's ranks to let go of a broadcast that failed."""
 
 
 class NcclSync:
@@ -59,7 +65,7 @@ class NcclSync:
             self._group = ()
             self._needs_store = True
             self._note(f"weight version {number} goes through the object store; NCCL failed: {first_line(error)}")
-            await self._store.take(ranks, version)
+            await self._take_after_failure(ranks, version)
 
     async def restore(self, ranks: Sequence[ActorHandle], number: int) -> None:
         version = WeightVersion(self._version.life + 1, number)
@@ -84,6 +90,18 @@ class NcclSync:
 
     async def close(self) -> None:
         await self._store.close()
+
+    async def _take_after_failure(self, ranks: Sequence[ActorHandle], version: WeightVersion) -> None:
+        """Raises LearnerLostError when rank 0 does not come back from the broadcast either."""
+        calls = [rank.give_up_collective.options(concurrency_group="files").remote() for rank in ranks]
+        given_up = asyncio.gather(
+            *map(resolve, calls), return_exceptions=True
+        )  # of a rank that is dead, `take` says so
+        await asyncio.wait({given_up}, timeout=GIVE_UP_TIMEOUT_S)
+        try:
+            await self._store.take(ranks, version)
+        except WeightSyncError as error:
+            raise LearnerLostError(f"the learner does not come back from a broadcast that failed: {error}") from error
 
     async def _broadcast(self, members: Sequence[Member]) -> None:
         ids = tuple(member.worker_id for member in members)
