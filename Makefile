@@ -5,6 +5,8 @@ SHELL := /bin/bash
 
 # cpu or gpu: the build of vLLM. By default gpu where nvidia-smi sees one.
 EXTRA ?= $(shell nvidia-smi --list-gpus 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
+# Of the integration tests, most of whose time goes by while a process starts. One on a GPU: engines would share its memory.
+PROCESSES ?= $(if $(filter gpu,$(EXTRA)),1,2)
 CONFIG ?= configs/shapes_cpu.yaml
 ARGS ?=
 
@@ -36,7 +38,8 @@ test-unit: setup  ## run the tests that need no engine, no Ray, no Redis (second
 	$(PYTHON_BIN) -m pytest tests/unit -n auto --dist worksteal -m 'not proof' $(ARGS)
 
 test-integration: setup  ## run the tests with the real vLLM, Ray, DeepSpeed and Redis (minutes)
-	$(PYTHON_BIN) -m pytest tests/integration tests/hosts $(wildcard tests/gpu) -m 'not proof' $(ARGS)
+	$(PYTHON_BIN) -m pytest tests/hosts tests/integration $(wildcard tests/gpu) -m 'not proof' \
+	    -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-hosts: setup  ## run all stories of several hosts, in network namespaces (Linux, root; half an hour)
 	$(PYTHON_BIN) -m pytest tests/hosts $(ARGS)

@@ -80,8 +80,9 @@ def _start(config: ClusterConfig, plan: PlacementPlan, folder: Path, options: di
         "include_dashboard": config.dashboard,
         "_node_ip_address": "127.0.0.1",
         "_temp_dir": str(folder),
-        # Ray's own niceness of 15 makes a run crawl on a machine that does anything else besides.
-        "_system_config": {"worker_niceness": 0},
+        # Ray's own niceness of 15 makes a run crawl on a machine that does anything else besides. And it would start an
+        # idle process for each CPU, for tasks: a run has none, and each of its actors gets a process of its own.
+        "_system_config": {"worker_niceness": 0, "prestart_worker_first_driver": False},
     }
     thread = RayThread({**options, **own}, is_local=True)
     try:

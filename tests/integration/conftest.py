@@ -28,7 +28,8 @@ def ray_cluster() -> Iterator[None]:
             log_to_driver=False,
             logging_level="ERROR",
             _temp_dir=str(directory),
-            _system_config={"worker_niceness": 0},  # Ray's own 15 would tie the tests' speed to what else runs
+            # Ray's own niceness of 15 would tie the tests' speed to what else runs; nobody uses its idle processes.
+            _system_config={"worker_niceness": 0, "prestart_worker_first_driver": False},
             _node_ip_address="127.0.0.1",
         )
         yield

@@ -56,6 +56,22 @@ class Launched:
         return exit_code, alive
 
 
+def assert_saves_and_ends(launched: Launched, number: signal.Signals, code: int) -> None:
+    """Signal a run that makes steps as a terminal, systemd and Slurm do: Ray's processes, which get the signal, too,
+    must outlive it until the checkpoint is written."""
+    exit_code, alive = launched.interrupt(number)
+    assert exit_code == code, launched.text
+    assert alive == []
+    assert "Traceback" not in launched.text
+    assert "stopping after this step" in launched.text
+    summary = launched.summary
+    assert summary["status"] == "stopped"
+    assert 1 <= summary["steps"] < ENDLESS
+    assert (Path(summary["checkpoint"]) / "model.safetensors").is_file()
+    assert (launched.run / "curves.png").is_file()
+    assert list((launched.run / "logs" / "ray").glob("worker-*")), "Ray's logs are kept"
+
+
 def wait_until(
     is_so: Callable[[], bool], timeout_s: float, complaint: Callable[[], str], process: subprocess.Popen[bytes]
 ) -> None:

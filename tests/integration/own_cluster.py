@@ -84,7 +84,7 @@ def own_cluster(system_config: dict[str, Any], **head: Any) -> Iterator[Cluster]
         os.environ["RAY_TMPDIR"] = str(temporary)
         (temporary / "ray").mkdir()
         cluster = Cluster()
-        system = {"worker_niceness": 0, **system_config}
+        system = {"worker_niceness": 0, "prestart_worker_first_driver": False, **system_config}
         cluster.add_node(**head, include_dashboard=False, temp_dir=str(temporary), _system_config=system)
         environment = {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
         ray.init(

@@ -16,7 +16,16 @@ import psutil
 import pytest
 
 from cluster.status import main as status
-from tests.integration.launcher import ENDLESS, ROOT, STEP_TIMEOUT_S, Launched, launchers, wait_until, write_config
+from tests.integration.launcher import (
+    ENDLESS,
+    ROOT,
+    STEP_TIMEOUT_S,
+    Launched,
+    assert_saves_and_ends,
+    launchers,
+    wait_until,
+    write_config,
+)
 from tests.integration.own_cluster import free_port, head_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
@@ -28,31 +37,14 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
         yield start
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.proof),
-        (signal.SIGTERM, 143),
-        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.proof),
-    ],
-)
+@pytest.mark.proof  # SIGTERM, with the same assertions, ends the run of test_security.py
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_to_all_its_processes_saves_a_checkpoint_and_leaves_no_process(
     launch: Callable[..., Launched], number: signal.Signals, code: int
 ) -> None:
-    """As a terminal, systemd and Slurm send it: Ray's processes must outlive it until the checkpoint is written."""
     launched = launch(run={"steps": ENDLESS}, rollout={"engine": "vllm"})
     launched.wait_for_line("step 1/")
-    exit_code, alive = launched.interrupt(number)
-    assert exit_code == code, launched.text
-    assert alive == []
-    assert "Traceback" not in launched.text
-    assert "stopping after this step" in launched.text
-    summary = launched.summary
-    assert summary["status"] == "stopped"
-    assert 1 <= summary["steps"] < ENDLESS
-    assert (Path(summary["checkpoint"]) / "model.safetensors").is_file()
-    assert (launched.run / "curves.png").is_file()
-    assert list((launched.run / "logs" / "ray").glob("worker-*")), "Ray's logs are kept"
+    assert_saves_and_ends(launched, number, code)
 
 
 @pytest.mark.proof

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,8 @@ VARIANTS = {
 }
 LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
 LAYERS = "model.language_model.layers."
+NO_STATE, NO_MODEL = "no-state", "no-model"
+"""Checkpoints that a rank cannot write."""
 NUM_STEPS = 3
 GROUP_SIZE = 4
 LR = 1e-3
@@ -369,7 +372,7 @@ def jobs_on_two_ranks(
 ) -> list[Job]:
     first, second, third = batches
     checkpoint = directory / "checkpoint-2"
-    zero3 = make_config(folder, zero_stage=3, num_ranks=2)
+    zero1, zero3 = (make_config(folder, zero_stage=stage, num_ranks=2) for stage in (1, 3))
     return [
         *(Job(f"zero{stage}", make_config(folder, zero_stage=stage, num_ranks=2), batches) for stage in (0, 2)),
         Job("zero3", make_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True), batches),
@@ -383,12 +386,19 @@ def jobs_on_two_ranks(
         Job("guided", make_config(folder, zero_stage=3, num_ranks=2, algorithm={"policy": "guided"}), guided_batches),
         Job("lora", make_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True, lora=LORA), batches),
         Job("updates", updating_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True), batches),
+        *(Job(name, zero1, [], checkpoint_to=directory / name) for name in (NO_STATE, NO_MODEL, "whole")),
     ]
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("learner")
+    """For checkpoints; in two of their folders something is in the way of what one rank writes."""
+    directory = tmp_path_factory.mktemp("learner")
+    # A folder in the place of the second rank's file, which is the only one that cannot write.
+    (directory / NO_STATE / "state" / "rank_00001.safetensors").mkdir(parents=True)
+    (directory / NO_MODEL).mkdir()
+    (directory / NO_MODEL / ".model.new").write_text("in the place of the folder that is written, and then renamed")
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -693,6 +703,19 @@ def test_the_saved_folder_is_a_whole_checkpoint_with_the_trained_weights(
     assert ConversationFormat.load(model) == ConversationFormat("plan", "draw {prompt}")
     assert {path.name for path in folder.iterdir()} == {path.name for path in model.iterdir()}
     assert {path.name for path in (directory / name).iterdir()} == {"model", "state"}
+
+
+def test_a_rank_that_cannot_write_leaves_no_other_waiting_and_the_next_checkpoint_is_whole(
+    results: dict[int, Mapping[str, JobResult]], directory: Path
+) -> None:
+    state, model, whole = (results[2][name].faults for name in (NO_STATE, NO_MODEL, "whole"))
+    place = f"{directory / NO_STATE}/state"
+    assert (state[1] or "").startswith(f"cannot write the learner's state to {place}: rank 1: ")
+    assert state[0] is None, "each rank writes for itself"
+    assert (model[0] or "").startswith(f"cannot write the model to {directory / NO_MODEL}/model: rank 0: ")
+    assert whole == [None, None]
+    assert json.loads((directory / "whole" / "state" / "learner.json").read_text())["num_parts"] == 2
+    assert (directory / "whole" / "model" / "config.json").is_file()
 
 
 def test_bfloat16_follows_float32_loosely_and_ships_bfloat16(results: dict[int, Mapping[str, JobResult]]) -> None:

@@ -1,10 +1,12 @@
-"""Whole runs through real Ray, vLLM, DeepSpeed and Redis: what they leave behind, and what staleness means."""
+"""Whole runs through real Ray, vLLM, DeepSpeed and Redis: what they leave behind, what staleness means, and that a
+deterministic run is the same bit for bit, through actors and queues or without them, in one go or in two."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,18 +14,22 @@ import torch
 from PIL import Image
 from transformers import JanusForConditionalGeneration
 
+from cluster.actors import spawn
 from cluster.report import read_run
 from cluster.reports.metrics import METRICS
 from cluster.reports.timeline import QUEUE, REWARDS, ROLLOUT, read_timeline
 from cluster.state.ledger import GroupState
 from configs.load import load_config
 from rewards.benchmarks.geneval.records import TAGS
-from tests.integration.training import Outcome, run_tree, train
+from tests.integration.sequential_loop import SequentialLoop
+from tests.integration.training import Outcome, RecordingLog, run_tree, train
 from tests.tiny_models import tiny_janus_folder
 from tests.unit.rewards.benchmarks.judged_data import write_data
 
 NUM_STEPS = 3
 BRIGHTNESS = "tests.integration.rewards:MoodyReward"
+
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +59,21 @@ def asynchronous(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) ->
     return asyncio.run(train(tree))
 
 
+def deterministic_tree(name: str, directory: Path) -> dict[str, Any]:
+    return run_tree(
+        name,
+        directory,
+        run={"steps": NUM_STEPS, "deterministic": True},
+        algorithm={"max_staleness": 0, "groups_per_step": 3},
+        rollout={"engine": "vllm"},
+        learner={"micro_batch_size": 3},
+    )
+
+
 @pytest.fixture(scope="module")
-def synchronous(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
-    """The same synchronous run, twice."""
-
-    async def both() -> list[Outcome]:
-        directory = tmp_path_factory.mktemp("runs")
-        trees = [run_tree(name, directory, algorithm={"max_staleness": 0}) for name in ("one", "other")]
-        for tree in trees:
-            tree["rollout"]["engine"] = "vllm"
-        return list(await asyncio.gather(*map(train, trees)))
-
-    return asyncio.run(both())
+def deterministic(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A synchronous run with the seed, the prompts and the engine of `asynchronous`."""
+    return asyncio.run(train(deterministic_tree("whole", tmp_path_factory.mktemp("runs"))))
 
 
 def test_a_run_finishes_and_every_group_is_trained_on(asynchronous: Outcome) -> None:
@@ -178,24 +187,56 @@ def test_checkpoints_are_plain_folders_with_weights_that_have_learned(asynchrono
     assert not any(name.startswith("model.vqmodel") for name in changed)
 
 
-def test_without_staleness_every_trajectory_has_the_learners_version(synchronous: list[Outcome]) -> None:
-    for outcome in synchronous:
-        assert outcome.error is None
-        assert [row["staleness/max"] for row in outcome.rows] == [0, 0]
-        for step, groups in outcome.log.groups.items():
-            for group in groups:
-                for trajectory in group.rollout.trajectories:
-                    assert trajectory.oldest_weight_version == trajectory.newest_weight_version == step - 1
+def test_without_staleness_every_trajectory_has_the_learners_version(deterministic: Outcome) -> None:
+    assert deterministic.error is None
+    assert [row["staleness/max"] for row in deterministic.rows] == [0, 0, 0]
+    for step, groups in deterministic.log.groups.items():
+        for trajectory in (trajectory for group in groups for trajectory in group.rollout.trajectories):
+            assert trajectory.oldest_weight_version == trajectory.newest_weight_version == step - 1
 
 
-def test_without_staleness_the_same_seed_gives_the_same_groups(synchronous: list[Outcome]) -> None:
-    one, other = (outcome.log.groups[1] for outcome in synchronous)
-    for mine, theirs in zip(one, other, strict=True):
-        assert mine.rollout.request == theirs.rollout.request
-        np.testing.assert_array_equal(mine.rewards, theirs.rewards)
-        for trajectory, twin in zip(mine.rollout.trajectories, theirs.rollout.trajectories, strict=True):
-            np.testing.assert_array_equal(trajectory.cot_ids, twin.cot_ids)
-            np.testing.assert_array_equal(trajectory.image_ids, twin.image_ids)
+def test_the_same_seed_gives_the_same_groups_whatever_else_a_run_does(
+    deterministic: Outcome, asynchronous: Outcome
+) -> None:
+    """Those that both draw with the starting weights."""
+    theirs = asynchronous.log.groups[1]
+    for mine, twin in zip(deterministic.log.groups[1][: len(theirs)], theirs, strict=True):
+        assert mine.rollout.request == twin.rollout.request
+        np.testing.assert_array_equal(mine.reward_columns["shapes"], twin.reward_columns["shapes"])
+        for one, other in zip(mine.rollout.trajectories, twin.rollout.trajectories, strict=True):
+            np.testing.assert_array_equal(one.cot_ids, other.cot_ids)
+            np.testing.assert_array_equal(one.image_ids, other.image_ids)
+
+
+def made_by(outcome: Outcome) -> list[tuple[float | None, float | None]]:
+    assert outcome.error is None
+    return [(row["loss"], row["reward/mean"]) for row in outcome.rows]
+
+
+def test_a_deterministic_run_equals_a_plain_loop_bit_for_bit(deterministic: Outcome, tmp_path: Path) -> None:
+    async def loop() -> list[tuple[float, float]]:
+        actor = spawn(SequentialLoop, name="sequential-loop", num_cpus=1, threads=1)
+        made: list[tuple[float, float]] = await actor.run.remote(deterministic_tree("loop", tmp_path))
+        return made
+
+    assert len(made_by(deterministic)) == NUM_STEPS
+    assert made_by(deterministic) == asyncio.run(loop())
+
+
+@pytest.mark.proof
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(deterministic: Outcome, tmp_path: Path) -> None:
+    async def stop_at_step_1(log: RecordingLog, event: str, number: int) -> None:
+        if (event, number) == ("step", 1):
+            assert log.run is not None
+            log.run.stop()
+
+    tree = deterministic_tree("in-two", tmp_path)
+    stopped = asyncio.run(train(tree, stop_at_step_1))
+    assert stopped.summary is not None
+    assert (stopped.summary.status, stopped.summary.steps) == ("stopped", 1)
+    tree["rollout"]["num_workers"] = 2  # who rolls which group does not matter either
+    resumed = asyncio.run(train(tree, resumed=stopped.directory))
+    assert made_by(resumed) == made_by(deterministic)
 
 
 def test_engine_and_learner_agree_on_what_they_sampled(asynchronous: Outcome) -> None:

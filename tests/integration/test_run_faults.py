@@ -68,14 +68,82 @@ def assert_all_groups_trained(outcome: Outcome) -> None:
     assert sequences == list(range(num_groups))
 
 
-async def test_a_killed_rollout_worker_is_replaced_and_no_group_is_lost(tmp_path: Path) -> None:
-    tree = run_tree("worker-killed", tmp_path, run={"steps": 3})
-    outcome = await train_in_time(tree, kill_actor_at_step_1("rollout-0"))
-    assert_all_groups_trained(outcome)
-    assert any("rollout-0 died" in note and "starting another in its place" in note for note in outcome.log.notes)
-    last_workers = {group.rollout.worker_id for group in outcome.log.groups[3]}
+async def batter(log: RecordingLog, event: str, number: int) -> None:
+    """One thing after the other breaks, each after a step of its own, see `battered`."""
+    match (event, number):
+        case ("step", 1):
+            ray.kill(ray.get_actor(f"{log.directory.name}-rollout-0"))
+        case ("step", 2):
+            ray.kill(ray.get_actor(f"{log.directory.name}-queue"))
+        case ("step", 3):
+            await log.saving.settle()  # nobody writes into what goes now
+            shutil.rmtree(log.directory.samples_dir)
+            shutil.rmtree(log.directory.checkpoints_dir)
+            log.directory.metrics_path.unlink()
+            log.directory.config_path.unlink()
+        case ("step", 5):
+            (log.checkpoints.directory / "step_000006.partial").write_text("in the place of the folder")
+        case ("step", 7):
+            process_of("TrajectoryQueueActor").suspend()
+
+
+@pytest.fixture(scope="module")
+def battered(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A run in which much breaks, and that ends well. The tests look at what became of each:
+
+    after step 1   the rollout worker is killed
+               2   the trajectory queue is killed
+               3   samples, checkpoints, metrics and config are removed from the run's directory
+               5   the place of the checkpoint of step 6 is taken
+               7   the process of the queue is frozen
+    """
+    tree = run_tree(
+        "battered",
+        tmp_path_factory.mktemp("battered"),
+        run={"steps": 8},
+        checkpoint={"every_steps": 2, "keep_last": 9},
+        samples={"every_steps": 2},
+        cluster=QUICK_HEARTBEATS,
+    )
+    return asyncio.run(train_in_time(tree, batter))
+
+
+def test_whatever_breaks_no_group_is_lost_and_every_step_is_made_once(battered: Outcome) -> None:
+    assert_all_groups_trained(battered)
+    assert [row["step"] for row in battered.rows] == list(range(1, 9))
+
+
+def test_a_killed_rollout_worker_is_replaced(battered: Outcome) -> None:
+    notes = battered.log.notes
+    assert any("rollout-0 died" in note and "starting another in its place" in note for note in notes)
+    last_workers = {group.rollout.worker_id for group in battered.log.groups[8]}
     assert last_workers == {"rollout-1"}
-    assert outcome.rows[-1]["staleness/max"] <= 1  # the newcomer had the live weights
+    assert all((row["staleness/max"] or 0) <= 1 for row in battered.rows), "the newcomer had the live weights"
+
+
+def test_a_killed_queue_is_replaced(battered: Outcome) -> None:
+    deaths = [note for note in battered.log.notes if "the trajectory queue died" in note]
+    assert len(deaths) == 2, "the first of them killed, the second one frozen"
+    assert "was silent" not in deaths[0]
+
+
+def test_a_frozen_queue_is_replaced_within_the_heartbeats_time_out(battered: Outcome) -> None:
+    assert any("the trajectory queue died (was silent for 10 s)" in note for note in battered.log.notes)
+
+
+def test_a_run_directory_that_is_removed_is_made_again(battered: Outcome) -> None:
+    assert any("was removed or replaced while the run goes on" in note for note in battered.log.notes)
+    assert battered.directory.config_path.is_file()
+    assert (battered.directory.checkpoints_dir / "step_000004" / "manifest.json").is_file()
+    assert (battered.directory.samples_dir / "step_000004.png").is_file()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_tried_again_after_the_next_step(battered: Outcome) -> None:
+    names = [path.name for path in battered.log.checkpoints.all()]
+    assert names == ["step_000004", "step_000007", "step_000008"]
+    notes = battered.log.notes
+    assert sum("no checkpoint of step 6, tried again after the next step" in note for note in notes) == 1
+    assert [row["checkpoints_failed"] for row in battered.rows[3:]] == [0, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("injure", [psutil.Process.kill, pytest.param(psutil.Process.suspend, marks=pytest.mark.proof)])
@@ -187,7 +255,8 @@ async def test_a_dead_learner_rank_ends_the_run_with_a_clear_error(tmp_path: Pat
     assert (summary["status"], summary["steps"], summary["checkpoint"]) == ("failed", 1, None)
 
 
-async def test_a_learner_that_dies_in_a_step_and_again_in_a_checkpoint_is_started_again(tmp_path: Path) -> None:
+async def test_a_learner_that_freezes_in_a_step_and_dies_in_a_checkpoint_is_started_again(tmp_path: Path) -> None:
+    """Frozen: long before a step may end (`run.step_timeout_s`)."""
     murders: list[asyncio.Task[None]] = []
 
     async def kill_in_checkpoint(log: RecordingLog) -> None:
@@ -197,27 +266,23 @@ async def test_a_learner_that_dies_in_a_step_and_again_in_a_checkpoint_is_starte
 
     async def act(log: RecordingLog, event: str, number: int) -> None:
         if (event, number) == ("step", 3) and not murders:
-            ray.kill(ray.get_actor(f"{log.directory.name}-learner-0"))
+            process_of("LearnerActor").suspend()
             murders.append(asyncio.create_task(kill_in_checkpoint(log)))
 
-    outcome = await train_in_time(
-        run_tree("learner-restarted", tmp_path, run={"steps": 5}, checkpoint={"every_steps": 2}), act
+    tree = run_tree(
+        "learner-restarted", tmp_path, run={"steps": 5}, checkpoint={"every_steps": 2}, cluster=QUICK_HEARTBEATS
     )
+    outcome = await train_in_time(tree, act)
     assert_all_groups_trained(outcome)
     assert [row["step"] for row in outcome.rows] == [1, 2, 3, 4, 5]
     assert [row["weight_version"] for row in outcome.rows] == [1, 2, 3, 4, 5]
     assert all((row["staleness/max"] or 0) <= 1 for row in outcome.rows)
     restarts = [note for note in outcome.log.notes if "(run.max_restarts) from step 2" in note]
     assert [note.partition("restart ")[2][:6] for note in restarts] == ["1 of 3", "2 of 3"]
+    assert "rank 0 was silent for 10 s" in restarts[0]
+    assert "was silent" not in restarts[1]
     assert outcome.snapshot is not None
     assert outcome.snapshot.life == 3
-
-
-async def test_a_killed_queue_is_filled_again_and_no_group_is_lost(tmp_path: Path) -> None:
-    tree = run_tree("queue-killed", tmp_path, run={"steps": 3})
-    outcome = await train_in_time(tree, kill_actor_at_step_1("queue"))
-    assert_all_groups_trained(outcome)
-    assert any("the trajectory queue died" in note for note in outcome.log.notes)
 
 
 async def test_a_run_of_which_no_update_can_be_applied_ends_with_the_reason(tmp_path: Path) -> None:
@@ -237,46 +302,6 @@ async def test_a_run_of_which_no_update_can_be_applied_ends_with_the_reason(tmp_
     assert [note.split(":")[0] for note in told] == ["step 1", "step 2", "step 3"]
 
 
-async def test_a_frozen_queue_is_replaced_within_the_heartbeats_time_out(tmp_path: Path) -> None:
-    async def act(log: RecordingLog, event: str, number: int) -> None:
-        if (event, number) == ("step", 1):
-            process_of("TrajectoryQueueActor").suspend()
-
-    tree = run_tree("queue-frozen", tmp_path, run={"steps": 3}, cluster=QUICK_HEARTBEATS)
-    outcome = await train_in_time(tree, act)
-    assert_all_groups_trained(outcome)
-    assert any("the trajectory queue died (was silent for 10 s)" in note for note in outcome.log.notes)
-
-
-async def test_a_frozen_learner_is_started_again_long_before_a_step_may_end(tmp_path: Path) -> None:
-    async def act(log: RecordingLog, event: str, number: int) -> None:
-        if (event, number) == ("step", 3) and not any("restart 1" in note for note in log.notes):
-            process_of("LearnerActor").suspend()
-
-    tree = run_tree(
-        "learner-frozen", tmp_path, run={"steps": 4}, checkpoint={"every_steps": 2}, cluster=QUICK_HEARTBEATS
-    )
-    outcome = await train_in_time(tree, act)
-    assert_all_groups_trained(outcome)
-    restarts = [note for note in outcome.log.notes if "restart 1 of 3" in note]
-    assert len(restarts) == 1
-    assert "rank 0 was silent for 10 s" in restarts[0]
-
-
-async def test_a_checkpoint_that_cannot_be_written_is_tried_again_after_the_next_step(tmp_path: Path) -> None:
-    async def act(log: RecordingLog, event: str, number: int) -> None:
-        if (event, number) == ("step", 1):
-            (log.checkpoints.directory / "step_000002.partial").write_text("in the place of the folder")
-
-    tree = run_tree("disk-full", tmp_path, run={"steps": 5}, checkpoint={"every_steps": 2, "keep_last": 9})
-    outcome = await train_in_time(tree, act)
-    assert_all_groups_trained(outcome)
-    names = [path.name for path in outcome.log.checkpoints.all()]
-    assert names == ["step_000003", "step_000004", "step_000005"]
-    assert sum("no checkpoint of step 2, tried again after the next step" in note for note in outcome.log.notes) == 1
-    assert [row["checkpoints_failed"] for row in outcome.rows] == [0, 0, 1, 1, 1]
-
-
 async def test_checkpoints_that_fail_again_and_again_end_the_run_with_their_reason(tmp_path: Path) -> None:
     async def act(log: RecordingLog, event: str, number: int) -> None:
         if event == "step" and number == 1:  # later steps may be made before the failure is heard of
@@ -290,24 +315,7 @@ async def test_checkpoints_that_fail_again_and_again_end_the_run_with_their_reas
     assert json.loads(outcome.directory.summary_path.read_text())["status"] == "failed"
 
 
-async def test_a_run_directory_that_is_removed_is_made_again_and_the_run_ends_well(tmp_path: Path) -> None:
-    async def act(log: RecordingLog, event: str, number: int) -> None:
-        if (event, number) == ("step", 2):
-            shutil.rmtree(log.directory.samples_dir)
-            shutil.rmtree(log.directory.checkpoints_dir)
-            log.directory.metrics_path.unlink()
-            log.directory.config_path.unlink()
-
-    tree = run_tree("removed", tmp_path, run={"steps": 4}, checkpoint={"every_steps": 1}, samples={"every_steps": 1})
-    outcome = await train_in_time(tree, act)
-    assert_all_groups_trained(outcome)
-    assert [row["step"] for row in outcome.rows] == [1, 2, 3, 4]
-    assert any("was removed or replaced while the run goes on" in note for note in outcome.log.notes)
-    assert outcome.directory.config_path.is_file()
-    assert (outcome.directory.checkpoints_dir / "step_000004" / "manifest.json").is_file()
-    assert (outcome.directory.samples_dir / "step_000004.png").is_file()
-
-
+@pytest.mark.proof  # five replicas, with ever longer pauses between them; quickly in tests/unit/cluster/pools
 async def test_a_reward_that_kills_every_replica_ends_the_run_with_its_name(tmp_path: Path) -> None:
     reward = {"name": DEADLY, "cpus_per_replica": 0.1, "retries": 0}
     tree = run_tree("deadly", tmp_path, rollout={"max_attempts": 20}, rewards=[reward])

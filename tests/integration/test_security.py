@@ -1,4 +1,4 @@
-"""Who else is on the network or on the machine, and what they get from a run: nothing."""
+"""Who else is on the network or on the machine, and what they get from a run: nothing. And how such a run is ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from tests.integration.launcher import ENDLESS, Launched, launchers
+from tests.integration.launcher import ENDLESS, Launched, assert_saves_and_ends, launchers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -29,10 +29,13 @@ JOB = json.dumps({"entrypoint": "sh -c 'touch {marker}'"})
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
+def home_token() -> str | None:
+    return token_at_home()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, home_token: str | None) -> Iterator[Launched]:
     """A run with everything in it that listens (vLLM, two learner ranks, the dashboard), in the middle of its work."""
-    home_token = Path.home() / ".ray" / "auth_token"
-    before = home_token.read_text() if home_token.exists() else None
     with launchers(tmp_path_factory.mktemp("open")) as launch:
         launched = launch(
             environment={"OUTSIDE": SECRETS[1]},
@@ -51,10 +54,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
         )
         launched.wait_for_line("step 1/")
         yield launched
-        exit_code, alive = launched.interrupt(signal.SIGTERM)
-        assert (exit_code, alive) == (143, []), launched.text
-    after = home_token.read_text() if home_token.exists() else None
-    assert after == before, "nothing is left in the user's home"
 
 
 def processes_of(run: Launched) -> list[psutil.Process]:
@@ -151,6 +150,24 @@ def test_other_users_of_the_machine_can_open_nothing_of_the_run(run: Launched) -
     folder = ray_folder(run)
     modes = {path: path.stat().st_mode & 0o777 for path in (run.run, run.run / "config.yaml", folder, folder / "token")}
     assert list(modes.values()) == [0o700, 0o600, 0o700, 0o600]
+
+
+def test_no_process_of_its_ray_is_idle(run: Launched) -> None:
+    assert not [line for process in processes_of(run) if (line := " ".join(process.cmdline())).startswith("ray::IDLE")]
+
+
+def test_sigterm_to_all_its_processes_saves_a_checkpoint_and_leaves_no_process(
+    run: Launched, home_token: str | None
+) -> None:
+    """The last test: the run ends here."""
+    assert_saves_and_ends(run, signal.SIGTERM, 143)
+    assert token_at_home() == home_token, "nothing is left in the user's home"
+
+
+def token_at_home() -> str | None:
+    """Ray's own token in the user's home, which a run neither makes nor changes."""
+    path = Path.home() / ".ray" / "auth_token"
+    return path.read_text() if path.exists() else None
 
 
 def ray_folder(run: Launched) -> Path:

@@ -1,16 +1,12 @@
-"""`run.deterministic` on vLLM: bit for bit the same, through actors and queues or without them, in one go or in two."""
+"""Reinforcement learning without Ray, queues and overlap, to which a deterministic run is compared."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from cluster.actors import spawn
 from configs.schema import RunConfig
 from learner.worker import LearnerWorker
 from rewards.worker import RewardWorker
@@ -18,11 +14,6 @@ from rollout.prompts import Conversation, PromptSource, load_prompts
 from rollout.records import GroupRequest, ScoredGroup, TrajectoryBatch, derive_seed
 from rollout.worker import RolloutWorker
 from tests.integration.learner_ranks import free_port
-from tests.integration.training import Outcome, RecordingLog, run_tree, train
-
-NUM_STEPS = 3
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class SequentialLoop:
@@ -59,51 +50,3 @@ class SequentialLoop:
         scores = await reward.score(pictures, [request.prompt] * size)
         rewards = np.array([score.value for score in scores], np.float32)
         return ScoredGroup(rolled, rewards, {"shapes": rewards}, ("",) * size, scored_s=0.0)
-
-
-def make_tree(name: str, directory: Path) -> dict[str, Any]:
-    return run_tree(
-        name,
-        directory,
-        run={"steps": NUM_STEPS, "deterministic": True},
-        algorithm={"max_staleness": 0, "groups_per_step": 3},
-        rollout={"engine": "vllm"},
-        learner={"micro_batch_size": 3},
-    )
-
-
-async def stop_at_step_1(log: RecordingLog, event: str, number: int) -> None:
-    if (event, number) == ("step", 1):
-        assert log.run is not None
-        log.run.stop()
-
-
-@pytest.fixture(scope="module")
-def whole(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return asyncio.run(train(make_tree("whole", tmp_path_factory.mktemp("runs"))))
-
-
-def made_by(outcome: Outcome) -> list[tuple[float | None, float | None]]:
-    assert outcome.error is None
-    return [(row["loss"], row["reward/mean"]) for row in outcome.rows]
-
-
-def test_a_run_equals_a_plain_loop(whole: Outcome, tmp_path: Path) -> None:
-    async def loop() -> list[tuple[float, float]]:
-        actor = spawn(SequentialLoop, name="sequential-loop", num_cpus=1, threads=1)
-        made: list[tuple[float, float]] = await actor.run.remote(make_tree("loop", tmp_path))
-        return made
-
-    assert len(made_by(whole)) == NUM_STEPS
-    assert made_by(whole) == asyncio.run(loop())
-
-
-@pytest.mark.proof
-def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(whole: Outcome, tmp_path: Path) -> None:
-    tree = make_tree("in-two", tmp_path)
-    stopped = asyncio.run(train(tree, stop_at_step_1))
-    assert stopped.summary is not None
-    assert (stopped.summary.status, stopped.summary.steps) == ("stopped", 1)
-    tree["rollout"]["num_workers"] = 2  # who rolls which group does not matter either
-    resumed = asyncio.run(train(tree, resumed=stopped.directory))
-    assert made_by(resumed) == made_by(whole)
