@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -21,36 +19,10 @@ from cluster.telemetry.export import RESEND_S, Exporter
 from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RunConfig
 from rollout.records import NO_VERSION, GroupRequest, GroupRollout, UInt8Array, WeightBucket, WeightVersion
+from rollout.weights.arriving import ArrivingVersion
 
 if TYPE_CHECKING:
     from rollout.worker import RolloutWorker
-
-_AHEAD: Final = 2
-"""Buckets of weights that are fetched while one is loaded."""
-
-
-async def arriving(
-    references: Sequence[Awaitable[WeightBucket]], patience_s: float
-) -> AsyncGenerator[WeightBucket, None]:
-    """The buckets in their order, however long all of them take; the next ones are on their way meanwhile, and none is
-    held after the next was asked for. Raises WeightSyncError when one has not come `patience_s` after it was asked for:
-    Ray may wait for ever for one that it could not map into a process without memory."""
-    fetching: deque[asyncio.Future[WeightBucket]] = deque()
-    coming = iter(references)
-    try:
-        for number in range(len(references)):
-            fetching.extend(asyncio.ensure_future(each) for each in islice(coming, _AHEAD + 1 - len(fetching)))
-            bucket = fetching.popleft()
-            if not (await asyncio.wait({bucket}, timeout=patience_s))[0]:
-                bucket.cancel()
-                raise WeightSyncError(
-                    f"bucket {number + 1} of {len(references)} of the weights did not come for {patience_s:g} s"
-                )
-            yield bucket.result()
-            del bucket
-    finally:
-        for each in fetching:
-            each.cancel()
 
 
 class RolloutActor:
@@ -68,6 +40,7 @@ class RolloutActor:
         self._worker_id = worker_id
         self._held = NO_VERSION
         self._loading = asyncio.Lock()
+        self._arriving: tuple[ArrivingVersion, asyncio.Task[WeightVersion]] | None = None
         self._worker: RolloutWorker | None = None
         self._telling: asyncio.Task[None] | None = None
         self._usage = UsageRecord()
@@ -108,20 +81,54 @@ class RolloutActor:
         with self._ending_with_engine() as worker:
             return await worker.probe(request, num_tokens)
 
+    async def expect_weights(
+        self, version: WeightVersion, first: int, references: Sequence[ray.ObjectRef[WeightBucket]]
+    ) -> None:
+        """Buckets of `version`, from number `first` on, have been exported: load them while the others are.
+        `update_weights` ends what this begins, and does all of it where this was never heard."""
+        if version > self._held:
+            arriving, _ = self._arrival_of(version)
+            arriving.told(first, references)
+
     async def update_weights(
         self, version: WeightVersion, references: Sequence[ray.ObjectRef[WeightBucket]]
     ) -> WeightVersion:
-        """Fetch the buckets of `version` and load them; returns the version now held, which may be a newer one.
+        """Fetch the buckets of `version`, which are all of them, and load them; returns the version now held, which may
+        be a newer one.
 
         One after the other: a version that was long on its way must not replace what came after it, above all not
         one of a learner that has died since.
         """
+        arriving, loading = self._arrival_of(version)
+        arriving.told_all(references)
+        try:
+            return await loading
+        finally:
+            if self._arriving is not None and self._arriving[0] is arriving:
+                self._arriving = None
+
+    def _arrival_of(self, version: WeightVersion) -> tuple[ArrivingVersion, asyncio.Task[WeightVersion]]:
+        """A version that is being loaded, or has its turn to be. An earlier one of which not all is known is given up:
+        its learner has died."""
+        if self._arriving is not None and not (before := self._arriving[0]).is_known:
+            if before.version == version:
+                return self._arriving
+            if before.version < version:
+                before.give_up()
+        arriving = ArrivingVersion(version, self._config.weight_sync.timeout_s)
+        loading = asyncio.create_task(self._load(arriving), name=f"load weight version {version.number}")
+        loading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # of one given up nobody asks
+        if self._arriving is None or self._arriving[0].version <= version:
+            self._arriving = arriving, loading
+        return arriving, loading
+
+    async def _load(self, arriving: ArrivingVersion) -> WeightVersion:
         async with self._loading:
-            if version > self._held:
-                async with aclosing(arriving(references, self._config.weight_sync.timeout_s)) as buckets:
+            if arriving.version > self._held:
+                async with aclosing(arriving.buckets()) as buckets:
                     with self._ending_with_engine() as worker:
-                        await worker.update_weights(version.number, buckets)
-                self._held = version
+                        await worker.update_weights(arriving.version.number, buckets)
+                self._held = arriving.version
         return self._held
 
     async def join_collective(self, master_address: str, master_port: int, rank_offset: int, world_size: int) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray.actor import ActorHandle
 
@@ -21,6 +21,7 @@ from cluster.benchmarks.models import HUNDRED_MB, make_model, shapes_config, wid
 from cluster.benchmarks.report import Scope, Table, ratio, spread
 from cluster.learning import LearnerGroup, ObjectStoreSync
 from cluster.pools import ActorPool, PoolHooks
+from cluster.pools.member import Member
 from cluster.session import plan_placement, ray_session
 from configs.schema import RunConfig, TinyJanusConfig
 from rollout.records import WeightBucket
@@ -84,6 +85,7 @@ def _staged_against_plain(directory: Path, scope: Scope) -> Table:
             "model.dtype=bfloat16", "learner.zero_stage=1", "learner.cpus_per_rank=0.5",
             "rollout.num_workers=2", "rollout.cpus_per_worker=0.5", "rollout.max_num_seqs=8",
             f"cluster.object_store_gib={2 + 2 * megabytes / 1000:g}",
+            f"weight_sync.bucket_mb={min(64, max(8, megabytes // 8))}",
         ]  # fmt: skip
         configs = {
             staged: shapes_config(folder, [f"run.name={name}", f"weight_sync.staged={staged}", *shared])
@@ -95,8 +97,9 @@ def _staged_against_plain(directory: Path, scope: Scope) -> Table:
     return Table(
         "Weight sync, staged against in a pause",
         "A process that gives random bfloat16 weights to two idle vLLM rollout workers, in turns: one that loads new "
-        "weights beside the old ones and pauses to swap them, and one that pauses while it loads them "
-        "(`weight_sync.staged: false`). Together: publish and deliver. In brackets, times of the other's.",
+        "weights beside the old ones, from the first bucket that is published, and pauses to swap them; and one that "
+        "pauses while it loads them (`weight_sync.staged: false`), once all are published. Together: publish and "
+        "deliver. In brackets, times of the other's.",
         ("weights", "way", "publish, ms", "deliver, ms", "together, ms", "GB/s", "sampling pauses, ms"),
         tuple(rows),
     )
@@ -154,6 +157,12 @@ class WeightSource:
         yield num_buckets
 
 
+class _Nobody:
+    """A pool without members, none of which loads what is published before it is delivered."""
+
+    members: tuple[Member, ...] = ()
+
+
 class MeasuredRollout(RolloutActor):
     """A rollout worker that tells how long sampling stood still."""
 
@@ -177,7 +186,11 @@ async def _measure_both(folder: str, configs: dict[bool, RunConfig], num_rounds:
             for staged, pool in pools.items():
                 (member,) = pool.members
                 paused_s = await member.handle.pause_s.remote()
-                publish_s, deliver_s = await _sync_once(syncs[staged], [source], pool)
+                started_s = time.perf_counter()
+                await syncs[staged].publish([source], number + 1, pool if staged else cast(ActorPool, _Nobody()))
+                publish_s = time.perf_counter() - started_s
+                await syncs[staged].deliver(pool)
+                deliver_s = time.perf_counter() - started_s - publish_s
                 await syncs[staged].close()  # both versions in the store would take twice the memory
                 if number:
                     times[staged].publish_s.append(publish_s)

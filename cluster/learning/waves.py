@@ -7,32 +7,27 @@ the logarithm of N (a binomial broadcast), and the learner's node sends at most 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-Item = TypeVar("Item", bound=Hashable)
+Item = TypeVar("Item")
 
 
 def waves(items: Iterable[tuple[str, Item]]) -> Iterator[list[Item]]:
     """Groups of items to serve one after another; items: (node, item), where the node may be "" for unknown.
 
-    First one item of each node, in waves that double; then all others at once, whose nodes have it by then. Items of
-    an unknown node count as alone on theirs.
+    In waves of nodes that double, each with all of its items: what one of them has fetched, the others of its node map.
+    Items of an unknown node count as alone on theirs.
     """
-    first: dict[str, Item] = {}
-    rest: list[Item] = []
-    unknown: list[Item] = []
+    nodes: dict[str, list[Item]] = {}
+    unknown: list[list[Item]] = []
     for node, item in items:
-        if not node:
-            unknown.append(item)
-        elif node in first:
-            rest.append(item)
+        if node:
+            nodes.setdefault(node, []).append(item)
         else:
-            first[node] = item
-    heads = [*first.values(), *unknown]
+            unknown.append([item])
+    groups = [*nodes.values(), *unknown]
     start, size = 0, 1
-    while start < len(heads):
-        yield heads[start : start + size]
+    while start < len(groups):
+        yield [item for group in groups[start : start + size] for item in group]
         start, size = start + size, size * 2
-    if rest:
-        yield rest

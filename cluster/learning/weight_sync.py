@@ -5,14 +5,15 @@
 
 `ObjectStoreSync` is pull-based: each worker fetches the buckets from Ray's object store at its own pace, so that a
 slow, dead or joining worker holds up nobody else's copy. Nodes are asked to in waves (`waves.py`), so that those that
-have a version serve it to the next ones. The launcher asks for the buckets and so owns them: they outlive a learner
-that dies.
+have a version serve it to the next ones. The first wave loads bucket k while the learner exports k + 1: each bucket is
+told to it at once, as a hint that may be lost, and `deliver` tells all of them. The launcher asks for the buckets and
+so owns them: they outlive a learner that dies.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Protocol
 
 import ray
@@ -69,16 +70,24 @@ class ObjectStoreSync:
         return self._version
 
     async def publish(self, ranks: Sequence[ActorHandle], number: int, pool: ActorPool) -> None:
-        await self.take(ranks, WeightVersion(self._version.life, number))
+        first = next(_waves_of(pool), [])
+        await self.take(ranks, WeightVersion(self._version.life, number), [member.handle for member in first])
 
     async def restore(self, ranks: Sequence[ActorHandle], number: int) -> None:
         await self.take(ranks, WeightVersion(self._version.life + 1, number))
 
-    async def take(self, ranks: Sequence[ActorHandle], version: WeightVersion) -> None:
-        """Put `version` into the store. Raises LearnerError when the learner is at another, WeightSyncError."""
+    async def take(
+        self, ranks: Sequence[ActorHandle], version: WeightVersion, listening: Sequence[ActorHandle] = ()
+    ) -> None:
+        """Put `version` into the store; workers that are listening begin to load it meanwhile. Raises LearnerError when
+        the learner is at another, WeightSyncError."""
+        buckets: list[ray.ObjectRef] = []
         try:
             async with asyncio.timeout(self._timeout_s):
-                buckets = await _export(ranks, version.number)
+                async for bucket in _exported(ranks, version.number):
+                    for worker in listening:
+                        worker.expect_weights.remote(version, len(buckets), [bucket])
+                    buckets.append(bucket)
         except TimeoutError as error:
             raise WeightSyncError(
                 f"weight version {version.number} was not exported within weight_sync.timeout_s {self._timeout_s:g} s"
@@ -97,7 +106,7 @@ class ObjectStoreSync:
 
         started: list[asyncio.Task[None]] = []
         try:
-            for wave in waves((member.node_id, member) for member in pool.members):
+            for wave in _waves_of(pool):
                 loading = [asyncio.create_task(update_one(member)) for member in wave]
                 started += loading
                 await _mostly_done(loading)
@@ -132,12 +141,18 @@ async def _mostly_done(loading: Sequence[asyncio.Task[None]]) -> None:
     await asyncio.wait(loading, timeout=loop.time() - begun)
 
 
-async def _export(ranks: Sequence[ActorHandle], version: int) -> list[ray.ObjectRef]:
-    """Buckets of `version`: all ranks enter (ZeRO-3 gathers), rank 0 gives them."""
+def _waves_of(pool: ActorPool) -> Iterator[list[Member]]:
+    return waves((member.node_id, member) for member in pool.members)
+
+
+async def _exported(ranks: Sequence[ActorHandle], version: int) -> AsyncIterator[ray.ObjectRef]:
+    """Buckets of `version`, each as soon as it is in the store: all ranks enter (ZeRO-3 gathers), rank 0 gives them."""
     streams = [rank.export_weights.options(num_returns="streaming").remote(version) for rank in ranks]
-    buckets: list[ray.ObjectRef] = []
     for stream in streams:
-        *exported, end = [reference async for reference in stream]
-        await end  # raises what the export raised
-        buckets += exported
-    return buckets
+        last: ray.ObjectRef | None = None
+        async for reference in stream:
+            if last is not None:
+                yield last
+            last = reference
+        if last is not None:
+            await last  # the end, which raises what the export raised

@@ -35,6 +35,7 @@ def check_vllm(variables: Iterable[str]) -> None:
         from vllm.outputs import CompletionOutput
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.core_client import AsyncMPClient
         from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
         from rollout.vllm.model.first_runner import GuidedWorker
@@ -52,7 +53,8 @@ def check_vllm(variables: Iterable[str]) -> None:
     known_variables = envs.environment_variables
     _require("a variable", {name for name in variables if name.startswith("VLLM_")} - known_variables.keys())
     require_attributes("vllm", AsyncLLM, ENGINE_METHODS)
-    require_parameters("vllm", AsyncLLM.pause_generation, ["mode", "clear_cache"])
+    for pause in (AsyncLLM.pause_generation, AsyncMPClient.pause_scheduler_async):
+        require_parameters("vllm", pause, ["mode", "clear_cache"])
     require_parameters("vllm", LlamaMLP.__init__, ["hidden_size", "intermediate_size", "hidden_act", "prefix"])
     require_attributes("vllm", RMSNorm, ["forward_cpu"])
     require_attributes("vllm", SiluAndMul, ["forward_cpu"])

@@ -87,8 +87,9 @@ class EngineWeights:
         async with self._staging:
             await courier.stage(buckets, self._manifest)
             async with self.lock, self._paused(version):
-                await self._llm.collective_rpc("swap_staged_weights")
-                await self._llm.update_weight_version(str(version))
+                # At once: the engine core does one after the other, and each answer is a way there and back.
+                swapping = self._llm.collective_rpc("swap_staged_weights")
+                await asyncio.gather(swapping, self._llm.update_weight_version(str(version)))
             await courier.drop()
 
     async def _load(self, version: int, buckets: BucketStream) -> None:
@@ -108,13 +109,16 @@ class EngineWeights:
         """Pause, let the body replace the weights, resume. `version` holds from then on."""
         started_s = time.monotonic()
         try:
-            # Nothing is computed until the resume, so caches cleared here stay free of the old weights' keys.
-            await self._llm.pause_generation(mode="keep", clear_cache=self._recomputes)
             try:
-                yield
-            except BaseException:
-                self.broken = f"the vLLM engine may hold half of weight version {version}; start a new one"
-                raise
+                # Nothing is computed until the resume, so caches cleared here stay free of the old weights' keys. Not
+                # vLLM's own `pause_generation`: it then sleeps for 20 ms, for callers who want to see the last outputs
+                # before it returns. Here the engine core tells of each token which version has sampled it.
+                await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=self._recomputes)
+                try:
+                    yield
+                except BaseException:
+                    self.broken = f"the vLLM engine may hold half of weight version {version}; start a new one"
+                    raise
             finally:
                 await self._llm.resume_generation()
                 self.paused_s += time.monotonic() - started_s

@@ -77,6 +77,58 @@ async def test_a_version_of_which_nothing_comes_does_not_keep_the_next_one_out()
     assert engine.loaded == [2]
 
 
+def told(value: Any = None) -> Any:
+    came: Any = asyncio.get_running_loop().create_future()
+    came.set_result(value)
+    return came
+
+
+async def test_buckets_are_loaded_while_the_learner_exports_the_next_ones() -> None:
+    seen: list[int] = []
+
+    class Counting(Engine):
+        async def update_weights(self, version: int, buckets: BucketStream) -> None:
+            async for bucket in each_bucket(buckets):
+                seen.append(cast(int, bucket))  # noqa: PERF401  one by one
+            self.loaded.append(version)
+
+    engine, version = Counting(), WeightVersion(0, 1)
+    actor = actor_with(engine)
+    references = [told(number) for number in range(3)]
+    await actor.expect_weights(version, 0, references[:2])
+    async with asyncio.timeout(5):
+        while len(seen) < 2:
+            await asyncio.sleep(0)
+    assert not engine.loaded
+    assert await actor.update_weights(version, references) == version
+    assert (seen, engine.loaded) == ([0, 1, 2], [1])
+    await actor.expect_weights(version, 0, references)  # a hint that was overtaken
+    assert await actor.update_weights(version, references) == version
+    assert engine.loaded == [1]
+
+
+async def test_a_version_whose_learner_died_while_it_was_exported_makes_way_for_the_next_life() -> None:
+    engine = Engine()
+    actor = actor_with(engine)
+    await actor.expect_weights(WeightVersion(0, 7), 0, [told()])
+    await asyncio.sleep(0)
+    async with asyncio.timeout(0.15):  # less than weight_sync.timeout_s
+        assert await actor.update_weights(WeightVersion(1, 5), [told()]) == WeightVersion(1, 5)
+    assert engine.loaded == [5]
+
+
+async def test_an_older_version_does_not_break_off_one_that_arrives() -> None:
+    engine = Engine()
+    actor = actor_with(engine)
+    await actor.expect_weights(WeightVersion(0, 2), 0, [told()])
+    await asyncio.sleep(0)
+    older = asyncio.create_task(actor.update_weights(WeightVersion(0, 1), [told()]))
+    await asyncio.sleep(0)
+    assert await actor.update_weights(WeightVersion(0, 2), [told(), told()]) == WeightVersion(0, 2)
+    assert await older == WeightVersion(0, 2)
+    assert engine.loaded == [2]
+
+
 async def test_the_first_version_of_a_new_worker_is_loaded_even_when_it_is_version_0() -> None:
     engine = Engine()
     assert await actor_with(engine).update_weights(WeightVersion(0, 0), []) == WeightVersion(0, 0)

@@ -16,11 +16,12 @@ from configs.schema import WeightSyncConfig
 from rollout.records import WeightVersion
 
 
-def test_one_worker_of_each_node_comes_first_and_each_wave_doubles() -> None:
+def test_each_wave_has_twice_as_many_nodes_with_all_of_their_workers() -> None:
     items = [(f"n{index // 2}", index) for index in range(20)]  # ten nodes with two workers each
     served = list(waves(items))
-    assert [len(wave) for wave in served] == [1, 2, 4, 3, 10]
-    assert sorted(item for wave in served[:-1] for item in wave) == list(range(0, 20, 2))
+    assert [len(wave) for wave in served] == [2, 4, 8, 6]
+    assert sorted(item for wave in served for item in wave) == list(range(20))
+    assert all({item ^ 1 for item in wave} == set(wave) for wave in served), "a node's workers come together"
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 3, 8, 62, 100])
