@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -17,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from cluster.chaos import KINDS, parse, share_of
+from cluster.chaos import KINDS, overrides_of, parse, share_of
 from cluster.faults import hosts
 from cluster.faults.harness import injure_many
 from cluster.faults.injuries import Freeze, Starve, choose
@@ -38,7 +39,7 @@ from cluster.faults.victims import Victim, kind_of
 from cluster.reports.metrics import MetricsRow
 from cluster.state.ledger import GroupState
 from cluster.state.registry import RunSnapshot
-from configs.load import load_config
+from configs.load import DEFAULT_CONFIG, load_config
 from rewards.calling import WrongAnswerError
 from rewards.registry import create_reward
 from rollout.records import Prompt
@@ -314,3 +315,15 @@ def test_groups_that_rewards_alone_have_cost_are_named() -> None:
     lost = replace(snapshot(100, trained=400), given_up={"a:1": {"sequence": 3, "reason": "no luck"}})
     rows[-1]["groups_rolled_again"] = 4
     assert "prompt a:1 was given up" in check_rewards(lost, rows, groups_per_step=4)[0]
+
+
+def test_steps_of_the_default_config_are_small_and_all_else_is_as_it_is_given(tmp_path: Path) -> None:
+    assert parse([]).config == DEFAULT_CONFIG
+    small = load_config(DEFAULT_CONFIG, overrides_of(DEFAULT_CONFIG, ())).algorithm
+    assert (small.groups_per_step, small.group_size) == (4, 4)
+    given = load_config(DEFAULT_CONFIG, overrides_of(DEFAULT_CONFIG, ["algorithm.groups_per_step=6"])).algorithm
+    assert (given.groups_per_step, given.group_size) == (6, 4)
+    own = tmp_path / "own.yaml"
+    shutil.copy(DEFAULT_CONFIG, own)
+    theirs = load_config(str(own), overrides_of(str(own), ())).algorithm
+    assert (theirs.groups_per_step, theirs.group_size) == (16, 8)
