@@ -31,7 +31,7 @@ from configs.command_line import exit_code_of
 from configs.errors import ConfigError, RegistryError
 from configs.load import load_config
 from configs.local.environment import REDIS_URL_VARIABLE, with_secrets
-from configs.local.masking import MASK, mask_text
+from configs.local.masking import MASK
 
 WATCH_EVERY_S = 2.0
 NUM_LISTED = 8
@@ -71,10 +71,7 @@ def find_run(run: str, redis_url: str | None) -> Place:
     if not path.is_dir():
         if redis_url is None or os.sep in run:
             raise ConfigError(f"'{run}' is no run directory; name one, or give a name with --redis URL")
-        keys = asyncio.run(Registry.keys_of(redis_url, run))
-        if not keys:
-            raise RegistryError(f"the registry at {mask_text(redis_url)} knows no run '{run}'")
-        return Place(run, keys[-1], None, redis_url)
+        return Place(run, asyncio.run(Registry.newest_key_of(redis_url, run)), None, redis_url)
     directory = RunDirectory.open(path)
     address = directory.redis_dir / ADDRESS_NAME
     configured = with_secrets(load_config(directory.config_path)).registry.redis_url

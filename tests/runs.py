@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +69,26 @@ def add_step(directory: RunDirectory, step: int) -> None:
         metrics.write(row(step))
     file = directory.samples_path(step).with_suffix(".json")
     write_sample_file(file, f"step {step}", entries(4, step, 0.3), step=step)
+
+
+def live_tree(step: int) -> dict[str, Any]:
+    """What live.json holds of a run that waits for its next step with one worker."""
+    now = time.time()
+    worker = {"id": "rollout-0", "state": "READY", "calls": 1, "node": "abcdef01", "version": step}
+    return {
+        "updated_s": now,
+        "began_s": now - 60.0,
+        "versions": {"python": "3.11"},
+        "phase": "waiting",
+        "phase_since_s": now - 1.0,
+        "step": step,
+        "last_step_s": now - 1.0,
+        "pools": [{"name": "rollout", "size": 1, "calls": 1, "waiting": 0, "lost": 0, "workers": [worker]}],
+        "groups": {"dispatched": 1, "trained": 2 * step},
+        "under_way": {"rollout and rewards": 1},
+        "next_step": {"24": "dispatched", "25": "queued"},
+        "notes": [{"at_s": now, "step": step, "text": f"step {step} was made"}],
+    }
 
 
 def make_run(folder: Path, name: str = "trial", steps: int = 12, overrides: Sequence[str] = ()) -> RunDirectory:

@@ -2,6 +2,7 @@
 
 groups of a step ─► Activity.step ─► Ray's metrics, timeline.json      each step
 pools, disk      ─► Activity.pulse ─► all gauges again, live.json       every RESEND_S
+run directory    ─► Publisher.publish ─► Redis                          every RESEND_S, where registry.redis_url is set
 """
 
 from __future__ import annotations
@@ -16,16 +17,23 @@ import numpy as np
 from cluster.benchmarks.models import shapes_config
 from cluster.benchmarks.report import Scope, Table, spread
 from cluster.groups.roller import RolledGroup
+from cluster.report.publishing import Publisher, connect
 from cluster.reports.activity import Activity
 from cluster.reports.live import write_live
 from cluster.reports.metrics import METRICS
+from cluster.reports.metrics_file import MetricsWriter
+from cluster.reports.sample_file import write_sample_file
+from cluster.reports.samples import SampleEntry
 from cluster.reports.timeline import Timeline
-from cluster.session import plan_placement, ray_session
+from cluster.session import PrivateRedis, plan_placement, ray_session
+from cluster.state import RunDirectory
 from cluster.telemetry.export import RESEND_S, Exporter
 from rollout.records import GroupRequest, GroupRollout, Prompt, ScoredGroup, Trajectory
 
 NUM_GROUPS, GROUP_SIZE, NUM_COT, NUM_IMAGE = 16, 8, 48, 576
 """T2I-R1's step."""
+NUM_PICTURES, SIDE = 16, 384
+"""A page of samples of Janus-Pro."""
 
 
 def measure(scope: Scope) -> list[Table]:
@@ -41,6 +49,7 @@ def measure(scope: Scope) -> list[Table]:
                 timeline = Timeline(folder / "timeline.json" if is_on else None)
                 activity = Activity(config, "watched", Exporter("watched", is_on=is_on), timeline)
                 sides[is_on] = _side(activity, timeline, folder, is_on=is_on)
+            publishing_ms = _publishing(Path(directory), num_rounds)
             times = [{is_on: side(number) for is_on, side in sides.items()} for number in range(num_rounds)]
     rows = []
     for place, what in enumerate(("a step", f"a pulse, every {RESEND_S:g} s")):
@@ -48,12 +57,15 @@ def measure(scope: Scope) -> list[Table]:
         extra = [a - b for a, b in zip(on, off, strict=True)]
         share = [value / (1000 * (1.0 if place == 0 else RESEND_S)) * 100 for value in extra]
         rows.append((what, spread(on), spread(off), spread(share)))
+    shares = [value / (1000 * RESEND_S) * 100 for value in publishing_ms]
+    rows.append((f"the page to Redis, every {RESEND_S:g} s", spread(publishing_ms), "–", spread(shares)))
     return [
         Table(
             "Watching",
             f"What the launcher does for those who watch, in milliseconds: {NUM_GROUPS} groups of {GROUP_SIZE} a step, "
             "into Ray's metrics, timeline.json and live.json, against the same calls with all of it off. The share is "
-            "of one second for the step, so of a step that takes 10 s it is a tenth of that.",
+            "of one second for the step, so of a step that takes 10 s it is a tenth of that. To Redis goes a step with a "
+            f"new page of {NUM_PICTURES} pictures of {SIDE} pixels each time, from a thread.",
             ("of", "on, ms", "off, ms", "share of a core, %"),
             tuple(rows),
         )
@@ -76,6 +88,31 @@ def _side(activity: Activity, timeline: Timeline, folder: Path, *, is_on: bool) 
         return stepped - began, time.perf_counter() - stepped
 
     return once
+
+
+def _publishing(folder: Path, num_rounds: int) -> list[float]:
+    """Milliseconds of each time that a run's page is brought to a Redis of its own, a step and its pictures later."""
+    config = shapes_config("tiny-janus", [f"run.dir={folder}"])
+    directory = RunDirectory.create(config)
+    pixels = np.random.default_rng(0).integers(0, 256, (NUM_PICTURES, SIDE // 8, SIDE // 8, 3), np.uint8)
+    pictures = pixels.repeat(8, axis=1).repeat(8, axis=2)
+    entries = [SampleEntry(picture, "a red star above a blue circle", "a plan", 0.5) for picture in pictures]
+    activity = Activity(config, "watched", Exporter("watched", is_on=False), Timeline(None))
+    found = []
+    with (
+        PrivateRedis(folder / "redis") as server,
+        connect(server.url) as client,
+        MetricsWriter(directory.metrics_path) as metrics,
+    ):
+        publisher = Publisher(directory, client)
+        publisher.publish(activity.tree())
+        for step in range(1, num_rounds + 1):
+            metrics.write({**dict.fromkeys(METRICS, 0.5), "step": float(step)})
+            write_sample_file(directory.samples_path(step).with_suffix(".json"), f"step {step}", entries)
+            began = time.perf_counter()
+            publisher.publish(activity.tree())
+            found.append(1000 * (time.perf_counter() - began))
+    return found
 
 
 def _group(sequence: int) -> RolledGroup:

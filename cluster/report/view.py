@@ -6,6 +6,7 @@ RUN/ ─► read_run ─► RunView ─► sections ─► page
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -109,6 +110,7 @@ def read_run(path: Path, name: str | None = None) -> RunView:
         raise ConfigError(f"{path}: there is no run here ({directory.config_path.name}: {error.strerror})") from error
     phases, moments = _read_timeline(directory.timeline_path)
     summary = read_summary(directory.summary_path)  # written at the end, and set aside when a run goes on
+    live = read_live(directory.live_path)
     return RunView(
         directory=directory,
         name=name or directory.name,
@@ -116,8 +118,8 @@ def read_run(path: Path, name: str | None = None) -> RunView:
         config_text=config_text,
         rows=_rows(directory.metrics_path),
         summary=summary,
-        live=read_live(directory.live_path),
-        is_running=summary is None and directory.is_in_use(),
+        live=live,
+        is_running=summary is None and (directory.is_in_use() or _is_fresh(live)),
         before_after=_before_after(directory),
         sample_steps=_sample_steps(directory.samples_dir),
         phases=phases,
@@ -135,6 +137,11 @@ def read_runs(paths: Sequence[Path]) -> list[RunView]:
     if len(set(longer)) < len(longer):
         longer = [f"{number}: {name}" for number, name in enumerate(names, start=1)]
     return [read_run(path, name) for path, name in zip(paths, longer, strict=True)]
+
+
+def _is_fresh(live: Mapping[str, Any] | None) -> bool:
+    """Whether a launcher wrote it just now: what tells where another machine's lock cannot be seen."""
+    return live is not None and time.time() - live["updated_s"] <= STALE_AFTER_S
 
 
 def _rows(path: Path) -> Sequence[MetricsRow]:

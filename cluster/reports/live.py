@@ -26,13 +26,9 @@ async def pulse(
     pools: Callable[[], Sequence[ActorPool]],
     folder: Path,
     *,
-    is_on: bool = True,
     every_s: float = RESEND_S,
 ) -> AsyncIterator[None]:
     """Meanwhile the run in `folder` is told of, at once and every `every_s` seconds; and once more at the end."""
-    if not is_on:
-        yield
-        return
     beating = asyncio.create_task(_beat(activity, pools, folder, every_s), name="pulse")
     try:
         yield

@@ -122,6 +122,11 @@ def read_timeline(path: Path) -> list[Mapping[str, Any]]:
     return events
 
 
+def is_of_run(line: str) -> bool:
+    """Whether a line of the file is a span or a moment of the run itself; without parsing it."""
+    return line.startswith(('{"ph":"X"', '{"ph":"i"')) and f'"pid":{RUN},' in line[:32]
+
+
 def _microseconds(seconds: float) -> int:
     return round(seconds * 1e6)
 

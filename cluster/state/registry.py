@@ -120,6 +120,13 @@ class Registry:
                     found[key.partition("{")[2].partition("}")[0]] = float(started or 0.0)
         return sorted(found, key=found.__getitem__)
 
+    @classmethod
+    async def newest_key_of(cls, url: str, name: str) -> str:
+        """Key of the run of a name that was begun last."""
+        if not (keys := await cls.keys_of(url, name)):
+            raise RegistryError(f"the registry at {mask_text(url)} knows no run '{name}'")
+        return keys[-1]
+
     async def connect(self) -> None:
         """Check that the server answers and lets us in; waits a few seconds at most."""
         async with self._errors("connect to"):

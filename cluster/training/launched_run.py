@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.planning.object_store import object_store_size, shortage, shortage_on_nodes
+from cluster.report.publishing import published
 from cluster.reports import Progress, RunLog
 from cluster.reports.live import pulse
 from cluster.reports.metrics import RunSummary
@@ -125,8 +126,7 @@ class LaunchedRun:
                 run = Run(config, self.train, self.evaluation, log, state, checkpoint)
                 with self.signals.calling(run.stop):
                     try:
-                        is_on = config.watching.metrics
-                        async with pulse(log.activity, lambda: run.pools, directory.path, is_on=is_on):
+                        async with self._watched(log, run):
                             return await run.execute()
                     except asyncio.CancelledError:
                         return None
@@ -134,6 +134,16 @@ class LaunchedRun:
                         progress.note(f"what the processes printed: {directory.logs_dir}, on a cluster Ray's dashboard")
                         progress.note(f"go on with it, when that is mended: {directory.resume_command}")
                         raise
+
+    @asynccontextmanager
+    async def _watched(self, log: RunLog, run: Run) -> AsyncIterator[None]:
+        """Meanwhile those who watch are told of the run, unless nobody is to be."""
+        async with AsyncExitStack() as stack:
+            if self.config.watching.metrics:
+                if (url := self.config.registry.redis_url) is not None:  # a private one is reached from here alone
+                    await stack.enter_async_context(published(log.activity.tree, self.directory, url, log.note))
+                await stack.enter_async_context(pulse(log.activity, lambda: run.pools, self.directory.path))
+            yield
 
     async def _beginning(self, checkpoints: Checkpoints) -> tuple[Path | None, RunState]:
         """The checkpoint to go on from. A new run has none, whatever lies at checkpoint.url."""

@@ -1,4 +1,4 @@
-"""A page that shows runs in a browser while they go on: read-only, from their directories alone."""
+"""A page that shows runs in a browser while they go on: read-only, from their directories or over Redis."""
 
 from typing import TYPE_CHECKING
 

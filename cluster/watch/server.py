@@ -1,4 +1,4 @@
-"""The server of the page: a few GET requests, answered from files. It writes nothing, and needs neither Ray nor Redis.
+"""The server of the page: a few GET requests, answered from files. Needs no Ray, and Redis only for runs of a `Mirror`.
 
 /                           the page, with all sections
 /sections?known=JSON        {name: {html, digest}} of the sections whose digest is another one by now
@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from cluster.report.page import LIVE, Section, newest_strip, page, sample_page, sections_of
 from cluster.report.view import RunView, read_runs
+from cluster.watch.mirror import Mirror
 from configs.errors import BicotError, ConfigError
 
 REFRESH_MS: Final = 2000
@@ -42,15 +43,19 @@ class Watched:
     """The runs of a page, read again as they go on."""
 
     paths: Sequence[Path]
+    mirrors: Sequence[Mirror] = ()
+    """Of the paths that are no run directories, but come from Redis."""
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _made_s: float = field(default=-1e9, init=False)
     _sections: list[Section] = field(default_factory=list, init=False)
     _views: list[RunView] = field(default_factory=list, init=False)
 
     def sections(self) -> list[Section]:
-        """As the runs are now. Raises ConfigError when a run's directory has gone."""
+        """As the runs are now. Raises ConfigError when a run's directory has gone, RegistryError when Redis has."""
         with self._lock:
             if time.monotonic() - self._made_s > KEPT_S:
+                for mirror in self.mirrors:
+                    mirror.refresh()
                 self._views = read_runs(self.paths)
                 strips = [newest_strip(view) for view in self._views]
                 self._sections = sections_of(self._views, strips, LIVE)
@@ -66,7 +71,9 @@ class Watched:
         """The whole page."""
         parts = self.sections()
         title = " · ".join(view.name for view in self._views)
-        return page(parts, f"bicot: {title}", "Read from the run directory; nothing is changed there.", REFRESH_MS)
+        sources = ["Redis"] * bool(self.mirrors) + ["the run directory"] * (len(self.paths) > len(self.mirrors))
+        footer = f"Read from {' and '.join(sources)}; nothing is changed there."
+        return page(parts, f"bicot: {title}", footer, REFRESH_MS)
 
     def news(self, known: Mapping[str, str]) -> dict[str, dict[str, str]]:
         """Sections whose digest is not the known one."""

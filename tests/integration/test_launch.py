@@ -15,7 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.report import read_run
+from cluster.session import PrivateRedis
 from cluster.status import main as status
+from cluster.watch.mirror import Mirror
 from tests.integration.launcher import (
     ENDLESS,
     ROOT,
@@ -100,11 +103,18 @@ def submitted(environment: Mapping[str, str], config: Path, output: Path) -> Ite
         sender.wait()
 
 
-def test_a_ray_job_trains_to_its_end_and_shows_its_log(job_environment: dict[str, str], tmp_path: Path) -> None:
-    config = write_config(tmp_path)
-    entry = ("--working-dir", ".", "--", sys.executable, "-m", "cluster.launch", "--config", str(config))
-    finished = ray_job(job_environment, "submit", *entry)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+def test_a_ray_job_trains_to_its_end_and_shows_its_log_and_its_page_is_in_redis(
+    job_environment: dict[str, str], tmp_path: Path
+) -> None:
+    with PrivateRedis(tmp_path / "redis") as redis:
+        config = write_config(tmp_path, registry={"redis_url": redis.url})
+        entry = ("--working-dir", ".", "--", sys.executable, "-m", "cluster.launch", "--config", str(config))
+        finished = ray_job(job_environment, "submit", *entry)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        mirror = Mirror.of(redis.url, "launched", tmp_path / "elsewhere")
+        mirror.refresh()
+        there = read_run(mirror.path)
+        assert (there.status, there.step, bool(there.sample_steps)) == ("finished", 2, True)
     assert "step 2/2" in finished.stdout
     assert f"draw with it: python -m rollout.generate --model {tmp_path / 'runs' / 'launched'}" in finished.stdout
     assert json.loads((tmp_path / "runs" / "launched" / "summary.json").read_text())["status"] == "finished"

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from cluster.report import write_report
+from cluster.report.publishing import Publisher, connect
+from cluster.session import PrivateRedis
 from cluster.state import RunDirectory
 from cluster.watch import Watched, serve
+from cluster.watch.mirror import Mirror
 from tests.browser import CHROMIUM, Browser, browser
-from tests.runs import add_step, finish, make_run
+from tests.runs import add_step, finish, live_tree, make_run
 
 pytestmark = [
     pytest.mark.timeout(240),
@@ -40,6 +44,19 @@ def quiet(page: Browser) -> Browser:
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
     return make_run(tmp_path)
+
+
+@contextmanager
+def served(watched: Watched) -> Iterator[str]:
+    """The address of a page."""
+    with serve(watched, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join(10)
 
 
 def is_drawn(page: Browser) -> None:
@@ -71,19 +88,39 @@ def test_a_report_fits_shows_its_pictures_and_asks_no_network(
     assert quiet.complaints == []
 
 
+def test_the_page_of_a_run_elsewhere_comes_over_redis_and_follows_it(
+    quiet: Browser, directory: RunDirectory, tmp_path: Path
+) -> None:
+    quiet.size(1280, 900)
+    with PrivateRedis(tmp_path / "redis") as redis, connect(redis.url) as client:
+        publisher = Publisher(directory, client)
+        publisher.publish(live_tree(12))
+        mirror = Mirror(redis.url, directory.key, tmp_path / "elsewhere")
+        mirror.refresh()
+        with served(Watched([mirror.path], [mirror])) as address:
+            quiet.load(address)
+            is_drawn(quiet)
+            assert quiet.ask("document.querySelector('.pill').textContent") == "running"
+            assert quiet.ask("document.getElementById('now').textContent.includes('rollout-0 READY v12')")
+            assert quiet.ask(f"document.querySelectorAll('{STRIP} {FIRST} img').length") == 4
+            add_step(directory, 13)
+            publisher.publish(live_tree(13))
+            quiet.wait_for("document.getElementById('top').textContent.includes('13 of 40')")
+            quiet.wait_for(f"document.querySelector('{STRIP} b').textContent === 'step 13'")
+            quiet.wait_for("document.getElementById('now').textContent.includes('step 13 was made')")
+            assert quiet.complaints == []
+            redis.stop()
+            quiet.wait_for("document.getElementById('lost').textContent.includes('cannot read the page of trial')")
+            quiet.load("about:blank#end")
+
+
 def test_the_live_page_follows_the_run_and_keeps_what_the_reader_chose(
     quiet: Browser, directory: RunDirectory, tmp_path: Path
 ) -> None:
     other = make_run(tmp_path, "other", steps=5)
     quiet.size(1280, 900)
-    with (
-        directory.locked(),
-        serve(Watched([directory.path, other.path]), "127.0.0.1", 0) as server,
-    ):
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            address = f"http://127.0.0.1:{server.server_address[1]}/"
+    with directory.locked():
+        with served(Watched([directory.path, other.path])) as address:
             quiet.load(address)
             is_drawn(quiet)
             assert quiet.ask("document.querySelector('.pill').textContent") == "running"
@@ -108,8 +145,5 @@ def test_the_live_page_follows_the_run_and_keeps_what_the_reader_chose(
             assert quiet.ask(f"document.querySelector('{STRIP} b').textContent") == "step 12"
             assert quiet.complaints == []
             assert all(request.startswith(address) for request in quiet.requests)
-        finally:
-            server.shutdown()
-            thread.join(10)
-    quiet.wait_for("!document.getElementById('lost').hidden")  # and says that it hears nothing more
+        quiet.wait_for("!document.getElementById('lost').hidden")  # and says that it hears nothing more
     quiet.load("about:blank#end")

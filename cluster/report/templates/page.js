@@ -106,7 +106,7 @@ async function refresh() {
   try {
     const known = encodeURIComponent(JSON.stringify(digests));
     const answer = await fetch(`sections?known=${known}`, { cache: "no-store" });
-    if (!answer.ok) throw new Error(answer.statusText);
+    if (!answer.ok) throw new Error(await answer.text());
     for (const [name, part] of Object.entries(await answer.json())) {
       const section = document.getElementById(name), first = !(name in digests);
       digests[name] = part.digest;
@@ -119,7 +119,9 @@ async function refresh() {
     }
     document.body.dataset.refreshed = Number(document.body.dataset.refreshed || 0) + 1;
     lost.hidden = true;
-  } catch {
+  } catch (error) {
+    const reason = error instanceof TypeError ? "The page's server does not answer" : error.message;
+    lost.textContent = `${reason}; what is shown may be old.`;
     lost.hidden = false;
   }
 }
