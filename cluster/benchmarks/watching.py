@@ -64,8 +64,8 @@ def measure(scope: Scope) -> list[Table]:
             "Watching",
             f"What the launcher does for those who watch, in milliseconds: {NUM_GROUPS} groups of {GROUP_SIZE} a step, "
             "into Ray's metrics, timeline.json and live.json, against the same calls with all of it off. The share is "
-            "of one second for the step, so of a step that takes 10 s it is a tenth of that. To Redis goes a step with a "
-            f"new page of {NUM_PICTURES} pictures of {SIDE} pixels each time, from a thread.",
+            "of one second for the step, so of a step that takes 10 s it is a tenth of that. To Redis goes a step with "
+            f"a new page of {NUM_PICTURES} pictures of {SIDE} pixels each time, from a thread.",
             ("of", "on, ms", "off, ms", "share of a core, %"),
             tuple(rows),
         )
