@@ -50,8 +50,12 @@ class BenchmarkConfig(Section):
     judge_url: str | None = Field(None, description="an OpenAI-compatible server, up to and with /v1")
     judge_model: str | None = Field(None, description="the judge's name there; null: the official judge's")
     judge_key_env: str | None = Field(None, description="environment variable that holds the server's API key")
+    replicas: int = Field(1, ge=1, description="of the scorer, with rewards.benchmark --config; during a run it is one")
+    cpus: float = Field(1.0, ge=0, description="of each replica, which has as many threads; with --config only")
     gpus: float = Field(
-        0.0, ge=0, description="of the scorer's process, on the launcher's machine; 0 scores on its CPU"
+        0.0,
+        ge=0,
+        description="of each replica; 0 scores on a CPU. During a run it is on the launcher's machine",
     )
     timeout_s: float = Field(900.0, gt=0, description="for drawing and scoring; what is late is told and left out")
 

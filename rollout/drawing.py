@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers.utils import logging
 
-from configs.errors import ConfigError, DataError
+from configs.errors import ConfigError
 from configs.schema import RolloutConfig
 from rollout.drawing_options import DrawingOptions
 from rollout.engine import EngineSettings
@@ -75,7 +75,7 @@ def plan_rollout(options: DrawingOptions, conversation: Conversation, prompts: S
     checkpoint = conversation.checkpoint
     room = checkpoint.max_positions - checkpoint.num_image_tokens
     least_cot_tokens = 1 if options.no_cot else (options.max_cot_tokens or 1)
-    longest = max(_num_prompt_tokens(options, conversation, prompt, room - least_cot_tokens) for prompt in prompts)
+    longest = conversation.longest(prompts, room - least_cot_tokens, with_cot=not options.no_cot)
     max_prompt_tokens = max(4, longest)
     max_cot_tokens = 1 if options.no_cot else (options.max_cot_tokens or min(DEFAULT_COT_TOKENS, room - longest))
     on_gpu = _device(options.device) == "cuda"
@@ -96,17 +96,6 @@ def plan_rollout(options: DrawingOptions, conversation: Conversation, prompts: S
         kv_cache_gib=max(0.1, token_bytes * num_tokens * min(num_sequences, _CPU_SEQUENCES) / 2**30),
         enforce_eager=not on_gpu,  # on CPUs, compiling takes longer than the pictures do
     )
-
-
-def _num_prompt_tokens(options: DrawingOptions, conversation: Conversation, prompt: Prompt, limit: int) -> int:
-    if not conversation.plain(prompt.text):
-        raise DataError(f"prompt {prompt.prompt_id} is empty, or holds nothing but special tokens of the model")
-    contexts = [conversation.image_prompt(prompt.text, "")]
-    if not options.no_cot:
-        contexts.append(conversation.semantic_prompt(prompt.text))
-    for ids in contexts:
-        conversation.check_length(ids, limit, prompt.text, "shorten it, or lower max_cot_tokens")
-    return max(map(len, contexts))
 
 
 def _request(options: DrawingOptions, sequence: int, prompt: Prompt) -> GroupRequest:

@@ -36,17 +36,18 @@ class RolloutWorker:
         self._sampler = sampler
 
     @classmethod
-    async def start(cls, model_path: str, config: RunConfig, worker_id: str) -> RolloutWorker:
+    async def start(cls, model_path: str, config: RunConfig, worker_id: str, *, with_cot: bool = True) -> RolloutWorker:
         """A worker that rolls groups of `config.rollout` with the policy of `model_path` (a folder or hub id).
 
-        Loads the policy and the VQ model. Raises ModelError when the checkpoint cannot be used, and ConfigError
-        when prompt, CoT and picture do not fit its context.
+        with_cot: False draws from the prompts alone, which is no training. Loads the policy and the VQ model. Raises
+        ModelError when the checkpoint cannot be used, and ConfigError when prompt, CoT and picture do not fit its
+        context.
         """
         settings = EngineSettings.of(model_path, config)
         conversation = load_conversation(settings)
         engine = await start_engine(settings)
         try:
-            return cls(engine, await make_sampler(engine, conversation, settings, worker_id))
+            return cls(engine, await make_sampler(engine, conversation, settings, worker_id, with_cot))
         except BaseException:
             await engine.close()
             raise

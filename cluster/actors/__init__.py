@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from cluster.actors.learner import LearnerActor as LearnerActor
     from cluster.actors.reward import RewardActor as RewardActor
     from cluster.actors.rollout import RolloutActor as RolloutActor
+    from cluster.actors.rollout import spawn_rollout as spawn_rollout
     from cluster.actors.spawning import spawn as spawn
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -15,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "learner": ["LearnerActor"],
         "reward": ["RewardActor"],
-        "rollout": ["RolloutActor"],
+        "rollout": ["RolloutActor", "spawn_rollout"],
         "spawning": ["spawn"],
     },
 )

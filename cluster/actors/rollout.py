@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import ray
 
 from cluster.actors import folders
+from cluster.actors.dedicated_placement import OwnPlacement
 from cluster.actors.network import use_network_of_node
 from cluster.actors.sources import check_same_sources
-from cluster.actors.spawning import node_id
+from cluster.actors.spawning import node_id, spawn
 from cluster.actors.usage import Usage, UsageRecord
 from cluster.telemetry.export import RESEND_S, Exporter
 from configs.errors import RolloutError, WeightSyncError
@@ -32,12 +33,16 @@ class RolloutActor:
     Heavy imports are `start`'s and not the constructor's: what they raise then arrives as it is.
     """
 
-    def __init__(self, config: RunConfig, model_path: str, worker_id: str, run: str = "") -> None:
-        """model_path: hub id or folder; a ~ in it is this node's home. run: its name, for its metrics."""
+    def __init__(
+        self, config: RunConfig, model_path: str, worker_id: str, run: str = "", with_cot: bool = True
+    ) -> None:
+        """model_path: hub id or folder; a ~ in it is this node's home. run: its name, for its metrics. with_cot: False
+        draws from the prompts alone."""
         self._config = config
         self._run = run
         self._model_path = os.path.expanduser(model_path)
         self._worker_id = worker_id
+        self._with_cot = with_cot
         self._held = NO_VERSION
         self._loading = asyncio.Lock()
         self._arriving: tuple[ArrivingVersion, asyncio.Task[WeightVersion]] | None = None
@@ -52,7 +57,9 @@ class RolloutActor:
         check_same_sources()
         from rollout.worker import RolloutWorker
 
-        self._worker = await RolloutWorker.start(self._model_path, self._config, self._worker_id)
+        self._worker = await RolloutWorker.start(
+            self._model_path, self._config, self._worker_id, with_cot=self._with_cot
+        )
         if self._worker.figures is not None:
             self._telling = asyncio.create_task(self._tell_figures(self._worker), name="tell of the engine")
         self._usage.started()
@@ -176,6 +183,24 @@ class RolloutActor:
                 # Not ray.actor.exit_actor, which waits for all calls: some wait for the dead engine's answer.
                 os._exit(1)
             raise
+
+
+def spawn_rollout(
+    config: RunConfig, model_path: str, worker_id: str, run: str, placement: OwnPlacement, *, with_cot: bool = True
+) -> ray.actor.ActorHandle:
+    """Make a rollout worker, without waiting; a tensor-parallel one in a placement group of its own."""
+    rollout = config.rollout
+    make = placement.spawn if rollout.tensor_parallel_size > 1 else spawn
+    return make(
+        RolloutActor,
+        *(config, model_path, worker_id, run, with_cot),
+        name=f"{run}-{worker_id}",
+        num_cpus=rollout.cpus_per_worker,
+        num_gpus=rollout.gpus_per_worker,
+        threads=rollout.threads_per_worker,
+        runtime_env={"env_vars": dict(rollout.env_vars)},
+        label_selector=rollout.node_labels,
+    )
 
 
 def export_figures(exporter: Exporter, worker: RolloutWorker, worker_id: str) -> None:

@@ -248,7 +248,7 @@ def _takes(file: IO[str]) -> bool:
     return True
 
 
-def resolve_root(run_dir: str) -> tuple[Path, str | None]:
+def resolve_root(run_dir: str, option: str = "run.dir") -> tuple[Path, str | None]:
     """The absolute folder that run directories go into, and what to tell the user where it is a surprise.
 
     A relative run.dir is relative to the current directory. Not so in a Ray job with a working
@@ -263,8 +263,8 @@ def resolve_root(run_dir: str) -> tuple[Path, str | None]:
         return current / path, None
     root = Path.home() / path
     return root, (
-        f"run.dir '{run_dir}' is relative, and this Ray job runs in a temporary copy of its working directory, "
-        f"which Ray deletes; the run is kept in {root} instead (set run.dir to an absolute path to choose)"
+        f"{option} '{run_dir}' is relative, and this Ray job runs in a temporary copy of its working directory, "
+        f"which Ray deletes; what it writes is kept in {root} instead (give {option} an absolute path to choose)"
     )
 
 

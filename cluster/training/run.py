@@ -21,7 +21,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.actors import RolloutActor, spawn
+from cluster.actors import spawn_rollout
 from cluster.actors.dedicated_placement import OwnPlacement
 from cluster.groups import GroupRoller, QueueClient, RewardPools
 from cluster.learning import LearnerGroup, NcclSync, ObjectStoreSync, WeightSync
@@ -298,21 +298,7 @@ class Run:
         return PoolHooks(make_actor, start, self.log.worker, self.log.note, spawning=self._spawning)
 
     def _spawn_rollout(self, worker_id: str) -> ray.actor.ActorHandle:
-        rollout = self.config.rollout
-        make = self._own_placement.spawn if rollout.tensor_parallel_size > 1 else spawn
-        return make(
-            RolloutActor,
-            self.config,
-            self._model.path,
-            worker_id,
-            self.log.directory.name,
-            name=f"{self.log.directory.name}-{worker_id}",
-            num_cpus=rollout.cpus_per_worker,
-            num_gpus=rollout.gpus_per_worker,
-            threads=rollout.threads_per_worker,
-            runtime_env={"env_vars": dict(rollout.env_vars)},
-            label_selector=rollout.node_labels,
-        )
+        return spawn_rollout(self.config, self._model.path, worker_id, self.log.directory.name, self._own_placement)
 
     async def _start_rollout(self, handle: ray.actor.ActorHandle) -> None:
         await self._model.bring_to(handle)

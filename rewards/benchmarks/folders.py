@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from configs.errors import ConfigError, DataError
 from rewards.benchmarks.protocol import Answer, Asked, Item
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_APPENDING = threading.Lock()
 
 
 class RunFolder:
@@ -143,9 +145,9 @@ class AnswerFile:
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """One JSON line, written at once. Raises DataError."""
+    """One JSON line, written at once, by one thread at a time. Raises DataError."""
     try:
-        with path.open("a+b") as file:
+        with _APPENDING, path.open("a+b") as file:
             # A killed writer may have left half a line; what comes next must not join it.
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))

@@ -10,12 +10,12 @@ With nothing left to score no model is loaded and no judge is asked: the rules r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -31,6 +31,7 @@ from rewards.benchmarks.protocol import (
     Data,
     Graded,
     Item,
+    Scorer,
     ScorerOptions,
     UnreadableError,
     Values,
@@ -53,20 +54,56 @@ class RunOptions:
     limit: int | None = None
 
 
-def run_benchmark(benchmark: Benchmark, options: RunOptions, console: Console) -> dict[str, Any]:
-    """All stages; returns the result, which is written, too. Raises what the stages raise."""
+class Draw(Protocol):
+    """Draws what is missing; see `rewards.benchmarks.drawing.draw_missing`."""
+
+    def __call__(
+        self,
+        folder: RunFolder,
+        items: Sequence[Item],
+        chosen: Sequence[Item],
+        options: DrawingOptions,
+        advance: Callable[[], None],
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Machinery:
+    """Who draws and who scores."""
+
+    draw: Draw
+    open_scorer: Callable[[Benchmark, ScorerOptions], Scorer]
+
+
+HERE = Machinery(draw_missing, lambda benchmark, options: benchmark.open_scorer(options))
+"""This process does both."""
+
+
+def draw_benchmark(benchmark: Benchmark, options: RunOptions, console: Console, machinery: Machinery = HERE) -> None:
+    """Draw what is missing, and write the official files. Raises what the stages raise."""
     data = benchmark.read_data(options.data)
     benchmark.variant(options.scorer)  # before anything is drawn: a wrong option is told at once
     for departure in data.departures:
         console.print(f"note: {departure}", style="yellow", markup=False)
     items = choose_items(data.items, options.limit)
     folder = RunFolder(options.output_dir / benchmark.name, options.images)
+    if options.drawing is None:
+        return
     with _progress(console) as (progress, task):
-        if options.drawing is not None:
-            _draw(folder, data, items, options.drawing, progress, task)
-            _encode(folder, items, progress, task)
-        source = read_source(folder, options.drawing, options.images)
-        return _score(benchmark, data, items, folder, options.scorer, source, progress, task)
+        _draw(folder, data, items, options.drawing, machinery.draw, progress, task)
+        _encode(folder, items, progress, task)
+
+
+def score_benchmark(
+    benchmark: Benchmark, options: RunOptions, console: Console, machinery: Machinery = HERE
+) -> dict[str, Any]:
+    """Score what is drawn, and aggregate; returns the result, which is written, too. Raises what the stages raise."""
+    data = benchmark.read_data(options.data)
+    items = choose_items(data.items, options.limit)
+    folder = RunFolder(options.output_dir / benchmark.name, options.images)
+    source = read_source(folder, options.drawing, options.images)
+    with _progress(console) as (progress, task):
+        return _score(benchmark, data, items, folder, options.scorer, source, machinery.open_scorer, progress, task)
 
 
 def score_drawn(
@@ -83,7 +120,7 @@ def score_drawn(
     """
     with _progress(Console(quiet=True)) as (progress, task):
         _encode(folder, items, progress, task)
-        return _score(benchmark, data, items, folder, options, source, progress, task)
+        return _score(benchmark, data, items, folder, options, source, HERE.open_scorer, progress, task)
 
 
 def _score(
@@ -93,12 +130,13 @@ def _score(
     folder: RunFolder,
     options: ScorerOptions,
     source: Mapping[str, Any],
+    open_scorer: Callable[[Benchmark, ScorerOptions], Scorer],
     progress: Progress,
     task: TaskID,
 ) -> dict[str, Any]:
     metric = benchmark.name + join_names(benchmark.variant(options))
     answers = AnswerFile(folder, metric)
-    _ask(benchmark, folder, items, options, answers, metric, progress, task)
+    _ask(partial(open_scorer, benchmark, options), folder, items, answers, metric, progress, task)
     graded, failed = grade_all(benchmark, folder, items, answers)
     scorer = read_json(folder.root / "scorers" / f"{slug(metric)}.json") or {}
     _, missing = folder.asked(items)
@@ -131,7 +169,13 @@ def _progress(console: Console) -> Iterator[tuple[Progress, TaskID]]:
 
 
 def _draw(
-    folder: RunFolder, data: Data, items: Sequence[Item], drawing: DrawingOptions, progress: Progress, task: TaskID
+    folder: RunFolder,
+    data: Data,
+    items: Sequence[Item],
+    drawing: DrawingOptions,
+    draw: Draw,
+    progress: Progress,
+    task: TaskID,
 ) -> None:
     missing = [item for item in items if folder.needs_drawing(item)]
     settings: dict[str, Any] = {name: value for name, value in asdict(drawing).items() if name != "num_images"}
@@ -145,7 +189,7 @@ def _draw(
         by_number.setdefault(item.num_pictures, []).append(item)
     for num_images, chosen in by_number.items():
         own = DrawingOptions(**{**asdict(drawing), "num_images": num_images})
-        draw_missing(folder, data.items, chosen, own, partial(progress.advance, task))
+        draw(folder, data.items, chosen, own, partial(progress.advance, task))
 
 
 def _encode(folder: RunFolder, items: Sequence[Item], progress: Progress, task: TaskID) -> None:
@@ -161,10 +205,9 @@ def _encode(folder: RunFolder, items: Sequence[Item], progress: Progress, task: 
 
 
 def _ask(
-    benchmark: Benchmark,
+    open_scorer: Callable[[], Scorer],
     folder: RunFolder,
     items: Sequence[Item],
-    options: ScorerOptions,
     answers: AnswerFile,
     metric: str,
     progress: Progress,
@@ -177,7 +220,7 @@ def _ask(
     if not pending:
         return
     progress.reset(task, total=len(pending), description="scoring")
-    scorer = benchmark.open_scorer(options)
+    scorer = open_scorer()
     about_path = folder.root / "scorers" / f"{slug(metric)}.json"
     try:
         _check_same_scorer(about_path, scorer.about())

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -215,6 +215,24 @@ class Conversation:
             return None
 
         return reason
+
+    def longest(self, prompts: Iterable[Prompt], limit: int, *, with_cot: bool) -> int:
+        """Tokens of the longest of these prompts with the words around it: before its plan, where there is to be one,
+        and before its picture.
+
+        Raises DataError for an empty one, and PromptTooLong for one of more than `limit` tokens.
+        """
+        num_tokens = 0
+        for prompt in prompts:
+            if not self.plain(prompt.text):
+                raise DataError(f"prompt {prompt.prompt_id} is empty, or holds nothing but special tokens of the model")
+            contexts = [self.image_prompt(prompt.text, "")]
+            if with_cot:
+                contexts.append(self.semantic_prompt(prompt.text))
+            for ids in contexts:
+                self.check_length(ids, limit, prompt.text, "shorten it, or lower max_cot_tokens")
+                num_tokens = max(num_tokens, len(ids))
+        return num_tokens
 
     def _image_prompt(self, prompt: str, cot: str) -> Int32Array:
         prompt, cot = self._plain(prompt), self._plain(cot)

@@ -61,7 +61,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"reports"},
         {"report"},
         {"training", "watch"},
-        {"", "benchmarks", "faults", "studies", "boards", "submission", "rehearsal"},
+        {"", "benchmarks", "faults", "studies", "boards", "submission", "rehearsal", "evaluation"},
     ],
     "rollout": [
         {"records"},
@@ -81,7 +81,7 @@ FLOORS: dict[str, list[set[str]]] = {
 }
 SAME_FLOOR = {
     *(
-        ("cluster", "", room) for room in ("benchmarks", "faults", "studies", "submission", "rehearsal")
+        ("cluster", "", room) for room in ("benchmarks", "faults", "studies", "submission", "rehearsal", "evaluation")
     ),  # commands use their tools
     *(("rewards", room, "t2i_r1") for room in ("objects", "preference", "alignment")),
     ("rewards", "t2i_r1", "objects"),
