@@ -32,7 +32,7 @@ from configs.command_line import exit_code_of
 from configs.errors import ConfigError
 from configs.load import load_config
 from configs.local.paths import with_paths
-from rewards.benchmarks.command import TABLE, choose, console_of, make_parser, parse
+from rewards.benchmarks.command import TABLE, choose, console_of, make_parser, parse, served_judge
 
 KEPT = "what is drawn and scored so far is kept; the same command goes on"
 
@@ -71,7 +71,6 @@ def _start(arguments: argparse.Namespace, signals: StopSignals) -> int:
     console = console_of()
     config = with_paths(load_config(arguments.config, arguments.set), None if is_in_job_copy() else Path.cwd())
     drawing = None if arguments.images else drawing_of(arguments, config)
-    chosen, lacking = choose(arguments, config.data.benchmarks)
     arguments.output_dir, surprise = resolve_root(str(arguments.output_dir), "--output-dir")
     if surprise is not None:
         console.print(surprise, markup=False, soft_wrap=True)
@@ -79,9 +78,11 @@ def _start(arguments: argparse.Namespace, signals: StopSignals) -> int:
         arguments.output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output-dir {arguments.output_dir} cannot be made: {error.strerror or error}") from error
-    evaluation = Evaluation(arguments, chosen, config, drawing, console)
-    signals.check()
-    is_well = run_bounded(_stoppable(evaluation, signals))
+    with served_judge(arguments, console.print) as judge:
+        chosen, lacking = choose(arguments, config.data.benchmarks)
+        evaluation = Evaluation(arguments, chosen, config, drawing, console, judge)
+        signals.check()
+        is_well = run_bounded(_stoppable(evaluation, signals))
     for name, reason in lacking.items():
         console.print(f"left out: {name}: {reason}", style="yellow", markup=False, soft_wrap=True)
     return signals.exit_code if signals.has_come else 0 if is_well else 1

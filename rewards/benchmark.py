@@ -20,12 +20,14 @@ from configs.errors import DataError
 from rewards.benchmarks.command import (
     TABLE,
     Choice,
+    ServedJudge,
     bounded,
     choose,
     console_of,
     draw_and_score,
     make_parser,
     parse,
+    served_judge,
 )
 from rollout.drawing_options import DrawingOptions
 
@@ -64,23 +66,26 @@ def _show_table(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     console = console_of()
-    chosen, lacking = choose(arguments)
-    if arguments.self_check:
-        raises = len(chosen) == 1 and not lacking
-        check = partial(_check_one, arguments)
-        outcomes = [bounded(check, choice, console, raises=raises) for choice in chosen]
-        is_well = all(outcomes)
-    else:
-        drawing = None if arguments.images else DrawingOptions.of(arguments, num_images=1, images_per_cot=1)
-        is_well = draw_and_score(arguments, chosen, drawing, console)
+    with served_judge(arguments, console.print) as judge:
+        chosen, lacking = choose(arguments)
+        if arguments.self_check:
+            raises = len(chosen) == 1 and not lacking
+            check = partial(_check_one, arguments, judge)
+            outcomes = [bounded(check, choice, console, raises=raises) for choice in chosen]
+            is_well = all(outcomes)
+        else:
+            drawing = None if arguments.images else DrawingOptions.of(arguments, num_images=1, images_per_cot=1)
+            is_well = draw_and_score(arguments, chosen, drawing, console, judge=judge)
     for name, reason in lacking.items():
         console.print(f"left out: {name}: {reason}", style="yellow", markup=False, soft_wrap=True)
     return 0 if is_well else 1
 
 
-def _check_one(arguments: argparse.Namespace, choice: Choice) -> bool:
+def _check_one(arguments: argparse.Namespace, judge: ServedJudge | None, choice: Choice) -> bool:
     from rewards.benchmarks.checking import self_check
 
+    if judge is not None and choice.asks_judge:
+        judge.start()
     return self_check(choice.benchmark, choice.path, choice.scorer, arguments.output_dir, console_of())
 
 

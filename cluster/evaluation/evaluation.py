@@ -22,7 +22,7 @@ from cluster.evaluation.scoring import PoolScorer
 from cluster.evaluation.settings import config_of_workers
 from configs.local.environment import with_secrets
 from configs.schema import BenchmarkConfig, RunConfig
-from rewards.benchmarks.command import Choice, draw_and_score
+from rewards.benchmarks.command import Choice, ServedJudge, draw_and_score
 from rewards.benchmarks.judged.base import ServedBenchmark
 from rewards.benchmarks.protocol import Benchmark, Scorer, ScorerOptions
 from rewards.benchmarks.stages import Machinery
@@ -39,6 +39,8 @@ class Evaluation:
     drawing: DrawingOptions | None
     """None where all pictures are there."""
     console: Console
+    judge: ServedJudge | None = None
+    """On this machine; ended by who has made it."""
     _scorers: list[PoolScorer] = field(default_factory=list, init=False)
 
     async def execute(self) -> bool:
@@ -61,7 +63,7 @@ class Evaluation:
         stages = (self.arguments, self.chosen, self.drawing, self.console)
         machinery = Machinery(_nothing_draws if drawer is None else drawer.draw, open_scorer)
         try:
-            return await asyncio.to_thread(draw_and_score, *stages, machinery, workers_end)
+            return await asyncio.to_thread(draw_and_score, *stages, machinery, workers_end, self.judge)
         finally:
             bridge.close()
             if drawer is not None:

@@ -17,6 +17,7 @@ examples:
   python -m rewards.benchmark geneval --model deepseek-ai/Janus-Pro-1B --data geneval --scorer detector=mask2former.pth
   python -m rewards.benchmark geneval --images pictures --data geneval --scorer detector=mask2former.pth
   python -m rewards.benchmark wise --model deepseek-ai/Janus-Pro-1B --data WISE --judge-url https://api.openai.com/v1
+  python -m rewards.benchmark wise_verified --model CHECKPOINT --data WISE --serve-judge Qwen/Qwen3.5-35B-A3B
   python -m rewards.benchmark all --model tiny-janus --data checkouts --scorer geneval.detector=mask2former.pth
   python -m rewards.benchmark dpg --config configs/janus_pro_7b_cluster.yaml --data ELLA --scorer mplug=mplug_vqa
   python -m rewards.benchmark geneval --self-check --data geneval --scorer detector=mask2former.pth
@@ -61,7 +62,16 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--limit", type=whole(1), metavar="N", help="prompts, of each category in turn; default: all")
     parser.add_argument("--output-dir", type=Path, default=Path("benchmarks"), help="default: %(default)s")
-    parser.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible server, up to and with /v1")
+    judge = parser.add_mutually_exclusive_group()
+    judge.add_argument("--judge-url", metavar="URL", help="an OpenAI-compatible server, up to and with /v1")
+    judge.add_argument(
+        "--serve-judge",
+        metavar="DIR_OR_HUB_ID",
+        help="have vLLM serve this model on this machine, while pictures are judged",
+    )
+    parser.add_argument(
+        "--judge-args", metavar="TEXT", help="of --serve-judge: more options of vLLM's server, as one word"
+    )
     parser.add_argument("--judge-model", metavar="MODEL", help="the judge's name there; default: the official judge's")
     parser.add_argument(
         "--judge-key-env", metavar="VARIABLE", help="environment variable that holds the server's API key"

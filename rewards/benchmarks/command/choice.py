@@ -10,6 +10,7 @@ from pathlib import Path
 from configs.errors import ConfigError, DataError
 from configs.schema import BenchmarkConfig
 from rewards.benchmarks.command.arguments import ALL, names_of
+from rewards.benchmarks.judged.base import ServedBenchmark
 from rewards.benchmarks.protocol import Benchmark, Data, ScorerOptions
 from rewards.benchmarks.registry import make_benchmark, scorer_options
 from rewards.benchmarks.stages import RunOptions, choose_items
@@ -33,6 +34,11 @@ class Choice:
     @property
     def name(self) -> str:
         return self.benchmark.name
+
+    @property
+    def asks_judge(self) -> bool:
+        """Whether its pictures are scored by a model on a server."""
+        return isinstance(self.benchmark, ServedBenchmark)
 
     def prompts(self, limit: int | None) -> list[Prompt]:
         """What is to be drawn of it."""
@@ -69,6 +75,8 @@ def choose(
             if arguments.name != ALL:
                 raise
             lacking[name] = str(error)
+    if arguments.serve_judge and chosen and not any(choice.asks_judge for choice in chosen):
+        raise ConfigError(f"--serve-judge: none of {', '.join(choice.name for choice in chosen)} asks a judge")
     if not chosen:
         raise ConfigError(f"none of the benchmarks can be run; the first: {lacking[names[0]]}")
     return chosen, lacking

@@ -13,6 +13,9 @@ from rich.console import Console
 
 from configs.errors import BicotError
 from rewards.benchmarks.command.choice import Choice
+from rewards.benchmarks.command.judge_server import ServedJudge
+from rewards.benchmarks.judged.base import ServedBenchmark
+from rewards.benchmarks.protocol import Benchmark, Scorer, ScorerOptions
 from rewards.benchmarks.reporting import show_result
 from rewards.benchmarks.stages import HERE, Machinery, draw_benchmark, score_benchmark
 from rollout.drawing_options import DrawingOptions
@@ -33,12 +36,15 @@ def draw_and_score(
     console: Console,
     machinery: Machinery = HERE,
     between: Callable[[], None] = lambda: None,
+    judge: ServedJudge | None = None,
 ) -> bool:
     """Whether every result is complete. One of several that fails is told, and the next one comes.
 
-    drawing: None where all pictures are there. between: called when all are drawn.
+    drawing: None where all pictures are there. between: called when all are drawn. judge: one that is to be started
+    for what asks a judge, when there is something to ask.
     """
     raises = len(chosen) == 1
+    machinery = machinery if judge is None else _starting(judge, machinery)
 
     def draw(choice: Choice) -> bool:
         draw_benchmark(choice.benchmark, choice.run_options(arguments, drawing), console, machinery)
@@ -53,6 +59,15 @@ def draw_and_score(
     between()
     is_well = [bounded(score, choice, console, raises=raises) for choice in drawn]
     return len(drawn) == len(chosen) and all(is_well)
+
+
+def _starting(judge: ServedJudge, machinery: Machinery) -> Machinery:
+    def open_scorer(benchmark: Benchmark, options: ScorerOptions) -> Scorer:
+        if isinstance(benchmark, ServedBenchmark):
+            judge.start()
+        return machinery.open_scorer(benchmark, options)
+
+    return Machinery(machinery.draw, open_scorer)
 
 
 def bounded(work: Callable[[Choice], bool], choice: Choice, console: Console, *, raises: bool) -> bool:
