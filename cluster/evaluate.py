@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line's parser."""
-    return make_parser("python -m cluster.evaluate")
+    return make_parser(prog="python -m cluster.evaluate")
 
 
 def _main(arguments: argparse.Namespace) -> int:

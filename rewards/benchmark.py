@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line's parser."""
-    return make_parser("python -m rewards.benchmark")
+    return make_parser(prog="python -m rewards.benchmark")
 
 
 def _show_table(arguments: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, str] = {
     "rewards.score": "Scores a folder of pictures.",
     "rewards.best_of": "Draws several pictures of each prompt and keeps the one that the rewards like best.",
     "rewards.benchmark": "Draws the prompts of a benchmark and scores them as its authors do.",
+    "cluster.evaluate": "Does so on Ray, with --config; `rewards.benchmark --config` is the same.",
     "rewards.ask": "Has a language model write the questions that a judge asks of each prompt's pictures.",
     "learner.warm_start": "Trains a model on captioned pictures, without reinforcement learning.",
     "cluster.report": "Writes one HTML file that shows how runs went.",
