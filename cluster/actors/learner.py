@@ -13,6 +13,7 @@ from cluster.actors import folders
 from cluster.actors.folders import ProbeAnswer, WrittenFiles
 from cluster.actors.network import free_port, use_network_of_node
 from cluster.actors.sources import check_same_sources
+from cluster.actors.spawning import own_name
 from cluster.actors.usage import Usage, UsageRecord
 from configs.errors import LearnerError
 from configs.schema import RunConfig
@@ -45,6 +46,9 @@ class LearnerActor:
         self._stage: Stage | None = None
         self._worker: LearnerWorker | None = None
         self._usage = UsageRecord()
+
+    def __repr__(self) -> str:
+        return own_name()
 
     def pulse(self) -> Stage | None:
         """Answers also while the rank computes, in the concurrency group of this name: how far a warm start is."""

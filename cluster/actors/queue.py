@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.actors.spawning import own_name
 from cluster.actors.trajectory_queue import TrajectoryQueue
 from rollout.records import ScoredGroup, TrajectoryBatch
 
@@ -11,6 +12,9 @@ class TrajectoryQueueActor:
 
     def __init__(self, max_groups: int, groups_per_step: int, first_step: int) -> None:
         self._queue = TrajectoryQueue(max_groups, groups_per_step, first_step)
+
+    def __repr__(self) -> str:
+        return own_name()
 
     async def put(self, group: ScoredGroup) -> bool:
         return await self._queue.put(group)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from cluster.actors.score_cache import RewardAnswer, ScoreCache
 from cluster.actors.sources import check_same_sources
-from cluster.actors.spawning import node_id
+from cluster.actors.spawning import node_id, own_name
 from cluster.actors.usage import Usage, UsageRecord
 from configs.errors import RewardError
 from configs.schema import RewardConfig
@@ -27,6 +27,9 @@ class RewardActor:
         self._usage = UsageRecord()
         self._worker = RewardWorker(config)
         self._cache = None if cache_url is None else ScoreCache(cache_url, config)
+
+    def __repr__(self) -> str:
+        return own_name()
 
     async def start(self) -> None:
         check_same_sources()

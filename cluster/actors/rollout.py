@@ -14,7 +14,7 @@ from cluster.actors import folders
 from cluster.actors.dedicated_placement import OwnPlacement
 from cluster.actors.network import use_network_of_node
 from cluster.actors.sources import check_same_sources
-from cluster.actors.spawning import node_id, spawn
+from cluster.actors.spawning import node_id, own_name, spawn
 from cluster.actors.usage import Usage, UsageRecord
 from cluster.telemetry.export import RESEND_S, Exporter
 from configs.errors import RolloutError, WeightSyncError
@@ -49,6 +49,9 @@ class RolloutActor:
         self._worker: RolloutWorker | None = None
         self._telling: asyncio.Task[None] | None = None
         self._usage = UsageRecord()
+
+    def __repr__(self) -> str:
+        return own_name()
 
     async def start(self) -> None:
         """Load the models. Raises what `RolloutWorker.start` raises."""

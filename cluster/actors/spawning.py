@@ -28,6 +28,11 @@ def node_id() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
+def own_name() -> str:
+    """Of the actor that calls. As its `__repr__` it is what Ray's log prefixes and dashboard show, not the class."""
+    return str(ray.get_runtime_context().get_actor_name())
+
+
 def thread_environment(threads: int | None, num_gpus: float) -> dict[str, str]:
     """Environment that keeps a process to its threads.
 

@@ -78,9 +78,11 @@ def _simple(
 
 
 def _label(key: str, keys: Sequence[str]) -> str:
-    part = key.rpartition("/")[2] if "/" in key else ""
     if len(keys) == 1:
         return ""
+    part = key.rpartition("/")[2] if "/" in key else ""
+    if not part and not any(other.startswith(f"{key}/") for other in keys):
+        return key.replace("_", " ")
     if key.startswith("time/"):
         return part.removesuffix("_s")
     return PARTS.get(part, part)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args
 
-from cluster.report.view import STALE_AFTER_S, Moment, RunView, shown
+from cluster.report.view import STALE_AFTER_S, Moment, RunView, fields_of, shown
 from cluster.reports.metrics import critical_path_of
 from cluster.reports.progress import format_duration
 from configs.schema import RunConfig
@@ -25,6 +25,7 @@ FAULTS: Final = re.compile(
 )
 """What a line of the run's notes says that tells of a fault or of a recovery."""
 MAX_MOMENTS: Final = 200
+_ITEM: Final = re.compile(r"\[.*?\]")
 _NONE: Final = object()
 
 
@@ -128,7 +129,7 @@ def time_split(view: RunView) -> list[dict[str, Any]]:
             "seconds": phases[name],
             "text": format_duration(phases[name]),
             "share": phases[name] / total,
-            "color": number % 6,
+            "color": number,
         }
         for number, name in enumerate(PHASE_ORDER)
         if total and phases.get(name, 0.0) > 0
@@ -213,7 +214,8 @@ def pairs(view: RunView) -> list[dict[str, Any]]:
             {"before": before, "after": after, "change": (after["score"] or 0) - (before["score"] or 0)}
             for before, after in zip(entries[:count], entries[count:], strict=False)
         ]
-        sets.append({"name": name.replace("_", " "), "title": tree.get("title", ""), "pairs": both})
+        words = name.replace("_", " ")
+        sets.append({"name": words, "title": str(tree.get("title", "")).replace(name, words, 1), "pairs": both})
     return sets
 
 
@@ -227,8 +229,8 @@ def versions(view: RunView) -> dict[str, str]:
 def from_defaults(view: RunView) -> list[tuple[str, str, str]]:
     """Fields of a config that differ from the schema's defaults: name, value, default."""
     found = []
-    for name, value in view.config.items():
-        default = _default_of(name)
+    for name, value in fields_of(view).items():
+        default = _default_of(_ITEM.sub("", name))
         if name.startswith("run.dir") or (default is not _NONE and shown(default) == shown(value)):
             continue
         found.append((name, shown(value), "–" if default is _NONE else shown(default)))

@@ -141,7 +141,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunView]:
 
 def _is_fresh(live: Mapping[str, Any] | None) -> bool:
     """Whether a launcher wrote it just now: what tells where another machine's lock cannot be seen."""
-    return live is not None and time.time() - live["updated_s"] <= STALE_AFTER_S
+    return live is not None and time.time() - live.get("updated_s", 0.0) <= STALE_AFTER_S
 
 
 def _rows(path: Path) -> Sequence[MetricsRow]:
@@ -192,14 +192,28 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return fields
 
 
+def fields_of(view: RunView) -> dict[str, Any]:
+    """The config by field, also of each reward: `rewards[hps].weight`."""
+    fields: dict[str, Any] = {}
+    for name, value in view.config.items():
+        fields[name] = value if name != "rewards" else ", ".join(view.rewards)
+        if name == "rewards":
+            for reward in value:
+                fields |= _flat(
+                    {key: own for key, own in reward.items() if key != "name"}, f"rewards[{reward['name']}]."
+                )
+    return fields
+
+
 def config_differences(views: Sequence[RunView]) -> list[tuple[str, list[str]]]:
     """Fields of which the runs have different values, and each run's as text; where it writes does not count."""
-    fields = dict.fromkeys(key for view in views for key in view.config)
+    configs = [fields_of(view) for view in views]
+    fields = dict.fromkeys(key for config in configs for key in config)
     found = []
     for name in fields:
         if name in ("run.name", "run.dir"):
             continue
-        values = [shown(view.config[name]) if name in view.config else "–" for view in views]
+        values = [shown(config[name]) if name in config else "–" for config in configs]
         if len(set(values)) > 1:
             found.append((name, values))
     return found

@@ -73,8 +73,10 @@ def test_a_report_fits_shows_its_pictures_and_asks_no_network(
     finish(directory)
     path = write_report([directory.path], directory.report_path)
     quiet.size(width, 900, dark=dark)
+    quiet.is_online(False)
     quiet.load(path.as_uri())
     is_drawn(quiet)
+    quiet.is_online(True)
     assert quiet.ask(OVERFLOW) == 0
     background = quiet.ask("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background.strip("rgb()").split(","))) < 200) == dark

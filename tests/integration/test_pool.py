@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import ray
+from ray.core.generated import gcs_pb2
 from ray.util import placement_group_table
 
 from cluster.actors.dedicated_placement import OwnPlacement
-from cluster.actors.spawning import node_id
+from cluster.actors.queue import TrajectoryQueueActor
+from cluster.actors.spawning import node_id, spawn
 from cluster.pools import ActorPool, Patience, PoolHooks
 from cluster.pools.remote_errors import WorkerLostError
 from configs.errors import ModelError
@@ -129,3 +131,13 @@ async def test_an_actor_with_a_place_of_its_own_gives_it_back_when_it_ends() -> 
     async with asyncio.timeout(30):
         while placement_group_table()[group_id]["state"] != "REMOVED":
             await asyncio.sleep(0.05)
+
+
+def test_rays_logs_and_dashboard_call_an_actor_by_its_name() -> None:
+    handle = spawn(TrajectoryQueueActor, 2, 1, 0, name="trial-queue", num_cpus=0)
+    try:
+        assert ray.get(handle.num_queued.remote()) == 0
+        table = ray._private.state.state._connect_and_get_accessor().get_actor_info(handle._actor_id)
+        assert gcs_pb2.ActorTableData.FromString(table).repr_name == "trial-queue"
+    finally:
+        ray.kill(handle)

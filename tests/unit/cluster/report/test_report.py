@@ -12,11 +12,18 @@ import pytest
 from cluster.report import read_run, report_html
 from cluster.report.__main__ import main
 from cluster.report.charts import MAX_POINTS, Chart, Line, nice_ticks, number
-from cluster.report.curves import charts_of
+from cluster.report.curves import _label, charts_of
 from cluster.report.sections import correlations, fault_counts, faults, from_defaults, reward_table, time_split, verdict
 from cluster.report.view import config_differences, read_runs
 from configs.errors import ConfigError
 from tests.runs import finish, make_run
+
+LABELLED = (
+    ("kl", "kl/cot"),
+    ("pipeline_efficiency", "busy/rollout"),
+    ("parity/mean_abs/cot", "parity/mean_abs/image"),
+    ("time/reward_s", "time/rollout_s"),
+)
 
 
 class Page(HTMLParser):
@@ -91,6 +98,20 @@ def test_a_report_says_what_the_files_say(tmp_path: Path) -> None:
     assert not differing & {"rollout.num_workers", "checkpoint.keep_last", "parity.every_steps", "run.dir"}
 
 
+def test_lines_are_called_by_what_tells_them_apart() -> None:
+    called = {key: _label(key, keys) for keys in LABELLED for key in keys}
+    assert called == {
+        "kl": "all tokens",
+        "kl/cot": "semantic CoT",
+        "pipeline_efficiency": "pipeline efficiency",
+        "busy/rollout": "rollout",
+        "parity/mean_abs/cot": "semantic CoT",
+        "parity/mean_abs/image": "image tokens",
+        "time/reward_s": "reward",
+        "time/rollout_s": "rollout",
+    }
+
+
 def test_texts_of_a_run_stay_texts_and_nothing_is_asked_of_a_network(tmp_path: Path) -> None:
     directory = make_run(tmp_path)
     finish(directory)
@@ -128,6 +149,19 @@ def test_runs_are_compared_by_what_differs(tmp_path: Path) -> None:
     assert "low training" in html
     twice = read_runs([low.path, low.path])
     assert len({view.name for view in twice}) == 2
+
+
+def test_a_rewards_fields_are_told_one_by_one(tmp_path: Path) -> None:
+    plain = make_run(tmp_path, "plain")
+    heavy = make_run(tmp_path, "heavy", overrides=['rewards=[{"name": "shapes", "weight": 2.0, "batch_size": 4}]'])
+    views = read_runs([plain.path, heavy.path])
+    found = dict(config_differences(views))
+    assert found["rewards"] == ["shapes, second", "shapes"]
+    assert found["rewards[shapes].weight"] == ["1.0", "2.0"]
+    assert found["rewards[second].weight"] == ["0.5", "–"]
+    told = {name: (value, default) for name, value, default in from_defaults(views[1]) if name.startswith("rewards")}
+    assert told["rewards[shapes].weight"] == ("2.0", "1.0")
+    assert "rewards[shapes].retries" not in told
 
 
 def test_the_command_writes_one_file_beside_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
