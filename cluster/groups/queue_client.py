@@ -32,7 +32,7 @@ MAX_REPLACEMENTS: Final = 10
 
 
 def spawn_queue(config: RunConfig, name: str, first_step: int) -> Any:
-    """A queue actor on this very node."""
+    """A queue actor on this very node. Soft, Ray would take another one now and then, though there is room here."""
     return spawn(
         TrajectoryQueueActor,
         config.max_queued_groups,
@@ -40,7 +40,7 @@ def spawn_queue(config: RunConfig, name: str, first_step: int) -> Any:
         first_step,
         name=name,
         num_cpus=0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
+        scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
     )
 
 

@@ -122,6 +122,7 @@ def test_the_trajectory_queue_is_asked_for_on_the_launchers_own_node(asked: Aske
     strategy = options["scheduling_strategy"]
     assert isinstance(strategy, NodeAffinitySchedulingStrategy)
     assert (name, options["num_cpus"], strategy.node_id) == ("TrajectoryQueueActor", 0, NODE)
+    assert not strategy.soft, "Ray then takes other nodes, too"
 
 
 def test_what_a_user_says_of_environment_and_nodes_reaches_every_kind_of_worker(
