@@ -44,6 +44,7 @@ test-integration: setup  ## run the tests with the real vLLM, Ray, DeepSpeed and
 test-hosts: setup  ## run all stories of several hosts, in network namespaces (Linux, root; half an hour)
 	$(PYTHON_BIN) -m pytest tests/hosts $(ARGS)
 
+test-all: export BICOT_FUZZ_EXAMPLES ?= 10000
 test-all: test-unit test-hosts  ## run everything, the long proofs too
 	$(PYTHON_BIN) -m pytest tests/unit -m proof $(ARGS)
 	$(PYTHON_BIN) -m pytest tests/integration $(wildcard tests/gpu) $(ARGS)

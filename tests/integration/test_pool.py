@@ -62,7 +62,7 @@ def make_pool(size: int, max_calls: int, changes: list[tuple[str, str]], fails: 
         on_change=on_change,
         note=lambda text: None,
     )
-    return ActorPool("worker", size, max_calls, hooks, Patience(heartbeat_s=0.2, heartbeat_timeout_s=3.0))
+    return ActorPool("worker", size, max_calls, hooks, Patience(heartbeat_s=0.5, heartbeat_timeout_s=3.0))
 
 
 async def test_calls_spread_over_all_members() -> None:
