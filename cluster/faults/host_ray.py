@@ -28,6 +28,7 @@ def ray_environment() -> dict[str, str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
+        "RAY_raylet_start_wait_time_s": f"{START_TIMEOUT_S:.0f}",  # Ray's own 30 s are short beside a run
         # A lost node is noticed within seconds, so that a story does not take minutes.
         "RAY_health_check_initial_delay_ms": "2000",
         "RAY_health_check_period_ms": "1000",
