@@ -52,11 +52,10 @@ def weight_layout(engine: DeepSpeedEngine, policy: JanusPolicy) -> list[tuple[st
 
 
 def export_tensors(engine: DeepSpeedEngine, policy: JanusPolicy) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of `export_buckets` one by one, on the device. At ZeRO-3 each is a copy, since the gathered tensor is
-    freed again. Every rank must exhaust the iterator."""
+    """The tensors of `export_buckets` one by one, on the device; at ZeRO-3 each is valid until the next is asked for.
+    Every rank must exhaust the iterator."""
     for tensors in engine.gathered(policy.named_exported_parameters(), _GATHER_BYTES):
-        for name, tensor in tensors:
-            yield name, tensor.clone() if engine.zero_stage == 3 else tensor
+        yield from tensors
 
 
 def take_weights(engine: DeepSpeedEngine, policy: JanusPolicy, copies: HostCopies) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import JanusForConditionalGeneration
 
-from configs.errors import LearnerError
+from configs.errors import LearnerError, WeightSyncError
 from configs.schema import RunConfig
 from learner.batch import PlanSettings, plan_step
 from learner.batch_updates import BaseReference, BatchUpdater
@@ -27,13 +27,13 @@ from learner.checkpoint import Snapshot, load_checkpoint
 from learner.export import PretrainedWriter, export_buckets, export_tensors, weight_layout
 from learner.janus_policy import JanusPolicy, load_janus
 from learner.lora import PeftFormat
-from learner.nccl_sender import NcclSender
 from learner.prompt_check import PromptCheck
 from learner.zero import DeepSpeedEngine, OptimizerSettings, ShardedModule, close_distributed, init_distributed
 from learner.zero.engine import StepInfo
 from rollout.janus_checkpoint import resolve_folder
 from rollout.prompts import Conversation
-from rollout.records import GroupRollout, TrajectoryBatch, WeightBucket
+from rollout.records import GroupPlace, GroupRollout, TrajectoryBatch, WeightBucket
+from rollout.weights.groups import WeightGroup
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class LearnerWorker:
         updater: BatchUpdater,
         prompts: PromptCheck,
         writer: PretrainedWriter | None,
+        device: torch.device,
     ) -> None:
         """Of a policy, the engine around it, an updater of that engine, a look at prompts, and on rank 0 a writer;
         `start` gives one."""
@@ -76,7 +77,8 @@ class LearnerWorker:
         self._prompts = prompts
         self._snapshot = Snapshot(engine, policy, writer)
         self._num_skipped = 0
-        self._sender: NcclSender | None = None
+        self._device = device
+        self._group: WeightGroup | None = None
 
     @classmethod
     def start(
@@ -118,7 +120,7 @@ class LearnerWorker:
                 reference.share_frozen(policy)
             reference.to(device)
         updater = BatchUpdater(config, engine, reference or BaseReference(engine), device)
-        return cls(config, rank, policy, engine, updater, PromptCheck(config, conversation), writer)
+        return cls(config, rank, policy, engine, updater, PromptCheck(config, conversation), writer, device)
 
     @property
     def weight_version(self) -> int:
@@ -180,37 +182,36 @@ class LearnerWorker:
         """(name, dtype, shape) of the tensors that `send_collective` broadcasts, in the same order."""
         return weight_layout(self._engine, self._policy)
 
-    def join_collective(self, master_address: str, master_port: int, world_size: int) -> None:
-        """Form an NCCL group with the engines' workers, replacing an earlier one. Needs GPUs; only rank 0 joins.
+    def join_collective(self, place: GroupPlace) -> None:
+        """Form a weight-transfer group with the engines' workers, replacing an earlier one; only rank 0 joins.
 
         Raises WeightSyncError when the group cannot be formed.
         """
         if self._rank == 0:
-            self._leave_collective()
-            self._sender = NcclSender(master_address, master_port, world_size)
+            self.abort_collective()
+            self._group = WeightGroup(place, _with_index(self._device))
+            self._group.meet()
 
-    def send_collective(self, version: int) -> None:
-        """Broadcast what `export_weights` exports over the NCCL group. Collective: every rank calls it.
+    def send_collective(self, version: int, bucket_bytes: int) -> None:
+        """Broadcast what `export_weights` exports to the group. Collective: every rank calls it.
 
-        Raises LearnerError, WeightSyncError.
+        Raises LearnerError, and WeightSyncError when the group has failed; it is of no more use then.
         """
         self._check_version(version)
         tensors = export_tensors(self._engine, self._policy)
-        if self._sender is not None:
-            self._sender.send(tensors)
-        else:
-            for _ in tensors:  # gathering ZeRO-3's partitions is collective
+        try:
+            if self._rank == 0:
+                if self._group is None:
+                    raise WeightSyncError("the learner is in no weight-transfer group")
+                self._group.send(tensors, self.weight_layout(), bucket_bytes)
+        finally:
+            for _ in tensors:  # gathering ZeRO-3's partitions is collective, whatever becomes of the broadcast
                 pass
 
-    def give_up_collective(self) -> None:
-        """Let go of a `send_collective` that waits for a dead member. For another thread."""
-        if (sender := self._sender) is not None:
-            sender.give_up()
-
-    def _leave_collective(self) -> None:
-        if self._sender is not None:
-            self._sender.close()
-            self._sender = None
+    def abort_collective(self) -> None:
+        """Break off a broadcast, and leave the group. In any thread."""
+        if self._group is not None:
+            self._group.abort()
 
     def take_snapshot(self, step: int) -> None:
         """Copy into host memory what resuming after `step` steps needs, and the policy. Collective.
@@ -234,7 +235,7 @@ class LearnerWorker:
 
     def close(self) -> None:
         """Free optimizer and process groups."""
-        self._leave_collective()
+        self.abort_collective()
         if isinstance(reference := self._updater.reference, ShardedModule):
             reference.destroy()
         self._engine.destroy()
@@ -243,6 +244,10 @@ class LearnerWorker:
 
 def _device(config: RunConfig) -> torch.device:
     return torch.device("cuda" if config.learner.gpus_per_rank > 0 else "cpu")
+
+
+def _with_index(device: torch.device) -> torch.device:
+    return device if device.type == "cpu" else torch.device(device.type, torch.cuda.current_device())
 
 
 def _dtype(config: RunConfig) -> torch.dtype:

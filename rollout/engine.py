@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from configs.schema import LoraConfig, RolloutConfig, RunConfig
-from rollout.records import BucketStream, Float32Array, Int32Array
+from rollout.records import BucketStream, Float32Array, GroupPlace, Int32Array, TensorInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +142,22 @@ class EngineFigures:
 
 
 class CollectiveReceiver(Protocol):
-    """Takes new weights from the learner's NCCL group."""
+    """Takes new weights from the learner's weight-transfer group, see `rollout.weights.groups`."""
 
-    async def init_collective(self, master_address: str, master_port: int, rank_offset: int, world_size: int) -> None:
-        """Join the learner's NCCL group; returns when all of its `world_size` ranks have. Raises WeightSyncError.
+    async def join_collective(self, place: GroupPlace) -> None:
+        """Join a group, and leave the one before; returns when all members have. Raises WeightSyncError.
 
-        The learner's sender is rank 0; this engine's workers take ranks from `rank_offset`.
+        The learner is rank 0; this engine's workers take ranks from `place.rank` on.
         """
 
-    async def receive_collective(
-        self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
-    ) -> None:
-        """`Engine.update_weights` from the group: the learner broadcasts these tensors, in this order, meanwhile."""
+    async def receive_collective(self, version: int, layout: Sequence[TensorInfo], bucket_bytes: int) -> None:
+        """`Engine.update_weights` from the group: the learner broadcasts these tensors, in this order, meanwhile.
+
+        Raises WeightSyncError; the engine then goes on with its old weights, and the group is of no more use.
+        """
+
+    async def abort_collective(self) -> None:
+        """Break off what is received, and leave the group."""
 
 
 class Engine(Protocol):
@@ -177,7 +181,7 @@ class Engine(Protocol):
 
     @property
     def collective(self) -> CollectiveReceiver | None:
-        """The way to update weights over NCCL; None for an engine that has none."""
+        """The way to update weights by broadcast; None for an engine that has none."""
 
     @property
     def figures(self) -> EngineFigures | None:

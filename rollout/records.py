@@ -11,7 +11,7 @@ Log-probabilities are in nats. N_x is the number of tokens of x.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -236,6 +236,23 @@ class WeightBucket:
 
 BucketStream = Iterable[WeightBucket] | AsyncIterable[WeightBucket]
 """The buckets of one weight version, at hand or as they arrive."""
+
+
+TensorInfo = tuple[str, str, Sequence[int]]
+"""Name, dtype (`float32` or `bfloat16`) and shape of a tensor whose bytes travel by another way."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlace:
+    """One member's place in a weight-transfer group that is to be formed. All of it can be written as JSON."""
+
+    master_address: str
+    master_port: int
+    """At which rank 0 waits for the others."""
+    rank: int
+    world_size: int
+    patience_s: float
+    """How long nothing may move before the group counts as failed; forming it may take as long."""
 
 
 def derive_seed(*parts: int | str) -> int:

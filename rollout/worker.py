@@ -11,7 +11,6 @@ nothing here blocks the loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import torch
 
@@ -64,20 +63,12 @@ class RolloutWorker:
         """See `Engine.update_weights`."""
         await self._engine.update_weights(version, buckets)
 
-    async def join_collective(self, master_address: str, master_port: int, rank_offset: int, world_size: int) -> None:
-        """See `CollectiveReceiver.init_collective`. Raises WeightSyncError when the engine cannot."""
-        await self._collective().init_collective(master_address, master_port, rank_offset, world_size)
-
-    async def receive_collective(
-        self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
-    ) -> None:
-        """See `CollectiveReceiver.receive_collective`. Raises WeightSyncError when the engine cannot."""
-        await self._collective().receive_collective(version, names, dtypes, shapes)
-
-    def _collective(self) -> CollectiveReceiver:
+    @property
+    def collective(self) -> CollectiveReceiver:
+        """See `Engine`. Raises WeightSyncError when the engine has none."""
         collective = self._engine.collective
         if collective is None:
-            raise WeightSyncError("weights by NCCL need rollout.engine vllm")
+            raise WeightSyncError("weights by broadcast need rollout.engine vllm with weight_sync.staged")
         return collective
 
     @property

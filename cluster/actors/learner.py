@@ -17,7 +17,7 @@ from cluster.actors.spawning import own_name
 from cluster.actors.usage import Usage, UsageRecord
 from configs.errors import LearnerError
 from configs.schema import RunConfig
-from rollout.records import GroupRollout, TrajectoryBatch, WeightBucket
+from rollout.records import GroupPlace, GroupRollout, TrajectoryBatch, WeightBucket
 
 if TYPE_CHECKING:
     from learner.worker import LearnerWorker, StepReport
@@ -144,15 +144,16 @@ class LearnerActor:
     def weight_layout(self) -> list[tuple[str, str, tuple[int, ...]]]:
         return self._started.weight_layout()
 
-    def join_collective(self, master_address: str, master_port: int, world_size: int) -> None:
-        self._started.join_collective(master_address, master_port, world_size)
+    def join_collective(self, place: GroupPlace) -> None:
+        self._started.join_collective(place)
 
-    def send_collective(self, version: int) -> None:
-        self._started.send_collective(version)
+    def send_collective(self, version: int, bucket_bytes: int) -> None:
+        self._started.send_collective(version, bucket_bytes)
 
-    def give_up_collective(self) -> None:
-        """Answers while `send_collective` waits for a dead member, in the concurrency group "files"."""
-        self._started.give_up_collective()
+    def abort_collective(self) -> None:
+        """Answers also while the rank is in `send_collective`, in the concurrency group "pulse"."""
+        if self._worker is not None:
+            self._worker.abort_collective()
 
     def take_snapshot(self, step: int) -> None:
         self._started.take_snapshot(step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,16 @@ from cluster.actors.usage import Usage, UsageRecord
 from cluster.telemetry.export import RESEND_S, Exporter
 from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RunConfig
-from rollout.records import NO_VERSION, GroupRequest, GroupRollout, UInt8Array, WeightBucket, WeightVersion
+from rollout.records import (
+    NO_VERSION,
+    GroupPlace,
+    GroupRequest,
+    GroupRollout,
+    TensorInfo,
+    UInt8Array,
+    WeightBucket,
+    WeightVersion,
+)
 from rollout.weights.arriving import ArrivingVersion
 
 if TYPE_CHECKING:
@@ -141,16 +150,32 @@ class RolloutActor:
                 self._held = arriving.version
         return self._held
 
-    async def join_collective(self, master_address: str, master_port: int, rank_offset: int, world_size: int) -> None:
-        await self._started.join_collective(master_address, master_port, rank_offset, world_size)
+    async def join_collective(self, place: GroupPlace) -> str:
+        """Join a weight-transfer group. Returns why that failed, or ""."""
+        return await self._group_call(lambda worker: worker.collective.join_collective(place))
 
-    async def receive_collective(
-        self, version: WeightVersion, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
-    ) -> None:
+    async def receive_collective(self, version: WeightVersion, layout: Sequence[TensorInfo], bucket_bytes: int) -> str:
+        """Load `version` from the group. Returns why that failed, or ""; it then holds what it held."""
         async with self._loading:
+            why = await self._group_call(
+                lambda worker: worker.collective.receive_collective(version.number, layout, bucket_bytes)
+            )
+            if not why:
+                self._held = version
+        return why
+
+    async def abort_collective(self) -> str:
+        """Break off what comes by the group, and leave it. Returns why that failed, or ""."""
+        return await self._group_call(lambda worker: worker.collective.abort_collective())
+
+    async def _group_call(self, call: Callable[[RolloutWorker], Awaitable[None]]) -> str:
+        """The others' failures are no fault of this worker, which goes on: they are answered and not raised."""
+        try:
             with self._ending_with_engine() as worker:
-                await worker.receive_collective(version.number, names, dtypes, shapes)
-            self._held = version
+                await call(worker)
+        except WeightSyncError as error:
+            return str(error)
+        return ""
 
     async def ping(self) -> str:
         """Answered when the engine has answered, too: a process of its own, which may be frozen or hang by itself."""

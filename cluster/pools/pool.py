@@ -150,14 +150,18 @@ class ActorPool(Membership):
         try:
             return await ask(member, invoke, timeout_s)
         except LateError as error:
-            member.health.falls_behind()
-            self.hooks.note(f"{member.worker_id} {error}; it is given no work until it has caught up")
-            await self._tell(member)
+            await self.fell_behind(member, str(error))
         except WorkerLostError as error:
             await self._lose(member, f"died: {told(error.__cause__ or error)}")
         except BicotError as error:
             await self._lose(member, f"could not load what it needs: {told(error.__cause__ or error)}")
         return None
+
+    async def fell_behind(self, member: Member, why: str) -> None:
+        """A member has not loaded what the others have: it is STALE, and catches up by itself."""
+        member.health.falls_behind()
+        self.hooks.note(f"{member.worker_id} {why}; it is given no work until it has caught up")
+        await self._tell(member)
 
     async def take_out(self, worker_id: str, reason: str) -> None:
         """End a member that is of no use, and put another in its place; nothing when it has gone already."""

@@ -19,7 +19,7 @@ from configs.errors import RolloutError, WeightSyncError
 from configs.local.owned_folder import OwnedFolder
 from rollout.engine import EngineFigures, EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
-from rollout.records import BucketStream
+from rollout.records import BucketStream, GroupPlace, TensorInfo
 from rollout.vllm.layout import check_vllm
 from rollout.vllm.requests import check_request, result_of, sampling_params
 from rollout.vllm.scratch import end_scratch, make_scratch, scratch_environment, temporary_files_in
@@ -90,9 +90,9 @@ class VllmEngine:
         return cls(checkpoint, max_model_len, is_guided, llm, weights, scratch, figures)
 
     @property
-    def collective(self) -> VllmEngine:
-        """This engine: vLLM's workers can join an NCCL group."""
-        return self
+    def collective(self) -> VllmEngine | None:
+        """This engine, where its weights are staged: its vLLM workers can join a group."""
+        return self if self._weights.are_staged else None
 
     @property
     def figures(self) -> EngineFigures | None:
@@ -180,29 +180,20 @@ class VllmEngine:
         except Exception as error:
             raise RolloutError(f"the vLLM engine does not answer: {error!r}") from error
 
-    async def init_collective(self, master_address: str, master_port: int, rank_offset: int, world_size: int) -> None:
-        """See `rollout.engine.CollectiveReceiver`. The workers take `tensor_parallel_size` ranks from `rank_offset`.
+    async def join_collective(self, place: GroupPlace) -> None:
+        """See `rollout.engine.CollectiveReceiver`. Its workers take `tensor_parallel_size` ranks."""
+        _ = self._running  # else it raises
+        await answer_or_death(self._weights.join(place), self, WeightSyncError)
 
-        Needs GPUs; never run by the tests, which have none.
-        """
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-        init_info = {
-            "master_address": master_address,
-            "master_port": master_port,
-            "rank_offset": rank_offset,
-            "world_size": world_size,
-        }
-        try:
-            await self._running.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
-        except Exception as error:
-            raise WeightSyncError(f"cannot join the weight collective at {master_address}:{master_port}") from error
-
-    async def receive_collective(
-        self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
-    ) -> None:
+    async def receive_collective(self, version: int, layout: Sequence[TensorInfo], bucket_bytes: int) -> None:
         """See `rollout.engine.CollectiveReceiver`."""
-        await answer_or_death(self._weights.receive(version, names, dtypes, shapes), self, WeightSyncError)
+        _ = self._running  # else it raises
+        await answer_or_death(self._weights.receive(version, layout, bucket_bytes), self, WeightSyncError)
+
+    async def abort_collective(self) -> None:
+        """See `rollout.engine.CollectiveReceiver`."""
+        _ = self._running  # else it raises
+        await answer_or_death(self._weights.leave(), self, WeightSyncError)
 
     async def close(self) -> None:
         """End vLLM's processes; safe to call twice. Requests that still run end with RolloutError."""

@@ -18,18 +18,20 @@ import pytest_asyncio
 import torch
 from transformers import JanusForConditionalGeneration
 
+from cluster.actors.network import free_port
 from configs.errors import ConfigError, ModelError, RolloutError, WeightSyncError
 from configs.schema import RolloutConfig, VllmOptions
 from learner.janus_policy import JanusPolicy
 from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
 from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
-from rollout.records import Int32Array, WeightBucket
+from rollout.records import GroupPlace, Int32Array, TensorInfo, WeightBucket
 from rollout.transformers_engine import TransformersEngine
 from rollout.vllm import VllmEngine
 from rollout.vllm.scratch import PREFIX, SHARED_MEMORY, sweep_scratch
 from rollout.vllm.settings import environment
 from rollout.weights.buckets import pack_bucket
+from rollout.weights.groups import WeightGroup
 from tests.tiny_models import tiny_janus_folder
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
@@ -353,6 +355,41 @@ async def test_new_weights_sample_and_score_as_the_learners_model_does(
     assert_teacher_forcing_agrees(perturbed, requests, results)
     assert restored.weight_version == version
     assert {(r.oldest_weight_version, r.newest_weight_version) for r in results} == {(version, version)}
+
+
+async def test_new_weights_that_come_by_a_broadcast_are_those_and_one_that_stalls_leaves_the_old_ones(
+    restored: VllmEngine, perturbed: JanusForConditionalGeneration
+) -> None:
+    """Over gloo; on GPUs the same goes over NCCL."""
+    version = restored.weight_version + 1
+    trainable = [(name, tensor) for name, tensor in perturbed.named_parameters() if name.startswith(TRAINABLE)]
+    layout: list[TensorInfo] = [(name, "float32", tuple(tensor.shape)) for name, tensor in trainable]
+    requests = requests_for(ragged_prompts(4, 12, perturbed, image=True), "image", "broadcast")
+
+    def place(rank: int) -> GroupPlace:
+        return GroupPlace("127.0.0.1", port, rank, 2, patience_s=30)
+
+    port = free_port("127.0.0.1")
+    group = WeightGroup(place(0), torch.device("cpu"))
+    await asyncio.gather(asyncio.to_thread(group.meet), restored.join_collective(place(1)))
+    stalled = asyncio.create_task(restored.receive_collective(version, layout, 100_000))
+    await asyncio.sleep(0)
+    await generate(restored, requests)  # sampling goes on meanwhile
+    assert not stalled.done()
+    await restored.abort_collective()
+    with pytest.raises(WeightSyncError, match="could not stage new weights"):
+        await asyncio.wait_for(stalled, 20)
+    group.abort()
+    assert restored.weight_version == version - 1
+
+    port = free_port("127.0.0.1")
+    group = WeightGroup(place(0), torch.device("cpu"))
+    await asyncio.gather(asyncio.to_thread(group.meet), restored.join_collective(place(1)))
+    sending = asyncio.to_thread(group.send, iter(trainable), layout, 100_000)
+    await asyncio.gather(sending, restored.receive_collective(version, layout, 100_000))
+    assert_teacher_forcing_agrees(perturbed, requests, await generate(restored, requests))
+    assert restored.weight_version == version
+    group.abort()
 
 
 async def test_a_running_picture_goes_on_with_the_new_weights_and_says_so(

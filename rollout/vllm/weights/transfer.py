@@ -1,8 +1,6 @@
-"""Weight updates inside a vLLM worker while it stands still, from a slot in shared memory or from an NCCL broadcast.
+"""Weight updates inside a vLLM worker while it stands still, from a slot in shared memory.
 
-    WeightBucket ─► slot ─────────────┐
-                                      ├─► BicotWeightEngine (in every worker) ─► model.load_weights
-    learner rank 0 ── NCCL broadcast ─┘
+    WeightBucket ─► slot ─► BicotWeightEngine (in every worker) ─► model.load_weights
 
 vLLM drives it: `start_weight_update`, then `update_weights` a bucket, then `finish_weight_update`,
 while generation is paused. Slots are mapped, not read, so that the tensor-parallel workers of an
@@ -15,7 +13,7 @@ the checkpoint. Only the parts of the model that an update holds are reloaded.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -32,57 +30,29 @@ from rollout.weights.adapters import adapted_module
 from rollout.weights.manifest import part_of
 from rollout.weights.slots import SlotContents, SlotReader
 
-if TYPE_CHECKING:
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
-
-
-@dataclass
-class CollectiveInit(WeightTransferInitInfo):
-    """Where an engine's workers join the learner's NCCL group; the learner's rank 0 is rank 0 of it."""
-
-    master_address: str
-    master_port: int
-    rank_offset: int
-    world_size: int
-
 
 @dataclass
 class TensorUpdate(WeightTransferUpdateInfo):
-    """Some tensors of an update: in a slot, or, without one, in the collective's next broadcasts."""
+    """Some tensors of an update, in a slot."""
 
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
-    slot: dict[str, Any] | None = None
+    slot: dict[str, Any]
     """Of `SlotContents`."""
 
 
-class BicotWeightEngine(WeightTransferEngine[CollectiveInit, TensorUpdate]):
+class BicotWeightEngine(WeightTransferEngine[WeightTransferInitInfo, TensorUpdate]):
     """One worker's end of weight sync. What arrives was checked by `rollout.weights.manifest`."""
 
-    init_info_cls = CollectiveInit
+    init_info_cls = WeightTransferInitInfo
     update_info_cls = TensorUpdate
-    _collective: NCCLWeightTransferEngine | None = None
     _stager: Stager | None = None
     _open_parts: dict[str, torch.nn.Module]
     _slots: SlotReader
 
-    def init_transfer_engine(self, init_info: CollectiveInit) -> None:
-        """Join (or join anew) the learner's NCCL group; not needed for files."""
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferInitInfo
-
-        self.shutdown()
-        collective = NCCLWeightTransferEngine(self.config, self.vllm_config, self.device, self.model)
-        collective.init_transfer_engine(
-            NCCLWeightTransferInitInfo(
-                master_address=init_info.master_address,
-                master_port=init_info.master_port,
-                rank_offset=init_info.rank_offset,
-                world_size=init_info.world_size,
-                packed=True,
-            )
-        )
-        self._collective = collective
+    def init_transfer_engine(self, init_info: WeightTransferInitInfo) -> None:
+        """Nothing to prepare: groups are joined by the stager."""
 
     def connect_stager(self, path: str) -> bool:
         """Stage what comes through the socket at `path`. False for a quantized model: converting its weights may take
@@ -104,20 +74,9 @@ class BicotWeightEngine(WeightTransferEngine[CollectiveInit, TensorUpdate]):
 
     def receive_weights(self, update_info: TensorUpdate) -> None:
         self._open(update_info.names)
-        if update_info.slot is not None:
-            bucket = self._slots.read(SlotContents(**update_info.slot))
-            # Copies: vLLM keeps the tensors of a layer until all have come, and the slot is used again before that.
-            self.model.load_weights((name, tensor.clone()) for name, tensor in unpack_bucket(bucket))
-            return
-        if self._collective is None:
-            raise RuntimeError("the collective was not initialised")
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdateInfo
-
-        self._collective.receive_weights(
-            NCCLWeightTransferUpdateInfo(
-                names=update_info.names, dtype_names=update_info.dtype_names, shapes=update_info.shapes
-            )
-        )
+        bucket = self._slots.read(SlotContents(**update_info.slot))
+        # Copies: vLLM keeps the tensors of a layer until all have come, and the slot is used again before that.
+        self.model.load_weights((name, tensor.clone()) for name, tensor in unpack_bucket(bucket))
 
     def finish_weight_update(self) -> None:
         for module in self._open_parts.values():
@@ -125,9 +84,7 @@ class BicotWeightEngine(WeightTransferEngine[CollectiveInit, TensorUpdate]):
         self._open_parts, self._slots = {}, SlotReader()
 
     def shutdown(self) -> None:
-        if self._collective is not None:
-            self._collective.shutdown()
-            self._collective = None
+        """Nothing to leave."""
 
     def _open(self, names: list[str]) -> None:
         """Prepare the parts that `names` belong to; vLLM would warn of each layer that gets no weights.

@@ -1,8 +1,8 @@
 """How new weights get into a running engine: between two tokens, with as short a pause as there can be.
 
-staged:  buckets ─► Courier ─► beside the old weights, while sampling goes on
+staged:  buckets, or a broadcast ─► Courier ─► beside the old weights, while sampling goes on
          pause ─► swap ─► resume ─► the old weights are freed
-else:    pause ─► buckets, or an NCCL broadcast ─► over the old weights ─► resume
+else:    pause ─► buckets ─► over the old weights ─► resume
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import WeightSyncError
-from rollout.records import BucketStream
+from rollout.records import BucketStream, GroupPlace, TensorInfo
 from rollout.vllm.weights.courier import Courier
 from rollout.weights import WeightManifest
 from rollout.weights.buckets import each_bucket
@@ -68,29 +68,48 @@ class EngineWeights:
         """See `Engine.update_weights`."""
         await (self._stage(version, buckets) if self._courier else self._load(version, buckets))
 
-    async def receive(
-        self, version: int, names: Sequence[str], dtypes: Sequence[str], shapes: Sequence[tuple[int, ...]]
-    ) -> None:
-        """See `rollout.engine.CollectiveReceiver`."""
-        self._manifest.check_tensors(zip(names, shapes, dtypes, strict=True))
-        async with self.lock, self._loading(version):
-            await self._take(names, dtypes, shapes, slot=None)
+    @property
+    def are_staged(self) -> bool:
+        return self._courier is not None
+
+    async def join(self, place: GroupPlace) -> None:
+        """See `rollout.engine.CollectiveReceiver`, as the next two."""
+        await self._staging_courier.join(place)
+
+    async def receive(self, version: int, layout: Sequence[TensorInfo], bucket_bytes: int) -> None:
+        self._manifest.check_tensors((name, tuple(shape), dtype) for name, dtype, shape in layout)
+        async with self._staged(version) as courier:
+            await courier.receive(layout, bucket_bytes)
+
+    async def leave(self) -> None:
+        await self._staging_courier.leave()
 
     def close(self) -> None:
         """Safe to call twice."""
         if self._courier is not None:
             self._courier.close()
 
-    async def _stage(self, version: int, buckets: BucketStream) -> None:
-        courier = self._courier
-        assert courier is not None
+    @property
+    def _staging_courier(self) -> Courier:
+        if self._courier is None:
+            raise WeightSyncError("the engine's weights are not staged")
+        return self._courier
+
+    @asynccontextmanager
+    async def _staged(self, version: int) -> AsyncIterator[Courier]:
+        """Swap in what the body has staged."""
+        courier = self._staging_courier
         async with self._staging:
-            await courier.stage(buckets, self._manifest)
+            yield courier
             async with self.lock, self._paused(version):
                 # At once: the engine core does one after the other, and each answer is a way there and back.
                 swapping = self._llm.collective_rpc("swap_staged_weights")
                 await asyncio.gather(swapping, self._llm.update_weight_version(str(version)))
             await courier.drop()
+
+    async def _stage(self, version: int, buckets: BucketStream) -> None:
+        async with self._staged(version) as courier:
+            await courier.stage(buckets, self._manifest)
 
     async def _load(self, version: int, buckets: BucketStream) -> None:
         whole = [bucket async for bucket in each_bucket(buckets)]
@@ -141,7 +160,7 @@ class EngineWeights:
         names: Sequence[str],
         dtypes: Sequence[str],
         shapes: Sequence[tuple[int, ...]],
-        slot: dict[str, Any] | None,
+        slot: dict[str, Any],
     ) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 

@@ -330,12 +330,10 @@ async def test_a_worker_that_was_closed_says_so(folder: Path):
         await worker.roll_group(request_of())
 
 
-async def test_a_worker_whose_engine_has_no_collective_refuses_weights_by_nccl(folder: Path):
+async def test_a_worker_whose_engine_has_no_collective_refuses_weights_by_broadcast(folder: Path):
     worker = await RolloutWorker.start(str(folder), run_config(folder), "rollout-0")
-    with pytest.raises(WeightSyncError, match=r"need rollout\.engine vllm"):
-        await worker.join_collective("127.0.0.1", 1, 1, 2)
-    with pytest.raises(WeightSyncError, match=r"need rollout\.engine vllm"):
-        await worker.receive_collective(1, [], [], [])
+    with pytest.raises(WeightSyncError, match=r"need rollout\.engine vllm with weight_sync\.staged"):
+        _ = worker.collective
     await worker.close()
 
 
