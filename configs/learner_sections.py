@@ -147,14 +147,14 @@ class ParityConfig(Section):
 class WeightSyncConfig(Section):
     """How new weights reach the rollout workers."""
 
-    backend: Literal["object_store", "nccl"] = Field(
+    backend: Literal["object_store", "nccl", "auto"] = Field(
         "object_store",
         description="object_store: workers pull them through Ray, anywhere; nccl: broadcast between GPUs, with the "
-        "store to fall back on",
+        "store to fall back on; auto: nccl where learner and vLLM rollout workers have whole GPUs, else object_store",
     )
     staged: bool = Field(
         True,
-        description="object_store with the vLLM engine: load new weights beside the old ones while sampling goes on, "
+        description="the vLLM engine: load new weights beside the old ones while sampling goes on, "
         "and pause only to swap them; false where a node's memory holds no second copy of them",
     )
     bucket_mb: int = Field(64, ge=1, le=2**16, description="size of the pieces in which weights travel")

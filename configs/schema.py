@@ -155,15 +155,25 @@ class RunConfig(Section):
                 "model.tiny builds a model with random weights; add a warm_start section, "
                 f"or remove it: without it, model.path '{TINY_JANUS}' is the trained one that comes with the project"
             )
-        whole_gpus = self.rollout.gpus_per_worker >= 1 and self.learner.gpus_per_rank >= 1
         if not self.rollout.recompute_on_swap and self.rollout.engine != "vllm":
             raise ValueError("rollout.recompute_on_swap: false needs rollout.engine vllm; set it to true")
-        if self.weight_sync.backend == "nccl" and not (whole_gpus and self.rollout.engine == "vllm"):
+        if self.weight_sync.backend == "nccl" and not self._can_broadcast:
             raise ValueError(
-                "weight_sync.backend nccl needs learner and vLLM rollout workers on whole GPUs of their own; set "
-                "learner.gpus_per_rank and rollout.gpus_per_worker to 1 or more and rollout.engine to vllm, or "
-                "weight_sync.backend to object_store"
+                "weight_sync.backend nccl needs learner and vLLM rollout workers on whole GPUs of their own, and "
+                "staged weights; set learner.gpus_per_rank and rollout.gpus_per_worker to 1 or more, rollout.engine to "
+                "vllm and weight_sync.staged to true, or weight_sync.backend to auto"
             )
+
+    @property
+    def broadcasts_weights(self) -> bool:
+        """Whether weights go to the engines by NCCL, and not through the object store."""
+        return self.weight_sync.backend == "nccl" or (self.weight_sync.backend == "auto" and self._can_broadcast)
+
+    @property
+    def _can_broadcast(self) -> bool:
+        """Whether NCCL can join learner and engines: it joins no two processes on one GPU."""
+        whole_gpus = self.rollout.gpus_per_worker >= 1 and self.learner.gpus_per_rank >= 1
+        return whole_gpus and self.rollout.engine == "vllm" and self.weight_sync.staged
 
     def _check_rounded_cache(self) -> None:
         if self.rollout.vllm.rounds_kv_cache and self.algorithm.mismatch_correction == "none":

@@ -142,11 +142,7 @@ class ActorPool(Membership):
         return answer
 
     async def load(self, member: Member, invoke: Callable[[ActorHandle], Any], timeout_s: float) -> Any | None:
-        """Have a member load something that all of them need, such as new weights.
-
-        None when it does not: it is late and STALE from now on, catches up by itself, and takes no calls until it
-        has; or it is gone.
-        """
+        """Have a member load something that all need, such as new weights; None when it fell behind, or is gone."""
         try:
             return await ask(member, invoke, timeout_s)
         except LateError as error:

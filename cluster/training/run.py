@@ -284,7 +284,7 @@ class Run:
 
     def _make_weight_sync(self) -> WeightSync:
         config, size = self.config.weight_sync, self.config.rollout.tensor_parallel_size
-        return NcclSync(config, size, self.log.note) if config.backend == "nccl" else ObjectStoreSync(config)
+        return NcclSync(config, size, self.log.note) if self.config.broadcasts_weights else ObjectStoreSync(config)
 
     def _make_elasticity(self) -> Elasticity:
         def is_awaited() -> bool:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 LAYOUT: list[TensorInfo] = [(f"layer{number}", "bfloat16", (600, 1000)) for number in range(4)]
 CPU = torch.device("cpu")
 CONFIG = RunConfig.model_validate(
-    {"model": {"path": "janus", "dtype": "bfloat16"}, "data": {"train": "x.txt"}, "rewards": [{"name": "shapes"}]}
+    {"model": {"path": "janus", "dtype": "float32"}, "data": {"train": "x.txt"}, "rewards": [{"name": "shapes"}]}
 )
 
 

@@ -413,3 +413,25 @@ def test_variables_in_paths_are_put_in_and_refused_where_they_are_not_set(
     assert (config.run.dir, config.data.train, config.model.path) == ("/scratch/me/runs", "/scratch/me/p.txt", "a$")
     refusal = refusal_of(config_file, "run.dir=$NOT_SET/runs")
     assert "run.dir = '$NOT_SET/runs': the environment variable NOT_SET is not set" in refusal
+
+
+@pytest.mark.parametrize(
+    ("overrides", "broadcasts"),
+    [
+        ([], False),
+        (["rollout.gpus_per_worker=1", "learner.gpus_per_rank=1"], True),
+        (["rollout.gpus_per_worker=0.5", "learner.gpus_per_rank=0.5"], False),
+        (["rollout.gpus_per_worker=1"], False),
+        (["rollout.gpus_per_worker=1", "learner.gpus_per_rank=1", "weight_sync.staged=false"], False),
+        (["rollout.gpus_per_worker=1", "learner.gpus_per_rank=1", "rollout.engine=transformers"], False),
+    ],
+)
+def test_weights_are_broadcast_where_nccl_can_join_learner_and_engines(
+    config_file: Path, overrides: list[str], broadcasts: bool
+):
+    assert load_config(config_file, ["weight_sync.backend=auto", *overrides]).broadcasts_weights is broadcasts
+    assert not load_config(config_file, overrides).broadcasts_weights, "nothing is broadcast unasked"
+    if broadcasts:
+        assert load_config(config_file, ["weight_sync.backend=nccl", *overrides]).broadcasts_weights
+    else:
+        assert "whole GPUs of their own" in refusal_of(config_file, "weight_sync.backend=nccl", *overrides)
