@@ -153,17 +153,17 @@ class Publisher:
             pipe.execute()
 
     def _send_files(self, has: Mapping[str, str], live: Mapping[str, Any]) -> None:
-        tags = dict(self._files())
+        directory, tags = self.directory, dict(self._files())
         known = {name for name in has if name not in self._keys.lines}
         with self.client.pipeline(transaction=True) as pipe:
             for name in known - tags.keys() - {"live.json"}:
                 pipe.hdel(self._keys.tags, name)
                 pipe.hdel(self._keys.files, name)
             for name in (name for name, tag in tags.items() if has.get(name) != tag):
-                text = (self.directory.path / name).read_text(encoding="utf-8")
+                text = (directory.path / name).read_text(encoding="utf-8")
                 pipe.hset(self._keys.files, name, mask_text(text) if name == "config.yaml" else text)
                 pipe.hset(self._keys.tags, name, tags[name])
-            pipe.hset(self._keys.files, "live.json", json.dumps(live))
+            pipe.hset(self._keys.files, "live.json", json.dumps({**live, "directory": str(directory.path)}))
             pipe.hset(self._keys.tags, "live.json", str(live["updated_s"]))
             pipe.execute()
 

@@ -69,6 +69,12 @@ class RunView:
         return int(self.rows[-1]["step"] or 0) if self.rows else 0
 
     @property
+    def resume_command(self) -> str:
+        """What goes on with it, where its own directory is; `directory` may be a copy of some of its files."""
+        own = (self.live or {}).get("directory")
+        return (self.directory if own is None else RunDirectory(Path(own))).resume_command
+
+    @property
     def steps(self) -> int:
         """Those of the config."""
         return int(self.config.get("run.steps", 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import redis
 
 from cluster.report import publishing, read_run
 from cluster.report.publishing import KEPT_S, Keys, Publisher, connect, published
-from cluster.report.view import RunView
+from cluster.report.view import STALE_AFTER_S, RunView
 from cluster.reports.metrics import read_metrics
 from cluster.reports.metrics_file import MetricsWriter
 from cluster.session import PrivateRedis
@@ -68,6 +69,15 @@ def test_all_that_the_page_shows_arrives(publisher: Publisher, mirror: Mirror, d
     there = seen(mirror)
     assert there.status == "finished"
     assert there.before_after == read_run(directory.path).before_after
+
+
+def test_a_launcher_that_was_killed_is_told_from_one_that_lives(
+    publisher: Publisher, mirror: Mirror, directory: RunDirectory
+) -> None:
+    publisher.publish({**live_tree(12), "updated_s": time.time() - 2 * STALE_AFTER_S})
+    there = seen(mirror)
+    assert there.status == "killed"
+    assert there.resume_command == directory.resume_command, "and not where the page's own files lie"
 
 
 def test_it_follows_steps_rewinds_and_the_runs_going_on(
