@@ -1,12 +1,12 @@
 """A run on a cluster that Ray's own autoscaler grows and shrinks, for `test_autoscaling.py`.
 
-    python -m tests.integration.autoscaled_run DIRECTORY
+    python -m tests.integration.autoscaled_run DIRECTORY 1|2
 
     the head has no CPU      ─► the run's first need brings a node: learner, reward, rollout-0
     rollout bounds the speed ─► the pool asks for rollout-1, the autoscaler brings another node, which draws its part
     a step takes long        ─► the pool shrinks, the node is idle, and the autoscaler takes it away; the run goes on
 
-The nodes are raylets here, started by Ray's own provider for tests. The autoscaler (version 2) is the real one.
+The nodes are raylets here, started by Ray's own provider for tests. The autoscaler, of that version, is the real one.
 Leaves what came of it as JSON in DIRECTORY/report.json.
 """
 
@@ -73,8 +73,8 @@ def num_worker_nodes() -> int:
 
 
 @contextmanager
-def autoscaled_cluster() -> Iterator[str]:
-    """A head with the autoscaler; yields its address. Its nodes end with it."""
+def autoscaled_cluster(version: str) -> Iterator[str]:
+    """A head with that version of the autoscaler; yields its address. Its nodes end with it."""
     with tempfile.TemporaryDirectory(prefix="bt-", ignore_cleanup_errors=True) as temporary:
         port, folder = free_port(), Path(temporary)
         config = folder / "cluster.yaml"
@@ -85,7 +85,7 @@ def autoscaled_cluster() -> Iterator[str]:
             "RAY_AUTH_MODE": "disabled",
             "RAY_TMPDIR": temporary,
             "RAY_FAKE_CLUSTER": "1",
-            "RAY_enable_autoscaler_v2": "1",
+            "RAY_enable_autoscaler_v2": str(int(version == "2")),
             "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
@@ -186,9 +186,9 @@ def report(outcome: Outcome, story: Story) -> dict[str, Any]:
     }
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, version: str) -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    with autoscaled_cluster() as address:
+    with autoscaled_cluster(version) as address:
         environment = {"PYTHONPATH": str(PROJECT_ROOT), "OMP_NUM_THREADS": "1"}
         ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level="ERROR")
         story = Story()
@@ -200,4 +200,4 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

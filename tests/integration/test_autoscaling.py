@@ -1,4 +1,7 @@
-"""Ray's autoscaler adds nodes because a run asks, and takes them away when it asks no more: see `autoscaled_run.py`."""
+"""Ray's autoscaler adds nodes because a run asks, and takes them away when it asks no more: see `autoscaled_run.py`.
+
+Version 1 is that of `ray up`, version 2 that of KubeRay.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from tests.integration.own_cluster import run_story
 pytestmark = [pytest.mark.slow, pytest.mark.proof, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_story(autoscaled_run.__name__, tmp_path_factory.mktemp("autoscaled"), timeout_s=500)
+@pytest.fixture(scope="module", params=["1", "2"], ids=["version 1", "version 2"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_story(autoscaled_run.__name__, tmp_path_factory.mktemp("autoscaled"), request.param, timeout_s=500)
 
 
 def test_a_node_comes_for_the_run_and_another_for_the_worker_that_the_pool_asks_for(run: dict[str, Any]) -> None:
