@@ -25,8 +25,8 @@ from tests.unit.rewards.benchmarks.worlds import write_all
 
 BROKEN, BUSY = "broken", "busy"
 KINDS = ("good", "markdown", "truncated", "refusing", BROKEN, BUSY)
-"""Of the first six pictures in turn. broken: HTTP 500 for ever. busy: HTTP 500, then 429 with Retry-After, then silence,
-then a good reply."""
+"""Of the first six pictures in turn. broken: HTTP 500 for ever. busy: HTTP 500, then 429 with Retry-After, then
+silence, then a good reply."""
 REFUSAL = "I'm sorry, but I can't help with that."
 REPLIES: Mapping[str, Mapping[str, str]] = {
     "geneval_pp": {
