@@ -66,9 +66,15 @@ class ObjectDetector:
     @torch.inference_mode()
     def __call__(self, pictures: UInt8Array) -> list[dict[str, list[FoundObject]]]:
         """Class -> the objects found, for each picture, uint8 [B, height, width, 3]."""
-        return [found for some in passes(len(pictures), self._model.device) for found in self._see(pictures[some])]
+        return [
+            found
+            for some in passes(len(pictures), self._model.device)
+            for found in self.see_in_one_pass(pictures[some])
+        ]
 
-    def _see(self, pictures: UInt8Array) -> list[dict[str, list[FoundObject]]]:
+    @torch.inference_mode()
+    def see_in_one_pass(self, pictures: UInt8Array) -> list[dict[str, list[FoundObject]]]:
+        """The same, with all of them in one pass of the model."""
         pixels = torch.tensor(pictures).to(self._model.device)
         size = self._size_of(tuple(pixels.shape[1:3]))
         seen = normalize_pixels(resize_as_opencv(pixels, size), MEAN, STD)

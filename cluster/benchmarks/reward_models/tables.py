@@ -1,6 +1,7 @@
 """What the rewards' models cost outside the model, and what another precision does to their scores.
 
 rewards         each reward by itself: one picture after the other, against batches, with a small model of its class
+passes          GenEval's detector: eight pictures in one pass, against one a pass
 preprocessing   one picture after the other through transformers' own processor, against the batch of `Preprocessing`
 precision       bfloat16 against float32 on random models of each class: how far scores move beside the spread within
                 a group, and how many pairs of a group's pictures change their order
@@ -29,6 +30,7 @@ from transformers import (
 )
 
 from cluster.benchmarks.report import Scope, Table, ratio, spread
+from cluster.benchmarks.reward_models.detector_passes import measure_passes
 from cluster.benchmarks.reward_models.small_models import SMALL_MODELS, save_clip, save_llava, save_qwen
 from configs.errors import ConfigError, RewardError
 from rewards.calling import LoadedReward
@@ -67,8 +69,8 @@ PROMPT: Final = Prompt(
 
 
 def measure(scope: Scope) -> list[Table]:
-    """All three tables."""
-    return [measure_rewards(scope), measure_preprocessing(scope), measure_precision(scope)]
+    """All four tables."""
+    return [measure_rewards(scope), measure_passes(scope), measure_preprocessing(scope), measure_precision(scope)]
 
 
 def measure_rewards(scope: Scope) -> Table:
