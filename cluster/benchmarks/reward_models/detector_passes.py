@@ -39,7 +39,7 @@ def measure_passes(scope: Scope) -> Table:
     return Table(
         "GenEval's detector: pictures a CPU second",
         f"{NUM_PICTURES} pictures of noise, {PICTURE_SIZE} pixels enlarged to {SHORT_SIDE}, {scope.num_threads} "
-        "thread(s): a small random Mask2Former. Because of this, `rewards.benchmark geneval` looks at one a pass on a CPU.",
+        "thread(s): a small random Mask2Former. So on a CPU `rewards.benchmark geneval` looks at one a pass.",
         ("", "one a pass", "eight a pass", "eight against one"),
         (("`geneval`", spread(speeds["one"]), spread(speeds["eight"]), ratio(speeds["eight"], speeds["one"])),),
     )
