@@ -144,8 +144,8 @@ def fetch_file(name: str) -> str:
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:
-    """The state dict of a .pt, .pth or .bin file, plain or under `state_dict`, `model` or `module`, as saved or from a
-    parallel run; or of a .safetensors file.
+    """The state dict of a .pt, .pth or .bin file, plain or under `state_dict`, `model_state_dict`, `model` or
+    `module`, as saved or from a parallel run; or of a .safetensors file.
 
     Only tensors are unpickled. Raises OSError or ValueError when the file cannot be read or is of another kind.
     """
@@ -156,7 +156,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
             raise ValueError(f"{path} is no safetensors file: {error}") from error
     content = torch.load(path, map_location="cpu", weights_only=True)
     state_dict = content
-    for name in ("state_dict", "model", "module"):
+    for name in ("state_dict", "model_state_dict", "model", "module"):
         state_dict = state_dict.get(name, state_dict) if isinstance(state_dict, dict) else None
     if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise ValueError(f"{path} holds no state dict")

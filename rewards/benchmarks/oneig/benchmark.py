@@ -5,7 +5,7 @@
 
 The official script leaves black cells out, which are pictures that could not be drawn: `…_corrected` counts them.
 
-Not scored: reasoning (LLM2CLIP, remote code), style (CSD's weights are on a file share), diversity (DreamSim).
+Style is a benchmark of its own: `oneig_style`. Not scored: reasoning (LLM2CLIP, remote code), diversity (DreamSim).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rewards.benchmarks.protocol import Answer, Data, Graded, Item, ScorerOption
 from rewards.benchmarks.statistics import Means, Measure, mean_of_tags
 
 NOT_SCORED: Final = (
-    "reasoning, style and diversity are not scored: they need LLM2CLIP's remote code, CSD's weights and DreamSim"
+    "reasoning and diversity are not scored: they need LLM2CLIP's remote code and DreamSim; style is oneig_style"
 )
 _PARTS: Final = ("edits", "complete", "matched_words", "words", "cells")
 

@@ -35,9 +35,9 @@ def questions_of(folder: str) -> str:
 def read_items(files: Mapping[str, Path]) -> tuple[Item, ...]:
     """The prompts that are scored. files: official path -> where it is. Raises DataError."""
     questions = {folder: _read_json(files[questions_of(folder)]) for folder in ALIGNED}
-    texts = {row["id"]: row["text_content"] for row in _rows(files[TEXTS], ("id", "text_content"))}
+    texts = {row["id"]: row["text_content"] for row in read_rows(files[TEXTS], ("id", "text_content"))}
     items = []
-    for row in _rows(files[PROMPTS], ("category", "id", "prompt_en")):
+    for row in read_rows(files[PROMPTS], ("category", "id", "prompt_en")):
         folder = FOLDERS.get(row["category"])
         if folder is None:
             continue
@@ -79,7 +79,8 @@ def _read_json(path: Path) -> Any:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+def read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Rows of a CSV file, in which these columns are filled. Raises DataError."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))

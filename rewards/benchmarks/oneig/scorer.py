@@ -43,7 +43,7 @@ class OneIGScorer(ServerScorer):
             raise picture
         cells = split_grid(picture)
         drawn = [cell for cell in cells if cell.any()]
-        replies = [self._of_cell(one.item.record, one.item.tag, _as_jpeg(cell)) for cell in drawn]
+        replies = [self._of_cell(one.item.record, one.item.tag, _in_base64(as_jpeg(cell))) for cell in drawn]
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         return {"cells": replies, "num_black": len(cells) - len(drawn), "models": sorted(self.seen), "date": now}
 
@@ -62,10 +62,15 @@ class OneIGScorer(ServerScorer):
         return reply
 
 
-def _as_jpeg(cell: UInt8Array) -> str:
-    with io.BytesIO() as file:
-        Image.fromarray(cell).save(file, "JPEG", quality=QUALITY)
-        return base64.b64encode(file.getvalue()).decode()
+def as_jpeg(cell: UInt8Array) -> io.BytesIO:
+    """A cell as the official scripts write it before they look at it."""
+    file = io.BytesIO()
+    Image.fromarray(cell).save(file, "JPEG", quality=QUALITY)
+    return file
+
+
+def _in_base64(file: io.BytesIO) -> str:
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _for_server(message: Mapping[str, Any]) -> dict[str, Any]:

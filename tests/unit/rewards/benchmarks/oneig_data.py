@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.judge_server import reply
+from tests.unit.rewards.benchmarks.tiny_style import write_references
 
 SCRIPT = """
 class Inferencer:
@@ -48,6 +49,7 @@ def write_repository(folder: Path) -> Path:
     long_text = " ".join(["word"] * 61)
     (folder / "scripts/text/text_content.csv").write_text(f",id,text_content\n0,000,OPEN NOW\n1,001,{long_text}\n")
     (folder / "scripts/utils/inference.py").write_text(SCRIPT)
+    write_references(folder / "scripts" / "style")
     return folder
 
 
