@@ -3,8 +3,8 @@
     grid ─► 4 cells, as JPEGs ─┬─► CSD ────────────────────► cosine with the style's nearest reference ─┬─► mean
                                └─► OneIG's style encoder ──► the same, with its own references ─────────┘
 
-A negative cosine counts as 0. 114 of the 245 prompts of anime and stylization name one of 29 styles. The references are in
-the user's checkout. The official script leaves black cells out, which are pictures that could not be drawn:
+A negative cosine counts as 0. 114 of the 245 prompts of anime and stylization name one of 29 styles. The references are
+in the user's checkout. The official script leaves black cells out, which are pictures that could not be drawn:
 `style_corrected` counts them.
 """
 
