@@ -53,7 +53,8 @@ class Evaluation:
                 return benchmark.open_scorer(options)
             section = self.config.data.benchmarks.get(benchmark.name, BenchmarkConfig())
             scorer = PoolScorer(benchmark, options, self.config, section, self._name, bridge, self.note)
-            self._scorers.append(scorer)
+            self._scorers.append(scorer)  # first: it is to be ended, however its start ends
+            scorer.start()
             return scorer
 
         def workers_end() -> None:

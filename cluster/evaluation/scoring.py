@@ -16,7 +16,7 @@ from typing import Any, Final
 from ray.exceptions import RayError
 
 from cluster.actors import spawn
-from cluster.evaluation.bridge import Bridge, result_of
+from cluster.evaluation.bridge import Bridge, StoppedError, result_of
 from cluster.evaluation.drawing import ignore
 from cluster.evaluation.scorer_actor import ScorerActor, SentFile
 from cluster.pools import ActorPool, Patience, PoolHooks
@@ -51,8 +51,7 @@ class PoolScorer:
         bridge: Bridge,
         note: Callable[[str], None],
     ) -> None:
-        """Starts the replicas and waits for them. Raises what keeps them from starting, and ConfigError where one has
-        other weights than another."""
+        """section: how many replicas, and on what."""
         self._bridge = bridge
         self._about: Mapping[str, Any] | None = None
         cluster = config.cluster
@@ -76,11 +75,11 @@ class PoolScorer:
         )
         self._places = asyncio.Semaphore(2 * CALLS_AT_ONCE * section.replicas)
         """Chunks that are in memory at once."""
-        try:
-            bridge.wait(self._pool.start())
-        except BaseException:
-            self.close()
-            raise
+
+    def start(self) -> None:
+        """Start the replicas, and wait for them. Raises what keeps them from starting, and ConfigError where one has
+        other weights than another."""
+        self._bridge.wait(self._pool.start())
 
     async def _start(self, handle: Any) -> None:
         about = await handle.start.remote()
@@ -111,8 +110,8 @@ class PoolScorer:
         return self._about or {}
 
     def close(self) -> None:
-        """End the replicas. Also where the evaluation was told to stop: then `Evaluation` has ended them."""
-        with suppress(Exception):
+        """End the replicas; `Evaluation` does where it was told to stop."""
+        with suppress(StoppedError):
             self._bridge.wait(self.end())
 
     async def end(self) -> None:
