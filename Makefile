@@ -41,7 +41,7 @@ test-integration: setup  ## run the tests with the real vLLM, Ray, DeepSpeed and
 	$(PYTHON_BIN) -m pytest tests/hosts tests/integration $(wildcard tests/gpu) -m 'not proof' \
 	    -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-hosts: setup  ## run all stories of several hosts, in network namespaces (Linux, root; half an hour)
+test-hosts: setup  ## run all stories of several hosts, in network namespaces (Linux, root; a quarter of an hour)
 	$(PYTHON_BIN) -m pytest tests/hosts $(ARGS)
 
 test-all: export BICOT_FUZZ_EXAMPLES ?= 10000

@@ -7,6 +7,7 @@ the engine's processes start. The group goes when its actor goes.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import ray
@@ -44,7 +45,10 @@ class OwnPlacement:
         return handle
 
     def end(self, handle: ActorHandle) -> None:
-        """End an actor, whether it has a group or not, and give its place back."""
+        """End an actor, whether it has a group or not, and give its place back.
+
+        Returns at once: Ray waits for its head to hear of a group that goes, hence the thread.
+        """
         ray.kill(handle)
         if (group := self._groups.pop(handle, None)) is not None:
-            remove_placement_group(group)
+            threading.Thread(target=remove_placement_group, args=(group,), daemon=True).start()
