@@ -186,6 +186,8 @@ class _Nccl:
         self._communicator = stateless_init_process_group(
             place.master_address, place.master_port, place.rank, place.world_size, device
         )
+        if self._communicator.disabled:  # it would send nothing, and say nothing
+            raise RuntimeError("vLLM finds no NCCL library, or was told not to use it (VLLM_DISABLE_PYNCCL)")
 
     def start_broadcast(self, flat: Tensor) -> Callable[[], bool]:
         with torch.cuda.device(self._device):

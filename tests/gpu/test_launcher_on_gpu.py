@@ -86,5 +86,5 @@ def test_weights_travel_by_nccl_between_two_gpus(folder: Path, tmp_path: Path) -
     rows, printed = launch(
         folder, tmp_path, "rollout.gpus_per_worker=1", "learner.gpus_per_rank=1", "weight_sync.backend=nccl"
     )
-    assert "NCCL failed" not in printed, "the weights went through the object store"
+    assert "goes through the object store" not in printed
     assert_engine_follows_learner(rows)
