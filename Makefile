@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 # cpu or gpu: the build of vLLM. By default gpu where nvidia-smi sees one.
 EXTRA ?= $(shell nvidia-smi --list-gpus 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
-# Of the integration tests, most of whose time goes by while a process starts. One on a GPU: engines would share its memory.
+# That run the integration tests; 0: pytest's own alone, for a debugger. One on a GPU, whose memory engines would share.
 PROCESSES ?= $(if $(filter gpu,$(EXTRA)),1,2)
 CONFIG ?= configs/shapes_cpu.yaml
 ARGS ?=
