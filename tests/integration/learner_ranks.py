@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import pickle
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +25,12 @@ from configs.errors import CheckpointError, LearnerError
 from configs.schema import RunConfig
 from learner.worker import LearnerWorker, StepReport
 from learner.zero.meeting_place import open_meeting_place
-from rollout.records import TrajectoryBatch
+from rollout.records import GroupPlace, TrajectoryBatch
 from rollout.weights import unpack_bucket
+from rollout.weights.groups import WeightGroup
 
 TIMEOUT_S = 280.0
+BROADCAST_BYTES = 20_000
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Job:
     checkpoint_to: Path | None = None
     batches_while_writing: Sequence[TrajectoryBatch] = ()
     """Steps between the copy in host memory and the writing of it, which must not show in the checkpoint."""
+    broadcasts: bool = False
+    """At the end, the weights are also sent to a member of a weight-transfer group."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class JobResult:
     faults: list[str | None] = field(default_factory=list)
     """Of each rank, why it could not write its part of the checkpoint."""
     error: str | None = None
+    received: dict[str, Tensor] = field(default_factory=dict)
+    """What came by broadcast."""
 
 
 def run_jobs(jobs: Sequence[Job], num_ranks: int, directory: Path) -> Mapping[str, JobResult]:
@@ -119,7 +126,31 @@ def _run_job(worker: LearnerWorker, job: Job) -> JobResult:
         for batch in job.batches_while_writing:
             worker.train_step(batch)
         faults = _write(worker, job.checkpoint_to)
-    return JobResult(reports, weights, resumed_step, num_buckets, faults)
+    received = _broadcast(worker) if job.broadcasts else {}
+    return JobResult(reports, weights, resumed_step, num_buckets, faults, received=received)
+
+
+def _broadcast(worker: LearnerWorker) -> dict[str, Tensor]:
+    """What a member of a weight-transfer group receives, which is a thread of rank 0."""
+    layout, received = worker.weight_layout(), dict[str, Tensor]()
+    if dist.get_rank() > 0:
+        worker.send_collective(worker.weight_version, BROADCAST_BYTES)
+        return received
+    first, second = (GroupPlace("127.0.0.1", port, rank, 2, 60.0) for port in [free_port()] for rank in range(2))
+    member = WeightGroup(second, torch.device("cpu"))
+
+    def receive() -> None:
+        member.meet()
+        for bucket in member.receive(layout, BROADCAST_BYTES):
+            received.update((name, tensor.clone()) for name, tensor in bucket)
+
+    receiving = threading.Thread(target=receive)
+    receiving.start()
+    worker.join_collective(first)
+    worker.send_collective(worker.weight_version, BROADCAST_BYTES)
+    receiving.join(60)
+    member.abort()
+    return received
 
 
 def _write(worker: LearnerWorker, directory: Path) -> list[str | None]:

@@ -324,7 +324,7 @@ def jobs_on_one_rank(
     ConversationFormat("plan", "draw {prompt}").save(deeper)
     zero1 = make_config(folder, zero_stage=1)
     return [
-        *(Job(f"zero{stage}", make_config(folder, zero_stage=stage), batches) for stage in range(4)),
+        *(Job(f"zero{stage}", make_config(folder, zero_stage=stage), batches, broadcasts=True) for stage in range(4)),
         *(Job(f"micro{size}", make_config(folder, micro_batch_size=size), batches) for size in (1, 8)),
         Job("until checkpoint", zero1, [first, second], checkpoint_to=checkpoint, batches_while_writing=[third]),
         Job("after checkpoint", zero1, [third], load_from=checkpoint / "state", checkpoint_to=directory / "saved"),
@@ -337,7 +337,7 @@ def jobs_on_one_rank(
             Job(f"spoiled{stage}", make_config(folder, zero_stage=stage), [first, spoil(second), third])
             for stage in (0, 2, 3)
         ),
-        Job("bfloat16", make_config(folder, dtype="bfloat16", zero_stage=2), batches),
+        Job("bfloat16", make_config(folder, dtype="bfloat16", zero_stage=2), batches, broadcasts=True),
         Job("repeated", make_config(folder), [first] * 6),
         Job("guided", make_config(folder, algorithm={"policy": "guided"}), guided_batches),
         Job("updates", updating_config(folder), batches),
@@ -375,7 +375,12 @@ def jobs_on_two_ranks(
     zero1, zero3 = (make_config(folder, zero_stage=stage, num_ranks=2) for stage in (1, 3))
     return [
         *(Job(f"zero{stage}", make_config(folder, zero_stage=stage, num_ranks=2), batches) for stage in (0, 2)),
-        Job("zero3", make_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True), batches),
+        Job(
+            "zero3",
+            make_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True),
+            batches,
+            broadcasts=True,
+        ),
         Job("until checkpoint", zero3, [first, second], checkpoint_to=checkpoint, batches_while_writing=[third]),
         Job("after checkpoint", zero3, [third], load_from=checkpoint / "state", checkpoint_to=directory / "saved-2"),
         Job("spoiled3", zero3, [first, spoil(second), third]),
@@ -767,3 +772,14 @@ def test_a_report_holds_every_metric_with_sensible_values(
     assert first["lr"] == LR
     assert (second["staleness/mean"], second["staleness/max"]) == (1.0, 1.0)
     assert first["groups_without_spread"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "job"), [(1, "zero0"), (1, "zero2"), (1, "zero3"), (1, "bfloat16"), (2, "zero3")]
+)
+def test_a_broadcast_brings_the_weights_that_buckets_bring(
+    results: dict[int, Mapping[str, JobResult]], num_ranks: int, job: str
+) -> None:
+    result = results[num_ranks][job]
+    assert len(result.received) > 0
+    assert all_equal(result.received, result.weights[-1])
