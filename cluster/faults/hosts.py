@@ -27,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from cluster.session.ray_connection import PROJECT_ROOT
+from cluster.session.stop_signals import still_alive
 from configs.errors import RunError
 from configs.local.owned_folder import OwnedFolder, sweep
 
@@ -140,8 +141,8 @@ class Host:
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
-        # Not psutil.wait_procs: it would take the exit codes from those who started them.
-        wait_until(lambda: not any(map(_is_alive, processes)), 10, f"processes of {self.name} do not end")
+        if still_alive(processes, patience_s=10):
+            raise RunError(f"processes of {self.name} do not end")
         return len(processes)
 
     def tail(self, lines: int = 15) -> str:
@@ -258,13 +259,6 @@ def _end(host: Host) -> None:
     assert host.holder is not None
     host.holder.kill()
     host.holder.wait(timeout=10)
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _lines(path: Path) -> list[str]:

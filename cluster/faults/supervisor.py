@@ -20,6 +20,7 @@ from cluster.reports import read_metrics
 from cluster.reports.metrics import MetricsRow
 from cluster.session import PrivateRedis
 from cluster.session.ray_connection import PROJECT_ROOT
+from cluster.session.stop_signals import still_alive
 from configs.errors import RunError
 from configs.local.environment import REDIS_URL_VARIABLE
 
@@ -131,8 +132,7 @@ class Supervisor:
 
     def orphans(self) -> list[psutil.Process]:
         """Processes of the run that have outlived it, after a short time to end."""
-        _, alive = psutil.wait_procs(list(self._seen.values()), timeout=20)
-        return [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        return still_alive(self._seen.values(), patience_s=20)
 
     def close(self) -> None:
         """End whatever is left."""

@@ -19,7 +19,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, Self
@@ -30,6 +30,7 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_S: Final = 90.0
 """How long the launcher may take to look at a signal while nothing of it waits for one."""
 _POLL_S: Final = 0.5
+_LOOK_S: Final = 0.05
 
 
 class StopSignals:
@@ -168,7 +169,27 @@ class LastToExit:
 
 def end_processes(processes: list[psutil.Process], patience_s: float = 0.0) -> None:
     """Wait for processes to end by themselves, and kill those that have not."""
-    _, alive = psutil.wait_procs(processes, timeout=patience_s)
-    for process in alive:
+    for process in still_alive(processes, patience_s):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def still_alive(processes: Iterable[psutil.Process], patience_s: float = 0.0) -> list[psutil.Process]:
+    """Those that have not ended within `patience_s` seconds; a zombie has ended.
+
+    Not `psutil.wait_procs`: it takes exit codes from those who started the processes, and raises FileNotFoundError when
+    the pid of one that ended has become a thread's of another.
+    """
+    deadline_s = time.monotonic() + patience_s
+    while alive := [process for process in processes if _is_alive(process)]:
+        if time.monotonic() >= deadline_s:
+            break
+        time.sleep(_LOOK_S)
+    return alive
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

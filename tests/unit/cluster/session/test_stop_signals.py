@@ -12,10 +12,12 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.session import StopSignals
 from cluster.session.bounded_loop import hanging_threads, run_bounded
+from cluster.session.stop_signals import end_processes, still_alive
 
 ROOT = Path(__file__).resolve().parents[4]
 EXIT_CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
@@ -115,3 +117,23 @@ def test_a_loop_ends_though_a_thread_of_it_hangs():
     for thread in hanging_threads():
         thread.join(10)
     assert hanging_threads() == []
+
+
+def test_a_process_whose_pid_is_a_threads_by_now_has_ended() -> None:
+    """To wait for it by its pid raises FileNotFoundError on recent kernels, which cost a chaos run its result."""
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait, daemon=True)
+    thread.start()
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        living, ended = psutil.Process(child.pid), psutil.Process(child.pid)
+        assert thread.native_id is not None
+        ended._pid = ended._proc.pid = thread.native_id
+        assert still_alive([living, ended]) == [living]
+        end_processes([living, ended])
+        child.wait(timeout=10)
+        assert still_alive([living], patience_s=10) == []
+        assert thread.is_alive()
+    finally:
+        stop.set()
+        child.kill()
