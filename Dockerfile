@@ -33,14 +33,16 @@ LABEL org.opencontainers.image.title="bicot" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}"
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-# wget and bash are what KubeRay's probes and start commands use; nfs mounts belong to the host. libnuma is vLLM's, on CPUs.
+# wget is for KubeRay's probes; libnuma is vLLM's, on CPUs; nfs mounts belong to the host. Login shells, which `ray up` and
+# KubeRay may start, forget ENV's PATH: hence the profile.
 # hadolint ignore=DL3008
 RUN apt-get update && \
     apt-get install -y --no-install-recommends ca-certificates libnuma1 openssh-client rsync wget && \
     if ! command -v python3 >/dev/null; then apt-get install -y --no-install-recommends python3; fi && \
     rm -rf /var/lib/apt/lists/* && \
     if id ubuntu >/dev/null 2>&1; then userdel --remove ubuntu; fi && \
-    useradd --create-home --uid 1000 --gid 100 --shell /bin/bash ray
+    useradd --create-home --uid 1000 --gid 100 --shell /bin/bash ray && \
+    echo "export PATH=/opt/bicot/.venv/bin:\$PATH" >/etc/profile.d/bicot.sh
 COPY --from=build --chown=1000:100 /opt/bicot /opt/bicot
 COPY --chown=1000:100 . /opt/bicot
 WORKDIR /opt/bicot
