@@ -101,7 +101,7 @@ def test_its_user_has_no_rights_over_the_machine_and_it_brings_what_kuberay_call
 
 
 def test_its_container_trains_the_tiny_model(buildah: Buildah, container: str) -> None:
-    smaller = ("algorithm.groups_per_step=4", "algorithm.group_size=4", "data.num_evaluation_prompts=4")
+    smaller = ("algorithm.groups_per_step=4", "algorithm.group_size=8", "data.num_evaluation_prompts=4")
     settings = [option for each in ("run.steps=2", "run.dir=/tmp/runs", *smaller) for option in ("--set", each)]
     buildah.run(container, "python", "-m", "cluster.launch", *settings)
     summary = json.loads(buildah.run(container, "cat", "/tmp/runs/shapes_cpu/summary.json"))
