@@ -30,6 +30,7 @@ from tests.integration.launcher import (
     write_config,
 )
 from tests.integration.own_cluster import free_port, head_process
+from tests.short_folder import short_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -71,17 +72,16 @@ def test_sigterm_while_ray_starts_leaves_no_process(launch: Callable[..., Launch
 
 
 @pytest.fixture
-def job_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def job_environment() -> Iterator[dict[str, str]]:
     """A Ray head with a dashboard, and the environment in which `ray job` finds it."""
-    folder = tmp_path_factory.mktemp("r")
     dashboard_port = free_port()
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
     options = [
-        *("--num-cpus=8", f"--port={free_port()}", f"--temp-dir={folder}"),
-        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", f"--object-store-memory={300 << 20}"),
+        *("--num-cpus=8", f"--port={free_port()}", f"--object-store-memory={300 << 20}"),
+        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"),
         *(f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"),
     ]
-    with head_process(folder, environment, *options):
+    with short_folder() as folder, head_process(folder, environment, *options, f"--temp-dir={folder}"):
         yield {**environment, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard_port}"}
 
 

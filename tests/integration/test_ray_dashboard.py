@@ -12,6 +12,7 @@ from cluster.watch import Watched, serve
 from tests.browser import CHROMIUM, browser
 from tests.integration.own_cluster import free_port, head_process
 from tests.runs import make_run
+from tests.short_folder import short_folder
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,7 +22,7 @@ pytestmark = [
 ]
 
 
-def test_the_page_is_in_the_metrics_tab(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_page_is_in_the_metrics_tab(tmp_path: Path) -> None:
     directory = make_run(tmp_path)
     dashboard_port = free_port()
     with serve(Watched([directory.path]), "127.0.0.1", 0) as server:
@@ -29,14 +30,17 @@ def test_the_page_is_in_the_metrics_tab(tmp_path: Path, tmp_path_factory: pytest
         thread.start()
         page = f"http://127.0.0.1:{server.server_address[1]}"
         environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_GRAFANA_HOST": page, "RAY_PROMETHEUS_HOST": page}
-        folder = tmp_path_factory.mktemp("r")
         options = [
-            *("--num-cpus=1", f"--port={free_port()}", f"--temp-dir={folder}", "--dashboard-host=127.0.0.1"),
+            *("--num-cpus=1", f"--port={free_port()}", "--dashboard-host=127.0.0.1"),
             *(f"--dashboard-port={dashboard_port}", f"--object-store-memory={100 << 20}"),
             *(f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"),
         ]
         try:
-            with head_process(folder, environment, *options), browser(tmp_path) as opened:
+            with (
+                short_folder() as folder,
+                head_process(folder, environment, *options, f"--temp-dir={folder}"),
+                browser(tmp_path) as opened,
+            ):
                 opened.size(1280, 900)
                 opened.load(f"http://127.0.0.1:{dashboard_port}/#/metrics")
                 opened.wait_for("document.querySelector('iframe') !== null")
