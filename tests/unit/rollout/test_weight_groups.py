@@ -26,7 +26,7 @@ LAYOUT: list[TensorInfo] = [
     ("larger", "bfloat16", (300, 1000)),
 ]
 BUCKET_BYTES = 4000
-PATIENCE_S = 1.0
+PATIENCE_S = 5.0
 CPU = torch.device("cpu")
 # Not forked from this process: it has gloo's threads, and what they hold would stay locked in a child for ever.
 PROCESSES = multiprocessing.get_context("forkserver")
