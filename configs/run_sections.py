@@ -108,7 +108,9 @@ class CheckpointConfig(Section):
     keep_last: int = Field(2, ge=1, description="newest checkpoints that are kept")
     keep_every: int | None = Field(None, ge=1, description="those of steps that this divides are kept for good, too")
     max_failures: int = Field(
-        10, ge=1, description="so many in a row that could not be written, each tried after another step, end the run"
+        10,
+        ge=1,
+        description="so many in a row that could not be written end the run; pauses between tries grow to a minute",
     )
     url: str | None = Field(
         None, description="copies go to URL/KEY (see RUN/run_key): s3://, gs://, file://, … (fsspec); null: none"

@@ -10,9 +10,11 @@ so that no more than one copy of the learner is in host memory. The end of a run
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from cluster.learning import LearnerGroup
 from cluster.pools.cancellation import end_tasks
@@ -20,6 +22,9 @@ from cluster.state.checkpoints import Checkpoints
 from cluster.state.run_state import RunState
 from configs.errors import CheckpointError
 from configs.schema import CheckpointConfig
+
+_LONGEST_PAUSE_S: Final = 60.0
+"""Between one that failed and the next try: ten steps of a small model are over before somebody has cleared a disk."""
 
 
 @dataclass(slots=True)
@@ -35,13 +40,15 @@ class BackgroundCheckpoints:
     _failed_in_a_row: list[CheckpointError] = field(default_factory=list, init=False)
     _is_due: bool = field(default=False, init=False)
     """Since the last one was to be written: because of the step, or because it failed."""
+    _not_before_s: float = field(default=0.0, init=False)
+    """By the monotonic clock; of the next try after one that failed."""
     _writing: asyncio.Task[None] | None = field(default=None, init=False)
 
     async def after_step(self, learner: LearnerGroup, state: RunState, on_begin: Callable[[], None]) -> None:
         """Begin a checkpoint of `state`, at which the learner is, if one is due; on_begin: called before, if so.
 
-        One that fails is a note, and tried again after the next step. Raises CheckpointError when `max_failures` in a
-        row have failed, and what else has ended the writing of the one before.
+        One that fails is a note, and tried again after the next step, then after pauses of 1, 2, 4, … 60 s. Raises
+        CheckpointError when `max_failures` in a row have failed, and what else has ended the writing of the one before.
         """
         if self._writing is not None and self._writing.done():
             await self.settle()
@@ -49,7 +56,7 @@ class BackgroundCheckpoints:
             last = self._failed_in_a_row[-1]
             raise CheckpointError(f"{num_failed} checkpoints in a row failed (checkpoint.max_failures): {last}")
         self._is_due |= state.step % self.config.every_steps == 0
-        if not self._is_due:
+        if not self._is_due or time.monotonic() < self._not_before_s:
             return
         on_begin()
         await self.settle()
@@ -95,11 +102,17 @@ class BackgroundCheckpoints:
             self._failed(state, error)
         else:
             self._failed_in_a_row.clear()
+            self._not_before_s = 0.0
             self.on_end(True)
 
     def _failed(self, state: RunState, error: CheckpointError) -> None:
         self._is_due = True
         self.num_failed += 1
         self._failed_in_a_row.append(error)
+        when = "after the next step"
+        if (num_repeated := len(self._failed_in_a_row) - 1) > 0:
+            pause_s = min(2.0 ** (num_repeated - 1), _LONGEST_PAUSE_S)
+            self._not_before_s = time.monotonic() + pause_s
+            when = f"after a step in {pause_s:g} s"
         self.on_end(False)
-        self.note(f"no checkpoint of step {state.step}, tried again after the next step: {error}")
+        self.note(f"no checkpoint of step {state.step}, tried again {when}: {error}")

@@ -276,6 +276,27 @@ async def test_one_that_fails_beside_a_step_is_a_note_and_is_tried_again_after_t
     assert shelf.names == ["step_000003", "step_000006"]
 
 
+async def test_tries_are_further_and_further_apart_so_that_a_full_disk_outlives_fast_steps(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ten steps of a small model took less time than a disk was full for, and the run ended."""
+    now_s, tried_at = 0.0, []
+    monkeypatch.setattr("cluster.state.background_checkpoints.time.monotonic", lambda: now_s)
+    shelf = Shelf(directory, every_steps=2, max_failures=10)
+    shelf.writer.fault = OSError(28, "No space left on device")
+    step = 1
+    while shelf.background.num_failed < 10:
+        step, num_failed = step + 1, shelf.background.num_failed
+        await shelf.after_step(step)
+        await shelf.background.settle()
+        tried_at += [now_s] * (shelf.background.num_failed - num_failed)
+        now_s += 0.5
+    assert tried_at == [0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5, 63.5, 123.5, 183.5]
+    assert "tried again after a step in 60 s" in shelf.notes[-1]
+    with pytest.raises(CheckpointError, match="10 checkpoints in a row failed"):
+        await shelf.after_step(step + 1)
+
+
 async def test_a_learner_that_is_lost_while_it_writes_leaves_no_checkpoint_and_is_told_between_steps(directory: Path):
     shelf = Shelf(directory, every_steps=2)
     await shelf.save(1)
