@@ -27,7 +27,8 @@ import psutil
 import ray
 import yaml
 
-from tests.integration.own_cluster import PROJECT_ROOT, REPORT, end_all, free_port, head_process
+from cluster.session.stop_signals import end_processes
+from tests.integration.own_cluster import PROJECT_ROOT, REPORT, free_port, head_process
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
@@ -101,7 +102,7 @@ def autoscaled_cluster(version: str) -> Iterator[str]:
             with head_process(folder, environment, *options):
                 yield f"127.0.0.1:{port}"
         finally:
-            end_all(raylets_of(folder))
+            end_processes(raylets_of(folder), patience_s=20)
 
 
 def raylets_of(folder: Path) -> list[psutil.Process]:

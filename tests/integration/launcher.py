@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 
+from cluster.session.stop_signals import still_alive
 from tests.integration.training import run_tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,8 +53,7 @@ class Launched:
         started = psutil.Process(self.process.pid).children(recursive=True)
         os.killpg(self.process.pid, number)
         exit_code = self.process.wait(END_TIMEOUT_S)
-        _, alive = psutil.wait_procs(started, timeout=20)
-        return exit_code, alive
+        return exit_code, still_alive(started, patience_s=20)
 
 
 def assert_saves_and_ends(launched: Launched, number: signal.Signals, code: int) -> None:

@@ -12,7 +12,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
+from cluster.session.stop_signals import end_processes
 from tests.integration.launcher import wait_until
 from tests.short_folder import short_folder
 
@@ -65,14 +66,7 @@ def head_process(folder: Path, environment: Mapping[str, str], *options: str) ->
             processes = psutil.Process(head.pid).children(recursive=True)
             head.terminate()
             head.wait(60)
-            end_all(processes)
-
-
-def end_all(processes: Sequence[psutil.Process]) -> None:
-    """Wait for processes that have been told to end, and kill those that do not."""
-    _, alive = psutil.wait_procs(processes, timeout=20)
-    for process in alive:
-        process.kill()
+            end_processes(processes, patience_s=20)
 
 
 @contextmanager

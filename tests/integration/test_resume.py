@@ -18,6 +18,7 @@ import yaml
 
 from cluster.reports import read_metrics
 from cluster.reports.metrics import MetricsRow
+from cluster.session.stop_signals import still_alive
 from tests.integration.training import run_tree, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +60,7 @@ def launch_and_kill(arguments: list[str], output: Path, is_time: Callable[[], bo
     ]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=60)
+    alive = still_alive(children, patience_s=60)
     assert alive == [], "a killed launcher leaves no process behind"
 
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import ray
 
+from cluster.session.stop_signals import still_alive
 from cluster.state.ledger import GroupState
 from configs.errors import CheckpointError, DataError, LearnerError, RegistryError, RunError
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
@@ -170,7 +171,7 @@ async def test_a_rollout_worker_whose_engine_died_or_freezes_is_replaced(
     assert_all_groups_trained(outcome)
     assert {group.rollout.worker_id for group in outcome.log.groups[3]} == {"rollout-1"}
     assert any("rollout-0" in note and "starting another" in note for note in outcome.log.notes)
-    _, alive = psutil.wait_procs(injured, timeout=20)
+    alive = still_alive(injured, patience_s=20)
     assert not alive, "a frozen engine keeps its memory for as long as it is there"
 
 

@@ -19,6 +19,7 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from cluster.actors.network import free_port
+from cluster.session.stop_signals import still_alive
 from configs.errors import ConfigError, ModelError, RolloutError, WeightSyncError
 from configs.schema import RolloutConfig, VllmOptions
 from learner.janus_policy import JanusPolicy
@@ -560,7 +561,7 @@ async def test_an_engine_without_the_entry_point_draws_the_same_and_ends_with_it
     assert list(SHARED_MEMORY.glob(f"sem.{name}-*")), "vLLM's engine core has a semaphore"
     process.kill()
     await process.wait()
-    _, alive = await asyncio.to_thread(psutil.wait_procs, children, timeout=60)
+    alive = await asyncio.to_thread(still_alive, children, 60)
     assert not alive
     (left,) = temporary.iterdir()
     assert left.name.startswith(PREFIX)
@@ -615,7 +616,7 @@ async def test_closing_ends_requests_and_processes_and_may_be_repeated(
         await engine.generate(request)
     with pytest.raises(RolloutError, match="not running"):
         await engine.check_alive()
-    _, alive = psutil.wait_procs(processes, timeout=30)
+    alive = still_alive(processes, patience_s=30)
     assert not alive
     assert not scratch.exists()
     assert not list(SHARED_MEMORY.glob(f"sem.{scratch.name}-*"))
