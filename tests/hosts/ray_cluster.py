@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +94,16 @@ def base_settings(head: Host, model: str) -> dict[str, Any]:
     }
 
 
-def host_with(hosts: Iterable[Host], actor: str) -> Host:
-    """The host on which an actor of that class runs."""
-    return next(host for host in hosts if runs(host, actor))
+def host_with(hosts: Collection[Host], actor: str) -> Host:
+    """The host on which an actor of that class runs, or will when the one that was lost has been replaced."""
+    found: list[Host] = []
+
+    def is_somewhere() -> bool:
+        found.extend(host for host in hosts if runs(host, actor))
+        return bool(found)
+
+    wait_until(is_somewhere, 120, f"no host runs {actor}")
+    return found[0]
 
 
 def runs(host: Host, actor: str) -> bool:
