@@ -103,6 +103,7 @@ def submitted(environment: Mapping[str, str], config: Path, output: Path) -> Ite
         sender.wait()
 
 
+@pytest.mark.proof  # in the whole suite Ray's own dashboard did not start, twice of two; alone it does
 def test_a_ray_job_trains_to_its_end_and_shows_its_log_and_its_page_is_in_redis(
     job_environment: dict[str, str], tmp_path: Path
 ) -> None:
