@@ -11,11 +11,12 @@ import ray
 
 from cluster.actors import folders
 from cluster.actors.folders import ProbeAnswer, WrittenFiles
-from cluster.actors.network import free_port, use_network_of_node
+from cluster.actors.network import use_network_of_node
 from cluster.actors.sources import check_same_sources
 from cluster.actors.spawning import own_name
 from cluster.actors.usage import Usage, UsageRecord
 from configs.errors import LearnerError
+from configs.local.ports import free_port
 from configs.schema import RunConfig
 from rollout.records import GroupPlace, GroupRollout, TrajectoryBatch, WeightBucket
 

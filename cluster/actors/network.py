@@ -37,10 +37,3 @@ def use_network_of_node(address: str | None = None) -> None:
     otherwise. address: of the node; None asks Ray."""
     for name, value in network_environment(address or ray.util.get_node_ip_address()).items():
         os.environ.setdefault(name, value)
-
-
-def free_port(address: str) -> int:
-    """A port that is free now at `address`."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])

@@ -31,6 +31,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from configs.errors import RegistryError
+from configs.local.ports import free_port
 
 START_TIMEOUT_S: Final = 15.0
 STOP_TIMEOUT_S: Final = 10.0
@@ -115,7 +116,7 @@ class PrivateRedis:
                 f"registry.redis_port {port} is in use on this machine; set another port, or 0 to take a free one"
             )
         for _ in range(PORT_TRIES):
-            chosen = port or _free_port()
+            chosen = port or free_port()
             server = self._launch(binary, chosen)
             try:
                 if self._wait_until_it_answers(server, chosen):
@@ -242,12 +243,6 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> bool:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 from transformers import JanusForConditionalGeneration
 
 from configs.errors import ConfigError, DataError
+from configs.local.ports import free_port
 from configs.schema import RunConfig, VQTrainingConfig, WarmStartConfig
 from learner.export import PretrainedWriter, save_pretrained
 from learner.janus_policy import EVERYTHING, JanusPolicy, load_janus
@@ -94,7 +94,7 @@ def warm_start(
     if alone:
         if world_size != 1:
             raise ValueError(f"world_size is {world_size}, but this process is in no process group yet")
-        init_distributed(0, 1, "127.0.0.1", _free_port(), device)
+        init_distributed(0, 1, "127.0.0.1", free_port(), device)
     try:
         shard = Shard(rank, world_size, torch.device(device), config.learner.micro_batch_size)
         with _fast(config.learner.threads_per_rank or len(os.sched_getaffinity(0)) // world_size):
@@ -281,10 +281,3 @@ class _WarmStart:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         dist.barrier()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.actors.network import free_port
 from configs.errors import WeightSyncError
+from configs.local.ports import free_port
 from rollout.records import GroupPlace, TensorInfo
 from rollout.weights.groups import WeightGroup
 

@@ -28,7 +28,8 @@ import ray
 import yaml
 
 from cluster.session.stop_signals import end_processes
-from tests.integration.own_cluster import PROJECT_ROOT, REPORT, free_port, head_process
+from configs.local.ports import free_port
+from tests.integration.own_cluster import PROJECT_ROOT, REPORT, head_process
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"

@@ -27,7 +27,8 @@ import psutil
 import ray
 
 from cluster.session import PrivateRedis
-from tests.integration.own_cluster import REPORT, free_port, own_cluster
+from configs.local.ports import free_port
+from tests.integration.own_cluster import REPORT, own_cluster
 from tests.integration.training import Outcome, RecordingLog, run_tree, train
 
 REDIS, ROCKSDB = "redis", "rocksdb"

@@ -9,8 +9,8 @@ import warnings
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from configs.local.ports import free_port
 from learner.zero import DeepSpeedEngine, OptimizerSettings, close_distributed, init_distributed
-from tests.integration.own_cluster import free_port
 
 SIZES = (
     {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 2000},

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import faulthandler
 import pickle
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from configs.errors import CheckpointError, LearnerError
+from configs.local.ports import free_port
 from configs.schema import RunConfig
 from learner.worker import LearnerWorker, StepReport
 from learner.zero.meeting_place import open_meeting_place
@@ -80,13 +80,6 @@ def run_jobs(jobs: Sequence[Job], num_ranks: int, directory: Path) -> Mapping[st
             raise TimeoutError(f"{num_ranks} learner rank(s) did not finish within {TIMEOUT_S:g} s")
     results: Mapping[str, JobResult] = pickle.loads(result_file.read_bytes())
     return results
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _run_rank(rank: int, num_ranks: int, jobs: list[Job], ports: list[SimpleQueue[int]], result_file: Path) -> None:

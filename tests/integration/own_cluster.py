@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -28,14 +27,6 @@ from tests.short_folder import short_folder
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 REPORT = "report.json"
 HEAD_TIMEOUT_S = 120.0
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def run_story(module: str, directory: Path, *arguments: str, timeout_s: float) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from configs.local.ports import free_port
 from configs.schema import RunConfig
 from learner.worker import LearnerWorker
 from rewards.worker import RewardWorker
 from rollout.prompts import Conversation, PromptSource, load_prompts
 from rollout.records import GroupRequest, ScoredGroup, TrajectoryBatch, derive_seed
 from rollout.worker import RolloutWorker
-from tests.integration.learner_ranks import free_port
 
 
 class SequentialLoop:

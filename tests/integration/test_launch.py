@@ -19,6 +19,7 @@ from cluster.report import read_run
 from cluster.session import PrivateRedis
 from cluster.status import main as status
 from cluster.watch.mirror import Mirror
+from configs.local.ports import free_port
 from tests.integration.launcher import (
     ENDLESS,
     ROOT,
@@ -29,7 +30,7 @@ from tests.integration.launcher import (
     wait_until,
     write_config,
 )
-from tests.integration.own_cluster import free_port, head_process
+from tests.integration.own_cluster import head_process
 from tests.short_folder import short_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]

@@ -21,7 +21,7 @@ import yaml
 
 from cluster.boards.alerts import rules_yaml
 from cluster.boards.panels import ROWS
-from tests.integration.own_cluster import free_port
+from configs.local.ports import free_port
 from tests.integration.training import RecordingLog, run_tree, train
 
 pytestmark = [

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from cluster.watch import Watched, serve
+from configs.local.ports import free_port
 from tests.browser import CHROMIUM, browser
-from tests.integration.own_cluster import free_port, head_process
+from tests.integration.own_cluster import head_process
 from tests.runs import make_run
 from tests.short_folder import short_folder
 

@@ -12,6 +12,7 @@ import pytest_asyncio
 import torch
 
 from configs.errors import WeightSyncError
+from configs.local.ports import free_port
 from configs.schema import LoraConfig, RolloutConfig, TinyJanusConfig
 from learner.janus_policy import JanusPolicy
 from learner.warm_start.tiny_janus import build_tiny_janus, save_pretrained_model
@@ -20,7 +21,6 @@ from rollout.engine import EngineSettings, SequenceRequest
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.vllm import VllmEngine
 from rollout.weights.buckets import pack_bucket
-from tests.integration.own_cluster import free_port
 from tests.lora_slopes import Slopes, measure, tokens_of
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]

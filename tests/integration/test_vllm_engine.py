@@ -18,9 +18,9 @@ import pytest_asyncio
 import torch
 from transformers import JanusForConditionalGeneration
 
-from cluster.actors.network import free_port
 from cluster.session.stop_signals import still_alive
 from configs.errors import ConfigError, ModelError, RolloutError, WeightSyncError
+from configs.local.ports import free_port
 from configs.schema import RolloutConfig, VllmOptions
 from learner.janus_policy import JanusPolicy
 from learner.objective.phase_tokens import LogprobRequest, PhaseTokens

@@ -13,9 +13,9 @@ import ray
 import torch
 
 from cluster.actors import RolloutActor
-from cluster.actors.network import free_port
 from cluster.learning import NcclSync, nccl_sync
 from cluster.pools import ActorPool, Patience, PoolHooks
+from configs.local.ports import free_port
 from configs.schema import RunConfig, WeightSyncConfig
 from rollout.records import BucketStream, GroupPlace, TensorInfo, WeightBucket
 from rollout.weights.buckets import each_bucket, pack_bucket, unpack_bucket

@@ -4,7 +4,6 @@ the same loss."""
 from __future__ import annotations
 
 import multiprocessing
-import socket
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ from transformers import JanusForConditionalGeneration
 
 from cluster.benchmarks.models import make_model, shapes_config
 from cluster.benchmarks.report import Scope, Table, ratio, spread
+from configs.local.ports import free_port
 from configs.schema import RunConfig, TinyJanusConfig
 from learner.batch import PhaseBatch, PlanSettings, plan_step
 from learner.janus_policy import load_janus
@@ -84,7 +84,7 @@ def measure_speed(scope: Scope) -> Table:
 
 def _speeds(case: Case, folder: str, scope: Scope, num_groups: int) -> dict[str, list[float]]:
     """Tokens a second of all ranks together, by what is measured, a round each."""
-    port = _free_port()
+    port = free_port()
     with ProcessPoolExecutor(case.num_ranks, mp_context=multiprocessing.get_context("spawn")) as ranks:
         numbers = range(case.num_ranks)
         work = [ranks.submit(_measure_rank, case, rank, port, folder, scope, num_groups) for rank in numbers]
@@ -140,7 +140,7 @@ def unlimited_parity() -> list[str]:
 
 def start_worker(folder: str, config: RunConfig, rank: int = 0, port: int | None = None) -> LearnerWorker:
     """A rank in this process; port: at which the ranks meet."""
-    return LearnerWorker.start(config, folder, rank, master_address="127.0.0.1", master_port=port or _free_port())
+    return LearnerWorker.start(config, folder, rank, master_address="127.0.0.1", master_port=port or free_port())
 
 
 class PlainLearner:
@@ -251,10 +251,3 @@ def make_batch(folder: str, config: RunConfig, version: int = NO_VERSION) -> Tra
         rollout = GroupRollout(request, trajectories, "bench", started_s=0.0, finished_s=0.0)
         groups.append(ScoredGroup(rollout, rewards, {"random": rewards}, ("",) * size, scored_s=0.0))
     return TrajectoryBatch(0, tuple(groups))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

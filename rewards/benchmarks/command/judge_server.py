@@ -13,7 +13,6 @@ import argparse
 import os
 import secrets
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from configs.errors import ConfigError, ModelError
+from configs.local.ports import free_port
 
 MODULE: Final = "vllm.entrypoints.openai.api_server"
 START_TIMEOUT_S: Final = 3600.0
@@ -71,7 +71,7 @@ class ServedJudge:
         self._model, self._name, self._options = model, name, options
         self._log, self._note, self._start_timeout_s = log, note, start_timeout_s
         self._key = secrets.token_hex(16)
-        self._port = _free_port()
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False
         self._failure: ModelError | None = None
@@ -188,10 +188,3 @@ def served_judge(arguments: argparse.Namespace, note: Callable[[str], None]) -> 
     finally:
         judge.stop()
         os.environ.pop(KEY_VARIABLE, None)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

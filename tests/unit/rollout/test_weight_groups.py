@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from configs.errors import WeightSyncError
+from configs.local.ports import free_port
 from rollout.records import GroupPlace, TensorInfo
 from rollout.weights.groups import WeightGroup, cut
 
@@ -40,12 +40,6 @@ def tensors(seed: int) -> list[tuple[str, torch.Tensor]]:
 
 def place(port: int, rank: int, world_size: int, patience_s: float = PATIENCE_S) -> GroupPlace:
     return GroupPlace("127.0.0.1", port, rank, world_size, patience_s)
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 def member(orders: Connection) -> None:
