@@ -153,7 +153,9 @@ class RolloutConfig(Section):
         16, ge=1, description="pictures a pass of the VQ decoder at most; halved where they do not fit the free memory"
     )
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of its GPU's memory the engine takes")
-    kv_cache_gib: float = Field(1.0, gt=0, le=2**20, description="KV cache of an engine on CPU")
+    kv_cache_gib: float | None = Field(
+        None, gt=0, le=2**20, description="KV cache; null: 1 on a CPU, on a GPU what gpu_memory_utilization leaves"
+    )
     enforce_eager: bool = Field(False, description="no graph capture, no compilation: slower steps, quicker start")
     recompute_on_swap: bool = Field(
         True,
@@ -185,6 +187,12 @@ class RolloutConfig(Section):
         description="how prompt and CoT become the picture's prompt: tidy, with one full stop and one space between, "
         "or joined verbatim by both, as in T2I-R1's code; null: as stored with the checkpoint, or tidy",
     )
+
+    @property
+    def kv_cache_bytes(self) -> int | None:
+        """Of an engine; None where `gpu_memory_utilization` decides."""
+        gib = 1.0 if self.kv_cache_gib is None and self.gpus_per_worker == 0 else self.kv_cache_gib
+        return None if gib is None else int(gib * 2**30)
 
     @field_validator("instruction")
     @classmethod

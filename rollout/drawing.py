@@ -84,6 +84,7 @@ def plan_rollout(options: DrawingOptions, conversation: Conversation, prompts: S
     text = checkpoint.config.text_config
     # Keys and values of both streams, 4 bytes a number at most; half as much again for blocks that are not full.
     token_bytes = 1.5 * 4 * 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    at_once = min(num_sequences, _CPU_SEQUENCES)
     return RolloutConfig(
         engine=options.engine,
         gpus_per_worker=1.0 if on_gpu else 0.0,
@@ -93,7 +94,7 @@ def plan_rollout(options: DrawingOptions, conversation: Conversation, prompts: S
         guidance_scale=options.guidance_scale or checkpoint.guidance_scale,
         temperature=options.temperature,
         max_num_seqs=num_sequences,
-        kv_cache_gib=max(0.1, token_bytes * num_tokens * min(num_sequences, _CPU_SEQUENCES) / 2**30),
+        kv_cache_gib=None if on_gpu else max(0.1, token_bytes * num_tokens * at_once / 2**30),
         enforce_eager=not on_gpu,  # on CPUs, compiling takes longer than the pictures do
     )
 

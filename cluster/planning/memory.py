@@ -180,15 +180,15 @@ def mean_sequence_tokens(config: RunConfig, shape: ModelShape) -> int:
 def rollout_worker(config: RunConfig, shape: ModelShape, device_bytes: int | None) -> Need:
     """One rollout worker, on each of its tensor-parallel devices; `device_bytes` of one, None on a CPU.
 
-    The engine takes `rollout.gpu_memory_utilization` of the device, of which the KV cache is what the weights leave.
+    The engine takes `rollout.gpu_memory_utilization` of the device, of which the KV cache is what the weights leave,
+    or of `rollout.kv_cache_gib`.
     New weights are staged in the memory of the host, see docs/weight_sync.md.
     """
     rollout, size = config.rollout, bytes_per_value(config.model.dtype)
     weights = (shape.drawing + _engine_adapters(config, shape)) * size // rollout.tensor_parallel_size
-    if device_bytes is None:
-        cache = int(rollout.kv_cache_gib * GIB)
-    else:
-        cache = max(0, int(rollout.gpu_memory_utilization * device_bytes) - weights - CONTEXT_BYTES)
+    cache = rollout.kv_cache_bytes
+    if cache is None:
+        cache = max(0, int(rollout.gpu_memory_utilization * (device_bytes or 0)) - weights - CONTEXT_BYTES)
     decoder = shape.vq.parameters * FLOAT32 + decoder_activations(shape, rollout.decode_batch_size)
     is_staged = device_bytes is None and rollout.engine == "vllm" and config.weight_sync.staged
     return Need(

@@ -89,7 +89,7 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
 
     config = settings.rollout
     max_model_len = context_length(config, checkpoint)
-    of_platform = _on_a_cpu(config) if _on_cpu(config) else {"gpu_memory_utilization": config.gpu_memory_utilization}
+    of_platform = _on_a_cpu(config) if _on_cpu(config) else _on_a_gpu(config)
     arguments: dict[str, Any] = {
         "model": str(checkpoint.folder),
         "hf_overrides": JanusOverride(checkpoint.special_ids, num_streams(config), settings.lora),
@@ -117,11 +117,16 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
 
 def _on_a_cpu(config: RolloutConfig) -> dict[str, Any]:
     return {
-        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        "kv_cache_memory_bytes": config.kv_cache_bytes,
         "block_size": _CPU_BLOCK_TOKENS,
         "async_scheduling": False,  # there is no device that would compute meanwhile
         "scheduler_cls": "rollout.vllm.scheduler.HoldingScheduler",
     }
+
+
+def _on_a_gpu(config: RolloutConfig) -> dict[str, Any]:
+    cache = {} if config.kv_cache_bytes is None else {"kv_cache_memory_bytes": config.kv_cache_bytes}
+    return {"gpu_memory_utilization": config.gpu_memory_utilization, **cache}
 
 
 def num_streams(config: RolloutConfig) -> int:

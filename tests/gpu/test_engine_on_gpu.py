@@ -28,7 +28,8 @@ CONFIG = RolloutConfig(
     max_prompt_tokens=64,
     max_cot_tokens=48,
     max_num_seqs=32,
-    gpu_memory_utilization=0.3,
+    gpu_memory_utilization=0.1,
+    kv_cache_gib=1.0,  # so that the tests of this folder can run side by side on one GPU
     enforce_eager=False,
 )
 SHAPE = TinyJanusConfig(hidden_size=256, num_heads=4)

@@ -75,7 +75,8 @@ def test_learner_and_engine_share_one_gpu_and_agree_after_each_update(folder: Pa
         folder,
         tmp_path,
         "rollout.gpus_per_worker=0.4",
-        "rollout.gpu_memory_utilization=0.3",
+        "rollout.gpu_memory_utilization=0.1",
+        "rollout.kv_cache_gib=1",
         "learner.gpus_per_rank=0.4",
     )
     assert_engine_follows_learner(rows)
