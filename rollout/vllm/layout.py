@@ -34,6 +34,7 @@ def check_vllm(variables: Iterable[str]) -> None:
         from vllm.model_executor.models.llama import LlamaMLP
         from vllm.outputs import CompletionOutput
         from vllm.platforms import current_platform
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.core_client import AsyncMPClient
         from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
@@ -41,7 +42,6 @@ def check_vllm(variables: Iterable[str]) -> None:
         from rollout.vllm.model.first_runner import GuidedWorker
         from rollout.vllm.model.guided_janus import GuidedJanus
         from rollout.vllm.plugin import JanusOverride
-        from rollout.vllm.scheduler import HoldingScheduler
         from rollout.vllm.weights import BicotWeightEngine
     except ImportError as error:
         if error.name == "vllm":
@@ -59,7 +59,7 @@ def check_vllm(variables: Iterable[str]) -> None:
     require_attributes("vllm", RMSNorm, ["forward_cpu"])
     require_attributes("vllm", SiluAndMul, ["forward_cpu"])
     require_attributes("vllm", GuidedWorker, ["load_model"])
-    require_attributes("vllm", HoldingScheduler.__base__, ["update_from_output", "finish_requests"], "its scheduler")
+    require_attributes("vllm", AsyncScheduler, ["update_from_output", "finish_requests"], "its scheduler")
     _require("a field of ModelRunnerOutput", set(RUNNER_OUTPUT_FIELDS) - _field_names(ModelRunnerOutput))
     require_attributes("vllm", LogprobsLists, LOGPROBS_FIELDS)
     if current_platform.is_cpu():

@@ -9,16 +9,17 @@ are sampled, since vLLM counts weight versions by them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import LogprobsLists
 
 
-class HoldingScheduler(Scheduler):
-    """For engines that schedule no step ahead, which those on a CPU are."""
+class _Holding:
+    """Above one of vLLM's schedulers, in which a step's tokens are told of by `update_from_output`."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -26,12 +27,13 @@ class HoldingScheduler(Scheduler):
         """By request, [number of tokens so far, 2]; a preempted request keeps its own, as it keeps its tokens."""
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        update: Callable[[Any, Any], Any] = super().update_from_output  # type: ignore[misc]
         logprobs = model_runner_output.logprobs
         if logprobs is None:
-            return super().update_from_output(scheduler_output, model_runner_output)
+            return update(scheduler_output, model_runner_output)
         rows, row_of = logprobs.logprobs.tolist(), model_runner_output.req_id_to_index
         model_runner_output.logprobs = None
-        outputs_of_clients = super().update_from_output(scheduler_output, model_runner_output)
+        outputs_of_clients = update(scheduler_output, model_runner_output)
         for of_client in outputs_of_clients.values():
             for output in of_client.outputs:
                 request_id = output.request_id
@@ -43,10 +45,19 @@ class HoldingScheduler(Scheduler):
 
     def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: Any) -> Any:
         """Called for those that end from outside; nobody waits for their log-probabilities."""
-        finished = super().finish_requests(request_ids, finished_status)
+        finished = super().finish_requests(request_ids, finished_status)  # type: ignore[misc]
         for request in finished:
             self._held.pop(request.request_id, None)
         return finished
+
+
+class HoldingScheduler(_Holding, Scheduler):
+    """For engines that schedule no step ahead, which those on a CPU are."""
+
+
+class HoldingAsyncScheduler(_Holding, AsyncScheduler):
+    """For engines that schedule a step while the one before it is computed. A token that a finished or preempted
+    request drops has no output, and so leaves nothing here."""
 
 
 def _all_at_once(held: list[list[float]]) -> LogprobsLists:

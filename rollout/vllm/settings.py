@@ -90,6 +90,8 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
     config = settings.rollout
     max_model_len = context_length(config, checkpoint)
     of_platform = _on_a_cpu(config) if _on_cpu(config) else _on_a_gpu(config)
+    # On a CPU there is no device that would compute meanwhile.
+    schedules_ahead = not (_on_cpu(config) or settings.deterministic)
     arguments: dict[str, Any] = {
         "model": str(checkpoint.folder),
         "hf_overrides": JanusOverride(checkpoint.special_ids, num_streams(config), settings.lora),
@@ -101,7 +103,8 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
         "max_num_batched_tokens": max(max_model_len, config.max_num_seqs, _MIN_BATCHED_TOKENS),
         "enable_chunked_prefill": True,
         "enable_prefix_caching": True,
-        "async_scheduling": False if settings.deterministic else None,
+        "async_scheduling": schedules_ahead,
+        "scheduler_cls": f"rollout.vllm.scheduler.Holding{'Async' if schedules_ahead else ''}Scheduler",
         "enforce_eager": config.enforce_eager,
         "tensor_parallel_size": config.tensor_parallel_size,
         "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else "uni",
@@ -116,12 +119,7 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
 
 
 def _on_a_cpu(config: RolloutConfig) -> dict[str, Any]:
-    return {
-        "kv_cache_memory_bytes": config.kv_cache_bytes,
-        "block_size": _CPU_BLOCK_TOKENS,
-        "async_scheduling": False,  # there is no device that would compute meanwhile
-        "scheduler_cls": "rollout.vllm.scheduler.HoldingScheduler",
-    }
+    return {"kv_cache_memory_bytes": config.kv_cache_bytes, "block_size": _CPU_BLOCK_TOKENS}
 
 
 def _on_a_gpu(config: RolloutConfig) -> dict[str, Any]:

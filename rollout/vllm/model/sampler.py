@@ -36,6 +36,10 @@ class RowSettings:
     """Only the so many likeliest tokens are sampled; None: all."""
 
 
+_ALL = 2**31
+"""For `top_k`: more than any vocabulary has."""
+
+
 class Sampled(NamedTuple):
     """One token a row."""
 
@@ -58,10 +62,12 @@ class _Part:
     """float32 [n, 1]; 1 for a greedy row."""
     greedy: torch.Tensor | None
     """bool [n]; None: no row is."""
+    is_all_greedy: bool
     scales: torch.Tensor
     """float32 [n, 1]; NaN in text."""
-    top_k: tuple[int | None, ...]
-    """[n]; empty: no row has one."""
+    top_k: torch.Tensor | None
+    """int64 [n, 1]: only the so many likeliest tokens are sampled; None: no row leaves any out."""
+    largest_top_k: int
 
     @classmethod
     def of(cls, settings: Sequence[RowSettings], draws: bool, device: torch.device) -> _Part | None:
@@ -70,14 +76,25 @@ class _Part:
             return None
         rows, ours = zip(*chosen, strict=True)
         is_greedy = [one.temperature == 0 for one in ours]
-        scales = [float("nan") if one.guidance_scale is None else one.guidance_scale for one in ours]
+        top_k = [one.top_k or _ALL for one in ours]
+        has_top_k = min(top_k) < _ALL
+
+        def on_device(values: Sequence[int] | Sequence[float] | Sequence[bool]) -> torch.Tensor:
+            # From page-locked memory, so that the host, which may be a step ahead, does not wait for the device.
+            there = torch.tensor(values, pin_memory=device.type == "cuda")
+            return there.to(device, non_blocking=True)
+
         return cls(
-            rows=None if len(rows) == len(settings) else torch.tensor(rows, device=device),
-            streams=noise.streams(torch.tensor([one.seed for one in ours], device=device)),
-            temperatures=torch.tensor([one.temperature or 1.0 for one in ours], device=device).unsqueeze(-1),
-            greedy=torch.tensor(is_greedy, device=device) if any(is_greedy) else None,
-            scales=torch.tensor(scales, device=device).unsqueeze(-1),
-            top_k=tuple(one.top_k for one in ours) if any(one.top_k is not None for one in ours) else (),
+            rows=None if len(rows) == len(settings) else on_device(rows),
+            streams=noise.streams(on_device([one.seed for one in ours])),
+            temperatures=on_device([one.temperature or 1.0 for one in ours]).unsqueeze(-1),
+            greedy=on_device(is_greedy) if any(is_greedy) else None,
+            is_all_greedy=all(is_greedy),
+            scales=on_device(
+                [float("nan") if one.guidance_scale is None else one.guidance_scale for one in ours]
+            ).unsqueeze(-1),
+            top_k=on_device(top_k).unsqueeze(-1) if has_top_k else None,
+            largest_top_k=max(top_k),
         )
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
@@ -86,20 +103,20 @@ class _Part:
 
     def choose(self, logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """int64 [n] of float32 [n, num_columns]; positions: int64 [B]."""
-        if self.greedy is not None and bool(self.greedy.all()):
+        if self.is_all_greedy:
             return logits.argmax(-1)
         keys = noise.keys(self.streams, self.take(positions))
-        drawn = noise.sample(self._without_unlikely(logits) / self.temperatures, keys)
+        drawn = noise.sample(self._without_unlikely(logits), self.temperatures, keys)
         return drawn if self.greedy is None else torch.where(self.greedy, logits.argmax(-1), drawn)
 
     def _without_unlikely(self, logits: torch.Tensor) -> torch.Tensor:
         """`logits` with -inf in the columns that a row's `top_k` leaves out; those as likely as the last one stay."""
-        if not self.top_k:
+        if self.top_k is None:
             return logits
         num_columns = logits.shape[-1]
-        last = torch.tensor([min(top_k or num_columns, num_columns) - 1 for top_k in self.top_k], device=logits.device)
-        likeliest = logits.topk(int(last.max()) + 1).values
-        return logits.masked_fill(logits < likeliest.gather(-1, last.unsqueeze(-1)), float("-inf"))
+        likeliest = logits.topk(min(self.largest_top_k, num_columns)).values
+        last = likeliest.gather(-1, self.top_k.clamp(max=num_columns) - 1)
+        return logits.masked_fill(logits < last, float("-inf"))
 
 
 class Batch:
@@ -144,7 +161,7 @@ class TokenSampler:
         logits = self._text_head(hidden.chunk(self._num_streams, -1)[0].contiguous()).float()
         token_ids = part.choose(logits, positions)
         recorded = logits / part.temperatures if self._sampled_logprobs else logits
-        return Sampled(token_ids, _with_none(_logprob(recorded, token_ids)))
+        return Sampled(token_ids, _with_none(noise.logprobs(recorded.unsqueeze(1), token_ids)))
 
     def _draw(self, part: _Part, hidden: torch.Tensor, positions: torch.Tensor) -> Sampled:
         num_rows = hidden.shape[0]
@@ -152,19 +169,14 @@ class TokenSampler:
         logits = logits.view(num_rows, self._num_streams, -1)  # [n, S, num_codes]
         guided = guided_logits(logits[:, 0], logits[:, -1], part.scales) if self._num_streams == 2 else logits[:, 0]
         codes = part.choose(guided, positions)
-        logprobs = _logprob(logits, codes.unsqueeze(-1).expand(-1, self._num_streams))
+        logprobs = noise.logprobs(logits, codes)
         if self._num_streams == 1:
-            logprobs = _with_none(logprobs[:, 0])
+            logprobs = _with_none(logprobs)
         if self._sampled_logprobs:
-            logprobs[:, 0] = _logprob(guided / part.temperatures, codes)
+            logprobs[:, :1] = noise.logprobs((guided / part.temperatures).unsqueeze(1), codes)
         return Sampled(codes + self._text_vocab_size, logprobs)
 
 
-def _logprob(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """float32 [...]: log-probability of int64 [...] under float32 [..., num_columns]."""
-    return logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-
-
 def _with_none(logprobs: torch.Tensor) -> torch.Tensor:
-    """[n, 2] of [n], with NaN as the second."""
-    return torch.stack([logprobs, torch.full_like(logprobs, float("nan"))], -1)
+    """[n, 2] of [n, 1], with NaN as the second."""
+    return torch.nn.functional.pad(logprobs, (0, 1), value=float("nan"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -93,12 +96,13 @@ PROBABILITIES = torch.tensor([0.5, 0.2, 0.1, 0.08, 0.05, 0.04, 0.02, 0.01])
 
 
 def by_kernel(keys: torch.Tensor) -> torch.Tensor:
-    return noise.sample(PROBABILITIES.log().expand(len(keys), -1).contiguous(), keys)
+    logits = PROBABILITIES.log().expand(len(keys), -1).contiguous()
+    return noise.sample(logits, torch.ones(len(keys), 1), keys)
 
 
 def by_torch(keys: torch.Tensor) -> torch.Tensor:
-    """What GPUs run."""
-    return (PROBABILITIES.log() + noise.gumbel(keys, len(PROBABILITIES))).argmax(-1)
+    """What GPUs run, unfused."""
+    return noise.sample_unfused(PROBABILITIES.log(), torch.ones(len(keys), 1), keys)
 
 
 def keys_of(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -166,3 +170,24 @@ def test_keys_are_those_of_splitmix64() -> None:
     ]
     keys = keys_of(torch.tensor(seeds), torch.tensor(positions))
     assert [key % 2**64 for key in keys.tolist()] == expected
+
+
+def test_a_gpu_without_the_fused_kernels_samples_by_pytorch_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernels = ModuleType("fused")
+    kernels.draw = kernels.logprobs = lambda *_: (_ for _ in ()).throw(RuntimeError("no ptxas"))
+    monkeypatch.setitem(sys.modules, "rollout.vllm.model.fused", kernels)
+    monkeypatch.setattr("rollout.vllm.model.fused", kernels, raising=False)
+    monkeypatch.setattr(noise, "_failed", set())
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    logits, keys = torch.randn(6, 2, 9), keys_of(torch.arange(6), torch.arange(6))
+    temperatures = torch.full((6, 1), 0.7)
+    for _ in range(3):
+        tokens = noise.sample(logits[:, 0], temperatures, keys)
+        logprobs = noise.logprobs(logits, tokens)
+    assert tokens.equal(noise.sample_unfused(logits[:, 0], temperatures, keys))
+    torch.testing.assert_close(logprobs, logits.log_softmax(-1)[torch.arange(6), :, tokens])
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2, "one a kernel"
+    assert all("no ptxas" in warning for warning in warnings)
