@@ -7,7 +7,7 @@ As operations of PyTorch the first are about fifteen passes over the columns in 
 `rollout.vllm.model.noise`'s to the bit, so both ways draw the same tokens, but where two columns are equally good to
 the last bit or so. Imported only where something is sampled on a GPU: it needs Triton, which comes with PyTorch there.
 """
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 # ruff: noqa: ANN001, ANN202
 
 from __future__ import annotations
