@@ -147,10 +147,12 @@ class ParityConfig(Section):
 class WeightSyncConfig(Section):
     """How new weights reach the rollout workers."""
 
-    backend: Literal["object_store", "nccl", "auto"] = Field(
+    backend: Literal["object_store", "nccl", "ipc", "auto"] = Field(
         "object_store",
-        description="object_store: workers pull them through Ray, anywhere; nccl: broadcast between GPUs, with the "
-        "store to fall back on; auto: nccl where learner and vLLM rollout workers have whole GPUs, else object_store",
+        description="object_store: workers pull them through Ray, anywhere; nccl: broadcast between GPUs; ipc: vLLM "
+        "workers on the learner's node open its memory, on a GPU by CUDA IPC; both have the store to fall back on; "
+        "auto: nccl where learner and vLLM rollout workers have whole GPUs, ipc where they share some, else "
+        "object_store",
     )
     staged: bool = Field(
         True,

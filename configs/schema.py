@@ -10,6 +10,7 @@ Units are in the names: `_s` seconds, `_ms` milliseconds, `_mb` 2**20 bytes, `_g
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import field_validator, model_validator
 
@@ -157,23 +158,41 @@ class RunConfig(Section):
             )
         if not self.rollout.recompute_on_swap and self.rollout.engine != "vllm":
             raise ValueError("rollout.recompute_on_swap: false needs rollout.engine vllm; set it to true")
-        if self.weight_sync.backend == "nccl" and not self._can_broadcast:
+        if self.weight_sync.backend == "nccl" and self._best_transport != "nccl":
             raise ValueError(
                 "weight_sync.backend nccl needs learner and vLLM rollout workers on whole GPUs of their own, and "
                 "staged weights; set learner.gpus_per_rank and rollout.gpus_per_worker to 1 or more, rollout.engine to "
                 "vllm and weight_sync.staged to true, or weight_sync.backend to auto"
             )
+        if self.weight_sync.backend == "ipc" and not (self._stages_weights and self._uses_one_kind_of_device):
+            raise ValueError(
+                "weight_sync.backend ipc needs learner and vLLM rollout workers both on GPUs or both on CPUs, and "
+                "staged weights; change learner.gpus_per_rank or rollout.gpus_per_worker, set rollout.engine to vllm "
+                "and weight_sync.staged to true, or weight_sync.backend to auto"
+            )
 
     @property
-    def broadcasts_weights(self) -> bool:
-        """Whether weights go to the engines by NCCL, and not through the object store."""
-        return self.weight_sync.backend == "nccl" or (self.weight_sync.backend == "auto" and self._can_broadcast)
+    def weight_backend(self) -> Literal["object_store", "nccl", "ipc"]:
+        """How weights go to the engines."""
+        backend = self.weight_sync.backend
+        return (self._best_transport or "object_store") if backend == "auto" else backend
 
     @property
-    def _can_broadcast(self) -> bool:
-        """Whether NCCL can join learner and engines: it joins no two processes on one GPU."""
-        whole_gpus = self.rollout.gpus_per_worker >= 1 and self.learner.gpus_per_rank >= 1
-        return whole_gpus and self.rollout.engine == "vllm" and self.weight_sync.staged
+    def _best_transport(self) -> Literal["nccl", "ipc"] | None:
+        """Between GPUs; None where weights cannot go from one to the other. NCCL joins no two processes on one GPU."""
+        gpus = min(self.rollout.gpus_per_worker, self.learner.gpus_per_rank)
+        if gpus == 0 or not self._stages_weights:
+            return None
+        return "nccl" if gpus >= 1 else "ipc"
+
+    @property
+    def _stages_weights(self) -> bool:
+        return self.rollout.engine == "vllm" and self.weight_sync.staged
+
+    @property
+    def _uses_one_kind_of_device(self) -> bool:
+        """Whether learner and rollout workers are both on GPUs, or both on CPUs."""
+        return (self.rollout.gpus_per_worker > 0) == (self.learner.gpus_per_rank > 0)
 
     def _check_rounded_cache(self) -> None:
         if self.rollout.vllm.rounds_kv_cache and self.algorithm.mismatch_correction == "none":

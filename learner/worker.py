@@ -34,6 +34,7 @@ from rollout.janus_checkpoint import resolve_folder
 from rollout.prompts import Conversation
 from rollout.records import GroupPlace, GroupRollout, TrajectoryBatch, WeightBucket
 from rollout.weights.groups import WeightGroup
+from rollout.weights.lending import LentMemory
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class LearnerWorker:
         self._num_skipped = 0
         self._device = device
         self._group: WeightGroup | None = None
+        self._lent: LentMemory | None = None
 
     @classmethod
     def start(
@@ -189,7 +191,10 @@ class LearnerWorker:
         """
         if self._rank == 0:
             self.abort_collective()
-            self._group = WeightGroup(place, _with_index(self._device))
+            device = _with_index(self._device)
+            if place.transport == "ipc" and self._lent is None:
+                self._lent = LentMemory(device)
+            self._group = WeightGroup(place, device, self._lent)
             self._group.meet()
 
     def send_collective(self, version: int, bucket_bytes: int) -> None:
@@ -236,6 +241,8 @@ class LearnerWorker:
     def close(self) -> None:
         """Free optimizer and process groups."""
         self.abort_collective()
+        if self._lent is not None:
+            self._lent.close()
         if isinstance(reference := self._updater.reference, ShardedModule):
             reference.destroy()
         self._engine.destroy()

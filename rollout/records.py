@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -253,6 +253,8 @@ class GroupPlace:
     world_size: int
     patience_s: float
     """How long nothing may move before the group counts as failed; forming it may take as long."""
+    transport: Literal["nccl", "ipc"] = "nccl"
+    """nccl: broadcast, on CPUs gloo's. ipc: members of one machine open rank 0's memory, on a GPU by CUDA IPC."""
 
 
 def derive_seed(*parts: int | str) -> int:

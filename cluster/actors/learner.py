@@ -13,7 +13,7 @@ from cluster.actors import folders
 from cluster.actors.folders import ProbeAnswer, WrittenFiles
 from cluster.actors.network import use_network_of_node
 from cluster.actors.sources import check_same_sources
-from cluster.actors.spawning import own_name
+from cluster.actors.spawning import node_id, own_name
 from cluster.actors.usage import Usage, UsageRecord
 from configs.errors import LearnerError
 from configs.local.ports import free_port
@@ -110,6 +110,10 @@ class LearnerActor:
         """Address and a free port of this rank's node."""
         address = ray.util.get_node_ip_address()
         return address, free_port(address)
+
+    def node(self) -> str:
+        """Id of this rank's node."""
+        return node_id()
 
     def setup(self, model_path: str, master_address: str, master_port: int) -> None:
         """Meet the other ranks and load the model. Raises what `LearnerWorker.start` raises."""

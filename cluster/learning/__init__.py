@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from cluster.learning.broadcast_sync import BroadcastSync as BroadcastSync
     from cluster.learning.learner_group import LearnerGroup as LearnerGroup
-    from cluster.learning.nccl_sync import NcclSync as NcclSync
     from cluster.learning.weight_sync import ObjectStoreSync as ObjectStoreSync
     from cluster.learning.weight_sync import WeightSync as WeightSync
 
@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "learner_group": ["LearnerGroup"],
-        "nccl_sync": ["NcclSync"],
+        "broadcast_sync": ["BroadcastSync"],
         "weight_sync": ["ObjectStoreSync", "WeightSync"],
     },
 )

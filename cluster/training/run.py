@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 from cluster.actors import spawn_rollout
 from cluster.actors.dedicated_placement import OwnPlacement
 from cluster.groups import GroupRoller, QueueClient, RewardPools
-from cluster.learning import LearnerGroup, NcclSync, ObjectStoreSync, WeightSync
+from cluster.learning import BroadcastSync, LearnerGroup, ObjectStoreSync, WeightSync
 from cluster.learning.learner_group import LearnerLostError
 from cluster.pools import ActorPool, Elasticity, Patience, PoolHooks
 from cluster.pools.cancellation import end_tasks
@@ -284,7 +284,9 @@ class Run:
 
     def _make_weight_sync(self) -> WeightSync:
         config, size = self.config.weight_sync, self.config.rollout.tensor_parallel_size
-        return NcclSync(config, size, self.log.note) if self.config.broadcasts_weights else ObjectStoreSync(config)
+        if self.config.weight_backend == "object_store":
+            return ObjectStoreSync(config)
+        return BroadcastSync(config, self.config.weight_backend, size, self.log.note)
 
     def _make_elasticity(self) -> Elasticity:
         def is_awaited() -> bool:

@@ -1,4 +1,5 @@
-"""The group that broadcasts weights from the learner's rank 0 to the processes that sample: gloo on CPUs, NCCL on GPUs.
+"""The group that broadcasts weights from the learner's rank 0 to the processes that sample: gloo on CPUs, NCCL on GPUs,
+or handles of memory between processes of one machine (`rollout.weights.ipc`).
 
     rank 0 (learner) ── a bucket as one flat tensor ──► ranks 1, 2, ... (vLLM workers)
 
@@ -22,6 +23,8 @@ from torch import Tensor
 from configs.errors import WeightSyncError
 from configs.library_layout import library_error
 from rollout.records import GroupPlace, TensorInfo
+from rollout.weights.ipc import Ipc
+from rollout.weights.lending import LentMemory
 
 _ALIGNMENT: Final = 64
 """Bytes between the beginnings of tensors in a flat bucket, at the least."""
@@ -31,6 +34,9 @@ _LOOK_EVERY_S: Final = 0.05
 
 class Transport(Protocol):
     """What moves the bytes."""
+
+    def room(self, num_bytes: int) -> Tensor:
+        """uint8 [num_bytes] for `start_broadcast`, on the group's device."""
 
     def start_broadcast(self, flat: Tensor) -> Callable[[], bool]:
         """Begin to send rank 0's `flat` into that of the others. Returns a function that tells whether it is done, and
@@ -43,10 +49,12 @@ class Transport(Protocol):
 class WeightGroup:
     """One member's end. `abort` may be called in any thread, all else in one at a time."""
 
-    def __init__(self, place: GroupPlace, device: torch.device) -> None:
-        """device: of the tensors, with its index."""
+    def __init__(self, place: GroupPlace, device: torch.device, lent: LentMemory | None = None) -> None:
+        """device: of the tensors, with its index. lent: what rank 0 lends to the others where they use IPC, group after
+        group; None: memory of its own."""
         self._place = place
         self.device = device
+        self._lent = lent
         self._aborted = threading.Event()
         self._changing = threading.Lock()
         self._transport: Transport | None = None
@@ -57,7 +65,7 @@ class WeightGroup:
 
         def work() -> None:
             try:
-                transport: Transport = (_Gloo if self.device.type == "cpu" else _Nccl)(self._place, self.device)
+                transport = self._connect()
             except Exception as error:  # noqa: BLE001  raised by the thread that waits
                 failed.append(error)
                 return
@@ -84,6 +92,11 @@ class WeightGroup:
                 f"no weight-transfer group of {self._place.world_size} at {where}: {error}"
             ) from error
 
+    def _connect(self) -> Transport:
+        if self._place.transport == "ipc":
+            return Ipc(self._place, self.device, self._lent or LentMemory(self.device))
+        return (_Gloo if self.device.type == "cpu" else _Nccl)(self._place, self.device)
+
     def send(self, tensors: Iterable[tuple[str, Tensor]], layout: Sequence[TensorInfo], bucket_bytes: int) -> None:
         """Broadcast the tensors of `layout`, in its order. Each may be overwritten when the next is asked for.
 
@@ -91,7 +104,7 @@ class WeightGroup:
         """
         coming = iter(tensors)
         for bucket in cut(layout, bucket_bytes):
-            flat = torch.empty(_flat_bytes(bucket), dtype=torch.uint8, device=self.device)
+            flat = self._joined.room(_flat_bytes(bucket))
             for name, place in _views(flat, bucket):
                 own_name, tensor = next(coming, ("nothing", flat))
                 if own_name != name or tensor.dtype != place.dtype or tensor.shape != place.shape:
@@ -104,7 +117,7 @@ class WeightGroup:
     def receive(self, layout: Sequence[TensorInfo], bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
         """The tensors that rank 0 sends, a bucket at a time, on the group's device. Raises WeightSyncError."""
         for bucket in cut(layout, bucket_bytes):
-            flat = torch.empty(_flat_bytes(bucket), dtype=torch.uint8, device=self.device)
+            flat = self._joined.room(_flat_bytes(bucket))
             self._broadcast(flat)
             yield list(_views(flat, bucket))
 
@@ -116,10 +129,15 @@ class WeightGroup:
         if transport is not None:
             transport.end()
 
-    def _broadcast(self, flat: Tensor) -> None:
+    @property
+    def _joined(self) -> Transport:
         transport = self._transport
         if transport is None:
             raise WeightSyncError("the weight-transfer group was left")
+        return transport
+
+    def _broadcast(self, flat: Tensor) -> None:
+        transport = self._joined
         if not flat.numel():
             return
         try:
@@ -131,7 +149,7 @@ class WeightGroup:
                 if time.monotonic() > began_s + self._place.patience_s:
                     raise WeightSyncError(f"a member of the weight-transfer group did not move for {self._patience}")
                 sleep_s = min(2 * sleep_s, _MOST_SLEEP_S)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             self.abort()
             raise WeightSyncError(f"the weight broadcast failed: {error}") from error
         except WeightSyncError:
@@ -151,6 +169,9 @@ class _Gloo:
         patience = timedelta(seconds=place.patience_s)
         store = TCPStore(place.master_address, place.master_port, place.world_size, place.rank == 0, patience)
         self._group: Any = ProcessGroupGloo(store, place.rank, place.world_size, patience)
+
+    def room(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8)
 
     def start_broadcast(self, flat: Tensor) -> Callable[[], bool]:
         work = self._group.broadcast(flat, 0)
@@ -188,6 +209,9 @@ class _Nccl:
         )
         if self._communicator.disabled:  # it would send nothing, and say nothing
             raise RuntimeError("vLLM finds no NCCL library, or was told not to use it (VLLM_DISABLE_PYNCCL)")
+
+    def room(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
 
     def start_broadcast(self, flat: Tensor) -> Callable[[], bool]:
         with torch.cuda.device(self._device):

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +18,16 @@ import pytest_asyncio
 import torch
 from transformers import JanusForConditionalGeneration
 
+from configs.errors import WeightSyncError
+from configs.local.ports import free_port
 from configs.schema import RolloutConfig, TinyJanusConfig
 from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.guidance import guided_logits
-from rollout.records import WeightBucket
+from rollout.records import GroupPlace, TensorInfo, WeightBucket
 from rollout.vllm import VllmEngine
 from rollout.weights.buckets import pack_bucket
+from rollout.weights.groups import WeightGroup
 
 pytestmark = [pytest.mark.gpu, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
@@ -36,6 +44,8 @@ SHAPE = TinyJanusConfig(hidden_size=256, num_heads=4)
 """Heads of 64, which every attention kernel of vLLM's has."""
 NUM_IMAGE_TOKENS = 64
 GUIDANCE = 5.0
+IPC_BUCKET_BYTES = 1 << 18
+"""So small that there are several, and some tensors are larger."""
 TRAINED = ("model.language_model.", "lm_head.")
 
 # Kernels for float32 on GPUs may multiply in TF32, with 10 bits of mantissa; bfloat16 has 7.
@@ -180,6 +190,66 @@ async def test_new_weights_sample_and_score_as_the_learners_model_does(
     assert {result.oldest_weight_version for result in results} == {1}
     assert_logprobs_agree(twin, requests, results, dtype)
     await engine.update_weights(2, _buckets_of(load_twin(folder, dtype), dtype))
+
+
+async def test_new_weights_come_by_cuda_ipc_from_another_process_on_the_card_and_one_that_dies_leaves_the_old_ones(
+    engine_and_dtype: tuple[VllmEngine, str], folder: Path, tmp_path: Path
+) -> None:
+    engine, dtype = engine_and_dtype
+    twin = load_twin(folder, dtype)
+    requests = [*requests_for(twin, "image", "by-ipc"), *requests_for(twin, "cot", "by-ipc")]
+    _perturb(twin, dtype)
+    tensors = {name: tensor.detach() for name, tensor in twin.named_parameters() if name.startswith(TRAINED)}
+    file = tmp_path / "trained.pt"
+    torch.save({name: tensor.to("cpu", getattr(torch, dtype)) for name, tensor in tensors.items()}, file)
+    layout: list[TensorInfo] = [(name, dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    version = engine.weight_version
+
+    with _sender(file, layout, stops_after=len(layout) // 2) as place:
+        await engine.collective.join_collective(place)
+        with pytest.raises(WeightSyncError, match="the learner has left"):
+            await asyncio.wait_for(engine.collective.receive_collective(version + 1, layout, IPC_BUCKET_BYTES), 60)
+    assert engine.weight_version == version
+    assert_logprobs_agree(load_twin(folder, dtype), requests, await generate(engine, requests), dtype)
+
+    with _sender(file, layout) as place:
+        await engine.collective.join_collective(place)
+        await asyncio.wait_for(engine.collective.receive_collective(version + 1, layout, IPC_BUCKET_BYTES), 60)
+        requests = [replace(request, request_id=f"{request.request_id}-new") for request in requests]
+        results = await generate(engine, requests)
+        assert {result.oldest_weight_version for result in results} == {version + 1}
+        assert_logprobs_agree(twin, requests, results, dtype)
+    await engine.update_weights(version + 2, _buckets_of(load_twin(folder, dtype), dtype))
+
+
+@contextmanager
+def _sender(file: Path, layout: list[TensorInfo], stops_after: int | None = None) -> Iterator[GroupPlace]:
+    """The place of rank 1 in a group with a process that has these weights on the same card."""
+    place = GroupPlace("127.0.0.1", free_port("127.0.0.1"), 0, 2, patience_s=60, transport="ipc")
+    arguments = (place, str(file), layout, stops_after)
+    process = multiprocessing.get_context("spawn").Process(target=_send, args=arguments, daemon=True)
+    process.start()
+    try:
+        yield replace(place, rank=1)
+    finally:
+        process.kill()
+        process.join(60)
+
+
+def _send(place: GroupPlace, file: str, layout: list[TensorInfo], stops_after: int | None) -> None:
+    device = torch.device("cuda", 0)
+    tensors = torch.load(file, map_location=device)
+    group = WeightGroup(place, device)
+    group.meet()
+
+    def in_turn() -> Iterator[tuple[str, torch.Tensor]]:
+        for number, (name, _, _) in enumerate(layout):
+            if number == stops_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield name, tensors[name]
+
+    group.send(in_turn(), layout, IPC_BUCKET_BYTES)
+    time.sleep(600)  # as a learner would live on
 
 
 @torch.no_grad()

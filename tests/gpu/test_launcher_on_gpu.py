@@ -1,4 +1,4 @@
-"""Short runs of the launcher on GPUs: everything on one, and NCCL weight sync between two."""
+"""Short runs of the launcher on GPUs: everything on one, with both ways for weights, and NCCL between two."""
 
 from __future__ import annotations
 
@@ -70,15 +70,21 @@ def assert_engine_follows_learner(rows: list[MetricsRow]) -> None:
         assert row["behaviour_kl"] < MAX_BEHAVIOUR_KL, f"step {row['step']}"
 
 
-def test_learner_and_engine_share_one_gpu_and_agree_after_each_update(folder: Path, tmp_path: Path) -> None:
-    rows, _ = launch(
+@pytest.mark.parametrize("backend", ["object_store", "ipc"])
+def test_learner_and_engine_share_one_gpu_and_agree_after_each_update(
+    folder: Path, tmp_path: Path, backend: str
+) -> None:
+    rows, printed = launch(
         folder,
         tmp_path,
         "rollout.gpus_per_worker=0.4",
         "rollout.gpu_memory_utilization=0.1",
         "rollout.kv_cache_gib=1",
         "learner.gpus_per_rank=0.4",
+        f"weight_sync.backend={backend}",
     )
+    if backend == "ipc":
+        assert "goes through the object store" not in printed
     assert_engine_follows_learner(rows)
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import psutil
@@ -358,17 +359,18 @@ async def test_new_weights_sample_and_score_as_the_learners_model_does(
     assert {(r.oldest_weight_version, r.newest_weight_version) for r in results} == {(version, version)}
 
 
+@pytest.mark.parametrize("transport", ["nccl", "ipc"])
 async def test_new_weights_that_come_by_a_broadcast_are_those_and_one_that_stalls_leaves_the_old_ones(
-    restored: VllmEngine, perturbed: JanusForConditionalGeneration
+    restored: VllmEngine, perturbed: JanusForConditionalGeneration, transport: Literal["nccl", "ipc"]
 ) -> None:
-    """Over gloo; on GPUs the same goes over NCCL."""
+    """Over gloo, and by handles of host memory; on GPUs the same goes over NCCL and by CUDA IPC."""
     version = restored.weight_version + 1
     trainable = [(name, tensor) for name, tensor in perturbed.named_parameters() if name.startswith(TRAINABLE)]
     layout: list[TensorInfo] = [(name, "float32", tuple(tensor.shape)) for name, tensor in trainable]
     requests = requests_for(ragged_prompts(4, 12, perturbed, image=True), "image", "broadcast")
 
     def place(rank: int) -> GroupPlace:
-        return GroupPlace("127.0.0.1", port, rank, 2, patience_s=30)
+        return GroupPlace("127.0.0.1", port, rank, 2, patience_s=30, transport=transport)
 
     port = free_port("127.0.0.1")
     group = WeightGroup(place(0), torch.device("cpu"))

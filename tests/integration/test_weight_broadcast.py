@@ -1,4 +1,5 @@
-"""Weights by broadcast between real Ray actors, over gloo: one that is killed inside it costs its own membership."""
+"""Weights by broadcast between real Ray actors, by IPC and over gloo: one that is killed inside it costs its own
+membership."""
 
 from __future__ import annotations
 
@@ -6,14 +7,15 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 import ray
 import torch
 
 from cluster.actors import RolloutActor
-from cluster.learning import NcclSync, nccl_sync
+from cluster.actors.spawning import node_id
+from cluster.learning import BroadcastSync, broadcast_sync
 from cluster.pools import ActorPool, Patience, PoolHooks
 from configs.local.ports import free_port
 from configs.schema import RunConfig, WeightSyncConfig
@@ -37,6 +39,9 @@ class Learner:
 
     def free_port(self) -> tuple[str, int]:
         return "127.0.0.1", free_port("127.0.0.1")
+
+    def node(self) -> str:
+        return node_id()
 
     def weight_layout(self) -> list[TensorInfo]:
         return LAYOUT
@@ -122,15 +127,20 @@ class Rollout(RolloutActor):
 
 
 @pytest.mark.parametrize(
-    ("what", "lost"),
-    [(signal.SIGKILL, 1), pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.proof)],
+    ("what", "lost", "transport"),
+    [
+        (signal.SIGKILL, 1, "ipc"),
+        pytest.param(signal.SIGKILL, 1, "nccl", marks=pytest.mark.proof),
+        pytest.param(signal.SIGSTOP, 0, "ipc", marks=pytest.mark.proof),
+        pytest.param(signal.SIGSTOP, 0, "nccl", marks=pytest.mark.proof),
+    ],
 )
 async def test_whoever_holds_up_a_broadcast_costs_its_own_membership_and_nothing_else(
-    what: int, lost: int, monkeypatch: pytest.MonkeyPatch
+    what: int, lost: int, transport: Literal["nccl", "ipc"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nccl_sync, "_MOST_PATIENCE_S", 5.0)
+    monkeypatch.setattr(broadcast_sync, "_MOST_PATIENCE_S", 5.0)
     notes: list[str] = []
-    sync = NcclSync(WeightSyncConfig(backend="nccl", timeout_s=30, bucket_mb=1), 1, notes.append)
+    sync = BroadcastSync(WeightSyncConfig(timeout_s=30, bucket_mb=1), transport, 1, notes.append)
     learner = ray.remote(concurrency_groups={"pulse": 1})(Learner).options(num_cpus=0.1).remote()
 
     async def on_change(worker_id: str, state: str) -> None:

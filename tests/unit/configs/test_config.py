@@ -416,22 +416,28 @@ def test_variables_in_paths_are_put_in_and_refused_where_they_are_not_set(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "broadcasts"),
+    ("overrides", "best", "possible"),
     [
-        ([], False),
-        (["rollout.gpus_per_worker=1", "learner.gpus_per_rank=1"], True),
-        (["rollout.gpus_per_worker=0.5", "learner.gpus_per_rank=0.5"], False),
-        (["rollout.gpus_per_worker=1"], False),
-        (["rollout.gpus_per_worker=1", "learner.gpus_per_rank=1", "weight_sync.staged=false"], False),
-        (["rollout.gpus_per_worker=1", "learner.gpus_per_rank=1", "rollout.engine=transformers"], False),
+        ([], "object_store", {"ipc"}),
+        (["rollout.gpus_per_worker=1", "learner.gpus_per_rank=1"], "nccl", {"nccl", "ipc"}),
+        (["rollout.gpus_per_worker=0.5", "learner.gpus_per_rank=0.5"], "ipc", {"ipc"}),
+        (["rollout.gpus_per_worker=1", "learner.gpus_per_rank=0.5"], "ipc", {"ipc"}),
+        (["rollout.gpus_per_worker=1"], "object_store", set()),
+        (["rollout.gpus_per_worker=1", "learner.gpus_per_rank=1", "weight_sync.staged=false"], "object_store", set()),
+        (
+            ["rollout.gpus_per_worker=1", "learner.gpus_per_rank=1", "rollout.engine=transformers"],
+            "object_store",
+            set(),
+        ),
     ],
 )
-def test_weights_are_broadcast_where_nccl_can_join_learner_and_engines(
-    config_file: Path, overrides: list[str], broadcasts: bool
+def test_weights_go_by_nccl_between_whole_gpus_and_by_ipc_where_gpus_are_shared(
+    config_file: Path, overrides: list[str], best: str, possible: set[str]
 ):
-    assert load_config(config_file, ["weight_sync.backend=auto", *overrides]).broadcasts_weights is broadcasts
-    assert not load_config(config_file, overrides).broadcasts_weights, "nothing is broadcast unasked"
-    if broadcasts:
-        assert load_config(config_file, ["weight_sync.backend=nccl", *overrides]).broadcasts_weights
-    else:
-        assert "whole GPUs of their own" in refusal_of(config_file, "weight_sync.backend=nccl", *overrides)
+    assert load_config(config_file, ["weight_sync.backend=auto", *overrides]).weight_backend == best
+    assert load_config(config_file, overrides).weight_backend == "object_store", "nothing is broadcast unasked"
+    for backend, why in (("nccl", "whole GPUs of their own"), ("ipc", "both on GPUs or both on CPUs")):
+        if backend in possible:
+            assert load_config(config_file, [f"weight_sync.backend={backend}", *overrides]).weight_backend == backend
+        else:
+            assert why in refusal_of(config_file, f"weight_sync.backend={backend}", *overrides)

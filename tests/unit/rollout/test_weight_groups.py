@@ -1,4 +1,5 @@
-"""Weights by broadcast, with real processes over gloo: what arrives, and what a stalled or killed member costs."""
+"""Weights by broadcast, with real processes over gloo and by IPC: what arrives, and what a stalled or killed member
+costs."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -38,8 +39,10 @@ def tensors(seed: int) -> list[tuple[str, torch.Tensor]]:
     return [(name, torch.randn(*shape, generator=generator).to(getattr(torch, dtype))) for name, dtype, shape in LAYOUT]
 
 
-def place(port: int, rank: int, world_size: int, patience_s: float = PATIENCE_S) -> GroupPlace:
-    return GroupPlace("127.0.0.1", port, rank, world_size, patience_s)
+def place(
+    port: int, rank: int, world_size: int, transport: Literal["nccl", "ipc"], patience_s: float = PATIENCE_S
+) -> GroupPlace:
+    return GroupPlace("127.0.0.1", port, rank, world_size, patience_s, transport)
 
 
 def member(orders: Connection) -> None:
@@ -67,7 +70,8 @@ def member(orders: Connection) -> None:
 class Members:
     """Processes that receive."""
 
-    def __init__(self) -> None:
+    def __init__(self, transport: Literal["nccl", "ipc"]) -> None:
+        self.transport = transport
         self.processes: list[Any] = []
         self.pipes: list[Connection] = []
         for _ in range(2):
@@ -80,8 +84,8 @@ class Members:
     def join(self, numbers: list[int], stalls: int | None = None) -> WeightGroup:
         port = free_port()
         for rank, number in enumerate(numbers, start=1):
-            self.pipes[number].send((place(port, rank, 1 + len(numbers)), number == stalls))
-        group = WeightGroup(place(port, 0, 1 + len(numbers)), CPU)
+            self.pipes[number].send((place(port, rank, 1 + len(numbers), self.transport), number == stalls))
+        group = WeightGroup(place(port, 0, 1 + len(numbers), self.transport), CPU)
         group.meet()
         return group
 
@@ -95,9 +99,16 @@ class Members:
         return all(torch.equal(torch.from_numpy(answer[name]), tensor.float()) for name, tensor in tensors(seed))
 
 
+@pytest.fixture(params=["nccl", "ipc"])
+def transport(request: pytest.FixtureRequest) -> Literal["nccl", "ipc"]:
+    """nccl is gloo on CPUs."""
+    name: Literal["nccl", "ipc"] = request.param
+    return name
+
+
 @pytest.fixture
-def members() -> Iterator[Members]:
-    members = Members()
+def members(transport: Literal["nccl", "ipc"]) -> Iterator[Members]:
+    members = Members(transport)
     yield members
     for process in members.processes:
         process.kill()
@@ -132,10 +143,10 @@ def failure_of(group: WeightGroup, seed: int) -> str:
     return str(caught.value)
 
 
-def test_a_broadcast_is_broken_off_at_once_by_another_thread() -> None:
+def test_a_broadcast_is_broken_off_at_once_by_another_thread(transport: Literal["nccl", "ipc"]) -> None:
     """With a patience that nobody waits for: nothing else would end it in time."""
     port = free_port()
-    ends = [WeightGroup(place(port, rank, 2, patience_s=30), CPU) for rank in range(2)]
+    ends = [WeightGroup(place(port, rank, 2, transport, patience_s=30), CPU) for rank in range(2)]
     meeting = threading.Thread(target=ends[1].meet)
     meeting.start()
     ends[0].meet()
@@ -155,8 +166,8 @@ def broken_off(group: WeightGroup) -> str:
     return str(caught.value)
 
 
-def test_whoever_waits_for_one_that_does_not_come_can_be_told_to_stop() -> None:
-    group = WeightGroup(place(free_port(), 0, 2, patience_s=30), CPU)
+def test_whoever_waits_for_one_that_does_not_come_can_be_told_to_stop(transport: Literal["nccl", "ipc"]) -> None:
+    group = WeightGroup(place(free_port(), 0, 2, transport, patience_s=30), CPU)
     failures: list[BaseException] = []
 
     def meet() -> None:
@@ -171,9 +182,10 @@ def test_whoever_waits_for_one_that_does_not_come_can_be_told_to_stop() -> None:
     assert failures
 
 
-def test_a_group_of_which_one_does_not_come_is_an_error() -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_group_of_which_one_does_not_come_is_an_error(rank: int, transport: Literal["nccl", "ipc"]) -> None:
     with pytest.raises(WeightSyncError, match="no weight-transfer group of 2"):
-        WeightGroup(place(free_port(), 0, 2, patience_s=0.5), CPU).meet()
+        WeightGroup(place(free_port(), rank, 2, transport, patience_s=0.5), CPU).meet()
 
 
 def test_what_is_sent_must_be_what_was_announced(members: Members) -> None:

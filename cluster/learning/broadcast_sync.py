@@ -8,14 +8,15 @@
 
 Every wait is bounded (`rollout.weights.groups`), and a group is never used again after a failure. A member costs its
 own membership: one that died is replaced by the pool, one that stalled is STALE until it has caught up, and the learner
-and the others go on. On GPUs the group is NCCL's; on CPUs, where the tests run it, gloo's.
+and the others go on. On GPUs the group is NCCL's, and on CPUs, where the tests run it, gloo's; or it is that of the
+processes of rank 0's node, which open its memory by CUDA IPC. Workers on other nodes then load from the store.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ray.actor import ActorHandle
 
@@ -38,10 +39,17 @@ _LEARNER_ANSWER_S: Final = 30.0
 _TRIES: Final = 2
 
 
-class NcclSync:
+class BroadcastSync:
     """`WeightSync` by broadcast; `workers_per_engine` is the engines' tensor-parallel size."""
 
-    def __init__(self, config: WeightSyncConfig, workers_per_engine: int, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: WeightSyncConfig,
+        transport: Literal["nccl", "ipc"],
+        workers_per_engine: int,
+        note: Callable[[str], None],
+    ) -> None:
+        self._transport = transport
         self._timeout_s = config.timeout_s
         self._patience_s = min(config.timeout_s, _MOST_PATIENCE_S)
         self._bucket_bytes = config.bucket_mb * 2**20
@@ -53,6 +61,8 @@ class NcclSync:
         self._group: tuple[str, ...] = ()
         """Ids of the workers in the group; empty when there is none."""
         self._needs_store = False
+        self._told_of = ""
+        """The workers out of reach."""
 
     @property
     def version(self) -> WeightVersion:
@@ -63,17 +73,20 @@ class NcclSync:
         # No await between these two: a worker that becomes READY later has caught up with this version.
         self._ranks, self._version = tuple(ranks), version
         members, why = list(pool.members), ""
+        members = await self._within_reach(members)
         for _ in range(_TRIES):
             if not members:
                 break
             why = await self._try_broadcast(members, pool)
             if not why:
-                self._needs_store = False
                 for member in members:
                     member.health.holds(version, version)
-                return
+                break
             members = [member for member in members if member in pool.members]
-        self._needs_store = True
+        left_out = any(member.health.held_version != version for member in pool.members)
+        self._needs_store = bool(why) or not members or left_out
+        if not self._needs_store:
+            return
         if why:
             self._note(f"weight version {number} goes through the object store; the broadcast failed: {why}")
         await self._store.take(ranks, version)
@@ -102,6 +115,17 @@ class NcclSync:
     async def close(self) -> None:
         await self._store.close()
 
+    async def _within_reach(self, members: list[Member]) -> list[Member]:
+        """Those that the transport joins with rank 0."""
+        if self._transport == "nccl":
+            return members
+        node = await self._ranks[0].node.remote()
+        others = ", ".join(member.worker_id for member in members if member.node_id != node)
+        if others and others != self._told_of:
+            self._note(f"{others} load new weights from the object store: IPC ends at the node of the learner's rank 0")
+        self._told_of = others
+        return [member for member in members if member.node_id == node]
+
     async def _try_broadcast(self, members: Sequence[Member], pool: ActorPool) -> str:
         """Why it failed, or "". Who was at fault is no READY member of the pool any more."""
         ids = tuple(member.worker_id for member in members)
@@ -129,7 +153,7 @@ class NcclSync:
         world_size = 1 + len(members) * self._workers_per_engine
 
         def place(rank: int) -> GroupPlace:
-            return GroupPlace(address, port, rank, world_size, self._patience_s)
+            return GroupPlace(address, port, rank, world_size, self._patience_s, self._transport)
 
         def join(index: int) -> Callable[[ActorHandle], Any]:
             return lambda handle: handle.join_collective.remote(place(1 + index * self._workers_per_engine))

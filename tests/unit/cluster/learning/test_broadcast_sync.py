@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Literal
 
 import pytest
 
 from cluster.benchmarks.local_actors import LocalActor
-from cluster.learning import NcclSync, nccl_sync
+from cluster.learning import BroadcastSync, broadcast_sync
 from cluster.learning.learner_group import LearnerLostError
 from cluster.pools import ActorPool, Patience, PoolHooks
 from configs.errors import WeightSyncError
@@ -54,6 +54,9 @@ class Rank:
         self.leaves = leaves
         self.turn = asyncio.Lock()
 
+    async def node(self) -> str:
+        return "node"
+
     async def free_port(self) -> tuple[str, int]:
         return "127.0.0.1", 1
 
@@ -83,12 +86,13 @@ class Worker:
         self.worker_id = worker_id
         self.broadcast = broadcast
         self.freezes = False
+        self.node = "node"
         self.awake = asyncio.Event()
         self.awake.set()
 
     async def ping(self) -> str:
         await self.awake.wait()
-        return "node"
+        return self.node
 
     async def join_collective(self, place: GroupPlace) -> str:
         return ""
@@ -115,7 +119,7 @@ class Worker:
 class Store:
     """`ObjectStoreSync` without Ray's store."""
 
-    def __init__(self, sync: NcclSync) -> None:
+    def __init__(self, sync: BroadcastSync) -> None:
         self.sync = sync
 
     async def take(self, ranks: Any, version: WeightVersion) -> None:
@@ -140,18 +144,21 @@ class Store:
 
 
 class Scene:
-    def __init__(self) -> None:
+    def __init__(self, transport: Literal["nccl", "ipc"] = "nccl", nodes: Mapping[str, str] | None = None) -> None:
+        """nodes: of workers that are not on the learner's."""
+        self.nodes = nodes or {}
         self.notes: list[str] = []
         self.broadcast = Broadcast()
         self.workers: list[Worker] = []
         self.actors: list[LocalActor] = []
-        self.sync = NcclSync(WeightSyncConfig(backend="nccl", timeout_s=TIMEOUT_S), 1, self.notes.append)
+        self.sync = BroadcastSync(WeightSyncConfig(timeout_s=TIMEOUT_S), transport, 1, self.notes.append)
         self.sync._store = Store(self.sync)  # type: ignore[assignment]
         hooks = PoolHooks(self._spawn, self._start, self._hear, self.notes.append, self.sync, LocalActor.kill)
         self.pool = ActorPool("rollout", 3, 1, hooks, Patience(heartbeat_s=0.5, heartbeat_timeout_s=60))
 
     def _spawn(self, worker_id: str) -> Any:
         self.workers.append(Worker(worker_id, self.broadcast))
+        self.workers[-1].node = self.nodes.get(worker_id, "node")
         self.actors.append(LocalActor(self.workers[-1]))
         return self.actors[-1]
 
@@ -178,8 +185,8 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
-    monkeypatch.setattr(nccl_sync, "_ANSWER_S", 0.2)
-    monkeypatch.setattr(nccl_sync, "_LEARNER_ANSWER_S", 0.2)
+    monkeypatch.setattr(broadcast_sync, "_ANSWER_S", 0.2)
+    monkeypatch.setattr(broadcast_sync, "_LEARNER_ANSWER_S", 0.2)
     scene = Scene()
     await asyncio.wait_for(scene.pool.start(), WAIT_S)
     yield scene
@@ -243,3 +250,30 @@ async def test_a_learner_that_stays_in_the_broadcast_is_lost_and_may_be_started_
     scene.workers[0].freezes = True
     with pytest.raises(LearnerLostError, match="does not come back from a broadcast that failed"):
         await scene.publish(Rank(scene.broadcast, leaves=False))
+
+
+async def test_ipc_joins_the_workers_of_the_learners_node_and_the_others_load_from_the_store() -> None:
+    scene = Scene("ipc", {"rollout-1": "elsewhere"})
+    await asyncio.wait_for(scene.pool.start(), WAIT_S)
+    try:
+        for number in (1, 2):
+            await scene.publish(Rank(scene.broadcast), number)
+            assert scene.held["rollout-0"] == scene.held["rollout-2"] == WeightVersion(0, number)
+            assert scene.held["rollout-1"] != WeightVersion(0, number)
+            assert await asyncio.wait_for(scene.sync.deliver(scene.pool), WAIT_S) == number
+            assert scene.held == dict.fromkeys(("rollout-0", "rollout-1", "rollout-2"), WeightVersion(0, number))
+        assert scene.broadcast.groups == [3], "two workers and the learner, once"
+        assert len([note for note in scene.notes if note.startswith("rollout-1 load new weights from the obj")]) == 1
+    finally:
+        await scene.pool.close()
+
+
+async def test_ipc_forms_no_group_where_no_worker_is_on_the_learners_node() -> None:
+    scene = Scene("ipc", dict.fromkeys(("rollout-0", "rollout-1", "rollout-2"), "elsewhere"))
+    await asyncio.wait_for(scene.pool.start(), WAIT_S)
+    try:
+        await scene.publish(Rank(scene.broadcast))
+        assert await asyncio.wait_for(scene.sync.deliver(scene.pool), WAIT_S) == 1
+        assert (scene.broadcast.groups, set(scene.held.values())) == ([], {V1})
+    finally:
+        await scene.pool.close()
