@@ -150,6 +150,8 @@ class BroadcastSync:
 
     async def _form_group(self, members: Sequence[Member], pool: ActorPool) -> str:
         address, port = await self._ranks[0].free_port.remote()
+        if self._transport == "ipc":
+            address = "127.0.0.1"  # members are on this machine, and nobody else is asked in
         world_size = 1 + len(members) * self._workers_per_engine
 
         def place(rank: int) -> GroupPlace:

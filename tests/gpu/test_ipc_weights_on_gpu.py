@@ -78,7 +78,7 @@ def test_tensors_arrive_by_cuda_ipc_and_a_member_that_is_killed_costs_no_memory(
     sent = tensors(device)
     lent = LentMemory(device)
     members = [started() for _ in range(3)]
-    for process, orders in members:
+    for _, orders in members:
         assert orders.poll(120)
         assert orders.recv() == "ready"
     process, orders = members.pop()
