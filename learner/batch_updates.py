@@ -25,9 +25,10 @@ from torch import Tensor
 
 from configs.algorithm_section import Phase
 from configs.schema import RunConfig
-from learner.batch import MiniBatch, PhaseBatch, StepPlan
+from learner.batch import MiniBatch, StepPlan
 from learner.janus_policy import JanusPolicy
 from learner.lora import adapters_off
+from learner.micro_batch import PhaseBatch
 from learner.objective import LossSettings, bicot_grpo_terms
 from learner.objective.loss import TokenTensors
 from learner.objective.parity import ParitySums

@@ -199,16 +199,18 @@ class JanusPolicy(nn.Module):
         Values where the mask is False mean nothing. Each phase has a forward and a backward pass of its own: that
         halves the memory of activations, and ZeRO-3 with gradient checkpointing allows a layer once in a forward pass.
         """
-        targets = request.tokens.target_ids
+        tokens = request.tokens.distinct()
+        targets = tokens.target_ids
         last_layer: LogprobHead
-        if request.tokens.phase == "cot":
-            last_layer, features = self.model.lm_head, self._text_features(request.tokens)
+        if tokens.phase == "cot":
+            last_layer, features = self.model.lm_head, self._text_features(tokens)
         else:
             last_layer, features = self.model.model.generation_head.vision_head, self._image_features(request)
         logprobs, entropy = last_layer(
             features, targets.reshape(-1), temperature=request.temperature, entropy_gradient=request.entropy_gradient
         )
-        return logprobs.view_as(targets), entropy.view_as(targets)
+        num_sharing = request.tokens.num_sharing
+        return _for_all(logprobs.view_as(targets), num_sharing), _for_all(entropy.view_as(targets), num_sharing)
 
     def _text_features(self, tokens: PhaseTokens) -> Tensor:
         """Input of the text head's last layer, [B N, d]."""
@@ -250,6 +252,11 @@ class JanusPolicy(nn.Module):
             inputs.requires_grad_()  # where the embedding is frozen: reentrant checkpointing asks its inputs alone
         hidden: Tensor = self.model.model.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
         return hidden.gather(1, (places - 1)[..., None].expand(-1, -1, width)).reshape(num_streams, -1, width)
+
+
+def _for_all(values: Tensor, num_sharing: int) -> Tensor:
+    """[B, N] of [B / num_sharing, N]: each row so many times, one behind the other."""
+    return values.unsqueeze(1).expand(-1, num_sharing, -1).flatten(0, 1)
 
 
 def _guided(features: Tensor, guidance_scales: Tensor) -> Tensor:

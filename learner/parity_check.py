@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.schema import RunConfig
-from learner.batch import PhaseBatch, StepPlan, phases_to_compare
+from learner.batch import StepPlan
 from learner.float32_pass import computing_in_float32
 from learner.janus_policy import JanusPolicy
+from learner.micro_batch import PhaseBatch, phases_to_compare
 from learner.objective import ParityGate
 from learner.objective.parity import ParitySums
 from learner.objective.phase_tokens import LogprobRequest

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,19 +24,29 @@ class PhaseTokens:
     """int64 [B, N]: text ids of the CoT, or VQ codes; valid ids where the mask is False, too."""
     target_mask: Tensor
     """bool [B, N]: True at the tokens that exist."""
+    num_sharing: int = 1
+    """So many trajectories behind one another have the same context and targets, as pictures of one CoT have that CoT:
+    the policy passes them once. Divides B."""
 
     def first_rows(self, count: int) -> PhaseTokens:
         """Of its trajectories the first so many."""
-        rows = (self.context_ids, self.context_lengths, self.target_ids, self.target_mask)
-        return PhaseTokens(self.phase, *(tensor[:count] for tensor in rows))
+        first = self._with_each(lambda tensor: tensor[:count])
+        return replace(first, num_sharing=math.gcd(count, self.num_sharing))
+
+    def distinct(self) -> PhaseTokens:
+        """One row of each that are shared; [B / num_sharing, ...]."""
+        return replace(self._with_each(lambda tensor: tensor[:: self.num_sharing]), num_sharing=1)
 
     def to(self, device: torch.device) -> PhaseTokens:
-        return PhaseTokens(
-            self.phase,
-            self.context_ids.to(device),
-            self.context_lengths.to(device),
-            self.target_ids.to(device),
-            self.target_mask.to(device),
+        return self._with_each(lambda tensor: tensor.to(device))
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> PhaseTokens:
+        return replace(
+            self,
+            context_ids=change(self.context_ids),
+            context_lengths=change(self.context_lengths),
+            target_ids=change(self.target_ids),
+            target_mask=change(self.target_mask),
         )
 
 
@@ -63,3 +75,5 @@ class LogprobRequest:
             raise ValueError(
                 "a CoT has no unconditional stream; unconditional_rows and guidance_scales are for pictures"
             )
+        if self.tokens.phase == "image" and self.tokens.num_sharing != 1:
+            raise ValueError("num_sharing is for CoTs: every picture is one of its own")

@@ -21,8 +21,9 @@ from cluster.benchmarks.models import make_model, shapes_config
 from cluster.benchmarks.report import Scope, Table, ratio, spread
 from configs.local.ports import free_port
 from configs.schema import RunConfig, TinyJanusConfig
-from learner.batch import PhaseBatch, PlanSettings, plan_step
+from learner.batch import PlanSettings, plan_step
 from learner.janus_policy import load_janus
+from learner.micro_batch import PhaseBatch
 from learner.objective import LossSettings, bicot_grpo_terms
 from learner.objective.loss import TokenTensors
 from learner.objective.phase_tokens import PhaseTokens

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from configs.errors import LearnerError
-from learner.batch import MicroBatch, PlanSettings, StepPlan, plan_step, right_pad
+from learner.batch import PlanSettings, StepPlan, plan_step
+from learner.micro_batch import MicroBatch, right_pad
 from learner.objective import AdvantageSettings
 from learner.step_sums import figures_of_plan
 from rollout.records import STALE_CONTEXT, Trajectory, TrajectoryBatch
@@ -315,3 +316,53 @@ def test_each_token_keeps_the_version_that_sampled_it_and_every_rank_knows_which
     for rank in (0, 1):
         cot, image = micro_batches_of(plan_step(batch, settings, rank))[0].phases
         assert (cot.versions_of_all_ranks, image.versions_of_all_ranks) == ({2, 3}, {3, 4})
+
+
+def sharing_batch(images_per_cot: int, num_groups: int = 2) -> TrajectoryBatch:
+    """`make_batch` with groups of 4 in which so many pictures share a CoT."""
+    batch = make_batch(num_groups)
+    groups = []
+    for group in batch.groups:
+        own = group.rollout.trajectories
+        cots = [own[index - index % images_per_cot] for index in range(len(own))]
+        trajectories = tuple(
+            replace(one, cot_ids=cot.cot_ids, cot_logprobs=cot.cot_logprobs, cot_versions=cot.cot_versions)
+            for one, cot in zip(own, cots, strict=True)
+        )
+        request = replace(group.rollout.request, images_per_cot=images_per_cot)
+        groups.append(replace(group, rollout=replace(group.rollout, request=request, trajectories=trajectories)))
+    return replace(batch, groups=tuple(groups))
+
+
+@pytest.mark.parametrize("images_per_cot", [2, 4])
+@pytest.mark.parametrize(("num_ranks", "micro_batch_size"), [(1, 8), (1, 4), (2, 2), (2, 1), (4, 2)])
+def test_pictures_of_one_cot_are_dealt_together_each_once_with_what_is_its_own(
+    images_per_cot: int, num_ranks: int, micro_batch_size: int
+) -> None:
+    batch = sharing_batch(images_per_cot)
+    plans = [plan(batch, rank, num_ranks, micro_batch_size) for rank in range(num_ranks)]
+    micro_batches = [micro_batch for one in plans for micro_batch in micro_batches_of(one)]
+    alone = tuple(
+        replace(group, rollout=replace(group.rollout, request=replace(group.rollout.request, images_per_cot=1)))
+        for group in batch.groups
+    )
+    assert rows(micro_batches) == rows(micro_batches_of(plan(replace(batch, groups=alone))))
+    for micro_batch in micro_batches:
+        cot, image = micro_batch.phases
+        assert cot.tokens.num_sharing == math.gcd(images_per_cot, micro_batch_size)
+        assert image.tokens.num_sharing == 1
+        whole = cot.tokens.distinct()
+        assert len(whole.target_ids) == micro_batch_size // cot.tokens.num_sharing
+        for row, ids in enumerate(cot.tokens.target_ids):
+            assert ids.equal(whole.target_ids[row // cot.tokens.num_sharing])
+    for first, second in zip(*(micro_batches_of(one) for one in (plans[0], plans[-1])), strict=True):
+        assert first.phases[0].tokens.target_ids.shape == second.phases[0].tokens.target_ids.shape
+
+
+def test_pictures_that_should_share_a_cot_and_do_not_are_refused() -> None:
+    batch = sharing_batch(2)
+    first = batch.groups[0].rollout
+    other = replace(first.trajectories[1], cot_ids=first.trajectories[1].cot_ids + np.int32(1))
+    broken = replace(batch.groups[0], rollout=replace(first, trajectories=(first.trajectories[0], other)))
+    with pytest.raises(LearnerError, match=r"trajectory 1 of group 0 has another CoT .*2 pictures are drawn from each"):
+        plan(replace(batch, groups=(replace(broken, rewards=broken.rewards[:2]),)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from configs.errors import ModelError
 from configs.schema import LoraConfig, TinyJanusConfig
-from learner.batch import right_pad
 from learner.janus_policy import JanusPolicy
+from learner.micro_batch import right_pad
 from learner.objective import LossSettings, bicot_grpo_terms
 from learner.objective.loss import TokenTensors
 from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
@@ -140,6 +142,52 @@ def test_logprobs_loss_and_gradients_equal_those_of_transformers_own_forward(
         torch.testing.assert_close(parameter.grad, expected_gradient, rtol=1e-10, atol=1e-10 * largest)
         num_compared += 1
     assert num_compared > 10
+
+
+def norm_in_float64(self: LlamaRMSNorm, hidden: Tensor) -> Tensor:
+    return self.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+@pytest.mark.parametrize("policy_loss", ["ppo", "cispo"])
+def test_a_shared_cot_is_passed_once_and_teaches_what_it_teaches_with_each_picture(
+    folder: Path, policy: JanusPolicy, monkeypatch: pytest.MonkeyPatch, policy_loss: str
+) -> None:
+    """Loss and gradients, with other advantages, weights and masks a picture, and ratios past the clip."""
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm_in_float64)  # transformers' own rounds to float32
+    contexts, targets = ragged("cot", Conversation.from_pretrained(str(folder)))
+    alone = tokens_of("cot", [one for one in contexts for _ in "ab"], [one for one in targets for _ in "ab"])
+    alone.target_mask[3] = False  # a picture without a reward
+    widths: list[int] = []
+    whole_pass = policy._hidden
+    monkeypatch.setattr(
+        policy, "_hidden", lambda context, *rest: widths.append(len(context)) or whole_pass(context, *rest)
+    )
+    advantages = torch.tensor([1.0, -0.5, 0.3, -1.0, 0.0, 2.0], dtype=torch.float64)
+    row_weights = torch.tensor([0.5, 0.25, 1.0, 0.1, 0.2, 0.7], dtype=torch.float64)
+    results = []
+    for tokens in (alone, replace(alone, num_sharing=2)):
+        policy.zero_grad()
+        logprobs, entropy = policy(LogprobRequest(tokens, entropy_gradient=True))
+        with torch.no_grad():
+            noise = torch.linspace(-0.4, 0.4, logprobs.shape[1]).expand_as(logprobs)
+        values = TokenTensors(
+            logprobs,
+            logprobs.detach() + noise,
+            advantages,
+            tokens.target_mask,
+            reference_logprobs=logprobs.detach() - noise,
+            entropy=entropy,
+            row_weights=row_weights,
+        )
+        settings = LossSettings(0.1, policy_loss, clip_low=0.2, clip_high=0.2, entropy_coef=0.01)
+        loss = bicot_grpo_terms(values, settings).loss
+        loss.backward()
+        gradients = [p.grad.clone() for _, p in policy.named_trainable_parameters() if p.grad is not None]
+        results.append((loss.detach(), logprobs.detach()[tokens.target_mask], *gradients))
+    assert widths == [6, 3]
+    assert len(results[0]) > 10
+    for each, once in zip(*results, strict=True):
+        torch.testing.assert_close(once, each, rtol=1e-9, atol=1e-10 * float(each.abs().max()))
 
 
 def test_guidance_of_one_trains_the_conditional_distribution(folder: Path, policy: JanusPolicy) -> None:
