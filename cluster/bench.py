@@ -24,7 +24,7 @@ from configs.errors import BicotError
 BENCHMARKS = {
     "rollout": "image tokens and pictures a second: the vLLM engine against transformers' own loop",
     "overlap": "steps a second of the whole system: max_staleness 0 against 1",
-    "sync": "milliseconds and MB/s of weight sync through the object store; staged against in a pause",
+    "sync": "milliseconds and MB/s of weight sync; staged against in a pause, the object store against IPC",
     "learner": "peak memory of chunked log-probabilities, and tokens a second of the learner",
     "rewards": "pictures a second of the reward pool against one picture at a time, and the pool's own latency",
     "reward_models": "pictures a second of each reward by itself, batched against one at a time",
@@ -72,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller batches; three minutes")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="compute threads of each side (default 1)")
     parser.add_argument(
-        "--gpu", action="store_true", help="rollout alone: bfloat16 on this machine's GPU, in the shape of Janus-Pro-1B"
+        "--gpu",
+        action="store_true",
+        help="rollout alone: bfloat16 on this machine's GPU, in the shape of Janus-Pro-1B; sync alone: all on one GPU",
     )
     parser.add_argument(
         "--sync-mb",
@@ -94,8 +96,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"there is no benchmark '{unknown[0]}'; choose from {', '.join(BENCHMARKS)}")
     if options.sync_mb and (options.names != ["sync"] or min(options.sync_mb) < 1):
         parser.error("--sync-mb: sizes of at least 1 MB for the benchmark 'sync'; name it alone")
-    if options.gpu and options.names != ["rollout"]:
-        parser.error("--gpu: only the benchmark 'rollout' measures on a GPU; name it alone")
+    if options.gpu and options.names not in (["rollout"], ["sync"]):
+        parser.error("--gpu: only the benchmarks 'rollout' and 'sync' measure on a GPU; name one of them alone")
     if options.gpu and not _has_gpu():
         parser.error("--gpu: PyTorch finds no CUDA GPU here")
     if options.threads < 1:

@@ -1,7 +1,7 @@
-"""Weight sync through Ray's object store: a real learner rank, and models of any size, to a real vLLM rollout worker.
+"""Weight sync: a real learner rank, and models of any size, to a real vLLM rollout worker.
 
 learner actor ── publish ──► object store ── deliver ──► rollout actor ─► vLLM, weights in place
-or `WeightSource`                                          one that stages, one that does not, in turns
+or `WeightSource` ─────────► IPC ──────────────────────►   one that stages, one that does not, in turns
 """
 
 from __future__ import annotations
@@ -9,24 +9,33 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from ray.actor import ActorHandle
 
 from cluster.actors import RolloutActor, spawn
 from cluster.benchmarks.models import HUNDRED_MB, make_model, shapes_config, wide_model
 from cluster.benchmarks.report import Scope, Table, ratio, spread
-from cluster.learning import LearnerGroup, ObjectStoreSync
+from cluster.benchmarks.weight_source import CONCURRENCY_GROUPS, WeightSource
+from cluster.learning import BroadcastSync, LearnerGroup, ObjectStoreSync, WeightSync
 from cluster.pools import ActorPool, PoolHooks
 from cluster.pools.member import Member
 from cluster.session import plan_placement, ray_session
 from configs.schema import RunConfig, TinyJanusConfig
-from rollout.records import WeightBucket
-from rollout.weights import WeightManifest
 from rollout.weights.manifest import tensor_bytes
+
+IN_A_PAUSE: Final = "object store, in a pause"
+STAGED: Final = "object store, staged"
+BY_IPC: Final = "IPC, staged"
+ON_GPU: Final = (
+    *("rollout.gpus_per_worker=0.4", "rollout.gpu_memory_utilization=0.3", "rollout.threads_per_worker=null"),
+    "learner.gpus_per_rank=0.2",
+)
+"""All on one card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,7 @@ class SyncTimes:
 def measure(scope: Scope) -> list[Table]:
     """The tiny model and one of about 100 MB from a learner; then each of the sizes that were asked for."""
     with tempfile.TemporaryDirectory(prefix="bicot-bench-", ignore_cleanup_errors=True) as directory:
-        tables = [] if scope.sync_mb else [_from_learner(Path(directory), scope)]
+        tables = [] if scope.sync_mb or scope.on_gpu else [_from_learner(Path(directory), scope)]
         return [*tables, _staged_against_plain(Path(directory), scope)]
 
 
@@ -85,76 +94,42 @@ def _staged_against_plain(directory: Path, scope: Scope) -> Table:
             "model.dtype=bfloat16", "learner.zero_stage=1", "learner.cpus_per_rank=0.5",
             "rollout.num_workers=2", "rollout.cpus_per_worker=0.5", "rollout.max_num_seqs=8",
             f"cluster.object_store_gib={2 + 2 * megabytes / 1000:g}",
-            f"weight_sync.bucket_mb={min(64, max(8, megabytes // 8))}",
+            f"weight_sync.bucket_mb={min(64, max(8, megabytes // 8))}", *(ON_GPU if scope.on_gpu else ()),
         ]  # fmt: skip
-        configs = {
-            staged: shapes_config(folder, [f"run.name={name}", f"weight_sync.staged={staged}", *shared])
-            for name, staged in (("staged", True), ("plain", False))
-        }
-        with ray_session(configs[True].cluster, plan_placement(configs[True]), directory / f"{megabytes}-logs"):
-            times = asyncio.run(_measure_both(folder, configs, num_rounds=scope.pick(quick=3, full=5)))
-        rows += _rows(times[True], times[False])
+        staged, plain = (
+            shapes_config(folder, [f"run.name={name}", f"weight_sync.staged={name == 'staged'}", *shared])
+            for name in ("staged", "plain")
+        )
+        with ray_session(staged.cluster, plan_placement(staged), directory / f"{megabytes}-logs"):
+            times = asyncio.run(_measure_ways(folder, staged, plain, num_rounds=scope.pick(quick=3, full=5)))
+        rows += _rows(times)
     return Table(
-        "Weight sync, staged against in a pause",
+        "Weight sync, staged against in a pause, by the object store and by IPC",
         "A process that gives random bfloat16 weights to two idle vLLM rollout workers, in turns: one that loads new "
         "weights beside the old ones, from the first bucket that is published, and pauses to swap them; and one that "
-        "pauses while it loads them (`weight_sync.staged: false`), once all are published. Together: publish and "
-        "deliver. In brackets, times of the other's.",
+        "pauses while it loads them (`weight_sync.staged: false`), once all are published. The first gets them through "
+        "Ray's object store and by `weight_sync.backend: ipc`, in turns; by IPC it has them when they are published. "
+        "Together: publish and deliver. In brackets, times of the one that pauses.",
         ("weights", "way", "publish, ms", "deliver, ms", "together, ms", "GB/s", "sampling pauses, ms"),
         tuple(rows),
     )
 
 
-def _rows(staged: SyncTimes, plain: SyncTimes) -> Iterator[tuple[str, ...]]:
-    for way, times in (("in a pause", plain), ("staged", staged)):
-        together, pause = (spread([1000 * s for s in values]) for values in (times.together_s, times.pause_s))
-        if times is staged:
-            together += f" [{ratio(staged.together_s, plain.together_s)}]"
-            pause += f" [{ratio(staged.pause_s, plain.pause_s)}]"
+def _rows(times: Mapping[str, SyncTimes]) -> Iterator[tuple[str, ...]]:
+    base = times[IN_A_PAUSE]
+    for way, own in times.items():
+        together, pause = (spread([1000 * s for s in values]) for values in (own.together_s, own.pause_s))
+        if own is not base:
+            together += f" [{ratio(own.together_s, base.together_s)}]"
+            pause += f" [{ratio(own.pause_s, base.pause_s)}]"
         yield (
-            f"{times.num_bytes / 1e6:,.0f} MB",
+            f"{own.num_bytes / 1e6:,.0f} MB",
             way,
-            *(spread([1000 * value for value in values]) for values in (times.publish_s, times.deliver_s)),
+            *(spread([1000 * value for value in values]) for values in (own.publish_s, own.deliver_s)),
             together,
-            spread([times.num_bytes / 1e9 / value for value in times.together_s]),
+            spread([own.num_bytes / 1e9 / value for value in own.together_s]),
             pause,
         )
-
-
-class WeightSource:
-    """Stands where a learner would, which holds eight times as much: gives weights for a model, the same bytes for
-    every tensor."""
-
-    def __init__(self, folder: str, bucket_mb: int) -> None:
-        import torch
-
-        manifest = WeightManifest.from_folder(Path(folder))
-        trained = ("model.language_model.", "lm_head.")
-        self._shapes = {name: shape for name, shape in manifest.shapes.items() if name.startswith(trained)}
-        self._bucket_bytes = bucket_mb * 2**20
-        largest = max(tensor_bytes(shape, "bfloat16") for shape in self._shapes.values())
-        self._values = (0.02 * torch.randn(largest // 2, generator=torch.Generator().manual_seed(0))).bfloat16()
-
-    def num_bytes(self) -> int:
-        return sum(tensor_bytes(shape, "bfloat16") for shape in self._shapes.values())
-
-    def export_weights(self, version: int) -> Iterator[WeightBucket | int]:
-        """As `LearnerActor.export_weights`."""
-        import math
-
-        from rollout.weights.buckets import view_bucket
-
-        tensors, size, num_buckets = [], 0, 0
-        for name, shape in self._shapes.items():
-            tensors.append((name, self._values[: math.prod(shape)].view(shape)))
-            size += tensors[-1][1].nbytes
-            if size >= self._bucket_bytes:
-                yield view_bucket(tensors)
-                tensors, size, num_buckets = [], 0, num_buckets + 1
-        if tensors:
-            yield view_bucket(tensors)
-            num_buckets += 1
-        yield num_buckets
 
 
 class _Nobody:
@@ -171,34 +146,49 @@ class MeasuredRollout(RolloutActor):
         return 0.0 if figures is None else figures.weight_pause_s
 
 
-async def _measure_both(folder: str, configs: dict[bool, RunConfig], num_rounds: int) -> dict[bool, SyncTimes]:
-    config = configs[True]
-    source = spawn(WeightSource, folder, config.weight_sync.bucket_mb, name="weights", num_cpus=0.5, threads=1)
-    pools = {
-        staged: ActorPool("rollout", 1, 1, _hooks(folder, each, MeasuredRollout)) for staged, each in configs.items()
+async def _measure_ways(folder: str, staged: RunConfig, plain: RunConfig, num_rounds: int) -> dict[str, SyncTimes]:
+    source = spawn(
+        WeightSource,
+        *(folder, staged.weight_sync.bucket_mb, staged.learner.gpus_per_rank > 0),
+        name="weights",
+        num_cpus=0.5,
+        num_gpus=staged.learner.gpus_per_rank,
+        threads=1,
+        concurrency_groups=CONCURRENCY_GROUPS,
+    )
+    pools = [ActorPool("rollout", 1, 1, _hooks(folder, config, MeasuredRollout)) for config in (plain, staged)]
+    ways: dict[str, tuple[ActorPool, WeightSync]] = {
+        IN_A_PAUSE: (pools[0], ObjectStoreSync(plain.weight_sync)),
+        STAGED: (pools[1], ObjectStoreSync(staged.weight_sync)),
+        BY_IPC: (pools[1], BroadcastSync(staged.weight_sync, "ipc", 1, _refuse)),
     }
-    syncs = {staged: ObjectStoreSync(each.weight_sync) for staged, each in configs.items()}
-    times = {staged: SyncTimes(await source.num_bytes.remote()) for staged in configs}
+    times = {way: SyncTimes(await source.num_bytes.remote()) for way in ways}
+    numbers = count(1)  # a version that a worker has had is not loaded again
     try:
-        for pool in pools.values():
-            await pool.start()
-        for number in range(num_rounds + 1):
-            for staged, pool in pools.items():
+        await asyncio.gather(*(pool.start() for pool in pools))
+        for round_number in range(num_rounds + 1):
+            for way, (pool, sync) in ways.items():
                 (member,) = pool.members
                 paused_s = await member.handle.pause_s.remote()
                 started_s = time.perf_counter()
-                await syncs[staged].publish([source], number + 1, pool if staged else cast(ActorPool, _Nobody()))
+                listening = cast(ActorPool, _Nobody()) if way == IN_A_PAUSE else pool
+                await sync.publish([source], next(numbers), listening)
                 publish_s = time.perf_counter() - started_s
-                await syncs[staged].deliver(pool)
+                await sync.deliver(pool)
                 deliver_s = time.perf_counter() - started_s - publish_s
-                await syncs[staged].close()  # both versions in the store would take twice the memory
-                if number:
-                    times[staged].publish_s.append(publish_s)
-                    times[staged].deliver_s.append(deliver_s)
-                    times[staged].pause_s.append(await member.handle.pause_s.remote() - paused_s)
+                await sync.close()  # two versions in the store would take twice the memory
+                if round_number:  # the first one opens what stays open
+                    times[way].publish_s.append(publish_s)
+                    times[way].deliver_s.append(deliver_s)
+                    times[way].pause_s.append(await member.handle.pause_s.remote() - paused_s)
         return times
     finally:
-        await asyncio.gather(*(pool.close() for pool in pools.values()), *(sync.close() for sync in syncs.values()))
+        await asyncio.gather(*(pool.close() for pool in pools), *(sync.close() for _, sync in ways.values()))
+
+
+def _refuse(note: str) -> None:
+    """A broadcast that fails goes another way, which is not what is measured."""
+    raise RuntimeError(note)
 
 
 async def _sync_once(sync: ObjectStoreSync, ranks: Sequence[ActorHandle], pool: ActorPool) -> tuple[float, float]:
@@ -238,6 +228,7 @@ def _hooks(folder: str, config: RunConfig, actor: type[RolloutActor]) -> PoolHoo
             worker_id,
             name=f"{config.run.name}-{worker_id}",
             num_cpus=config.rollout.cpus_per_worker,
+            num_gpus=config.rollout.gpus_per_worker,
             threads=config.rollout.threads_per_worker,
         )
 

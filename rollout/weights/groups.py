@@ -150,8 +150,9 @@ class WeightGroup:
                     raise WeightSyncError(f"a member of the weight-transfer group did not move for {self._patience}")
                 sleep_s = min(2 * sleep_s, _MOST_SLEEP_S)
         except (RuntimeError, OSError) as error:
+            why = "was broken off" if self._aborted.is_set() else f"failed: {error}"
             self.abort()
-            raise WeightSyncError(f"the weight broadcast failed: {error}") from error
+            raise WeightSyncError(f"the weight broadcast {why}") from error
         except WeightSyncError:
             self.abort()
             raise

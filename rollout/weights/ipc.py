@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
 from typing import Any, Final
 
 import torch
@@ -24,6 +26,7 @@ from rollout.records import GroupPlace
 from rollout.weights.lending import LentMemory, open_lent
 
 _RETRY_S: Final = 0.05
+_LOOK_EVERY_S: Final = 0.05
 _ERRORS: Final = (OSError, RuntimeError, ValueError)
 
 
@@ -59,6 +62,7 @@ class Ipc:
         waiting = list(self._lines)
 
         def is_done() -> bool:
+            _wait_for_any(waiting)
             for line in tuple(waiting):
                 answer = line.hear()
                 if answer is None:
@@ -77,6 +81,7 @@ class Ipc:
 
         def is_done() -> bool:
             nonlocal is_taken
+            _wait_for_any([line])
             message = line.hear()
             if message is None or is_taken:
                 return message is not None
@@ -106,25 +111,33 @@ class Ipc:
             torch.cuda.current_stream(self._device).synchronize()
 
 
+def _wait_for_any(lines: Sequence[_Line]) -> None:
+    """Until one has something to say, or for a short while: a sleep between two looks would cost more than a bucket."""
+    try:
+        wait([line.connection for line in lines], _LOOK_EVERY_S)
+    except ValueError as error:  # closed by another thread
+        raise ConnectionAbortedError("the group was left") from error
+
+
 class _Line:
     """One end of a connection; messages are lines of JSON."""
 
     def __init__(self, connection: socket.socket, other: str) -> None:
-        self._connection = connection
-        self._connection.setblocking(False)  # messages are small, and each is answered: there is always room for one
+        self.connection = connection
+        self.connection.setblocking(False)  # messages are small, and each is answered: there is always room for one
         self._read = b""
         self.other = other
         self.generation = 0
         """Of the memory that the other end has been told of; see `LentMemory`."""
 
     def tell(self, message: Mapping[str, Any]) -> None:
-        self._connection.sendall(json.dumps(message).encode() + b"\n")
+        self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def hear(self) -> dict[str, Any] | None:
         """The next message, if it is there. Raises ConnectionError when the other end is gone."""
         try:
             while b"\n" not in self._read:
-                if not (more := self._connection.recv(4096)):
+                if not (more := self.connection.recv(4096)):
                     raise ConnectionResetError(f"{self.other} has left")
                 self._read += more
         except BlockingIOError:
@@ -134,7 +147,9 @@ class _Line:
         return message
 
     def close(self) -> None:
-        self._connection.close()
+        with suppress(OSError):  # the other end may have left
+            self.connection.shutdown(socket.SHUT_RDWR)  # whoever waits in another thread is woken
+        self.connection.close()
 
 
 def _answer_calls(place: GroupPlace) -> list[_Line]:
