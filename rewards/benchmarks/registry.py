@@ -18,6 +18,7 @@ BENCHMARKS: Mapping[str, str] = {
     "t2i_compbench": "rewards.benchmarks.compbench.benchmark:CompBench",
     "dpg": "rewards.benchmarks.dpg.benchmark:DPGBench",
     "oneig": "rewards.benchmarks.oneig.benchmark:OneIGBench",
+    "oneig_diversity": "rewards.benchmarks.oneig.diversity:OneIGDiversity",
     "oneig_style": "rewards.benchmarks.oneig.style:OneIGStyle",
     "shapes": "rewards.benchmarks.geneval.shapes:ShapesBenchmark",
 }

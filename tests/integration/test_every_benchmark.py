@@ -17,6 +17,7 @@ from tests.tiny_clip import save_tiny_clip
 from tests.unit.rewards.benchmarks import oneig_data
 from tests.unit.rewards.benchmarks.judged_data import write_data
 from tests.unit.rewards.benchmarks.tiny_blip import save_tiny_blip, write_prompts
+from tests.unit.rewards.benchmarks.tiny_dreamsim import save_dreamsim
 from tests.unit.rewards.benchmarks.tiny_geneval import RECORDS, save_geneval_models
 from tests.unit.rewards.benchmarks.tiny_mplug import write_data as write_dpg
 from tests.unit.rewards.benchmarks.tiny_mplug import write_mplug
@@ -58,6 +59,7 @@ def save_models(folder: Path, checkouts: Path) -> dict[str, Path | int]:
         "t2i_compbench.clip": folder / "clip-vit-base-patch32",
         "t2i_compbench.chunks": folder / "chunks.json",
         "dpg.mplug": write_mplug(folder / "mplug"),
+        "oneig_diversity.dreamsim": save_dreamsim(folder / "dreamsim", width=64, layers=2),
         "oneig_style.csd": save_csd(folder / "checkpoint.pth"),
         "oneig_style.style_encoder": save_style_encoder(folder / "OneIG-StyleEncoder"),
     }

@@ -35,7 +35,6 @@ TOLERANCE: Final = 0.01
 """Relative, of a category's number: GPUs and libraries round otherwise, and a weak box may come or go."""
 LETTER: Final = 1e-3
 """What a letter's code counts: numbers are to be seen beside texts."""
-PLAN: Final = (PlannedObject("solid", "red", "circle", 0), PlannedObject("solid", "blue", "square", 3))
 
 
 def self_check(
@@ -97,9 +96,13 @@ def _look(
 
 
 def reference_picture(num_cells: int = 1) -> UInt8Array:
-    """A red circle and a blue square, uint8 [64, 64, 3]; or four of them as a grid."""
-    picture = render(PLAN, random.Random(0))
-    return picture if num_cells == 1 else as_grid([picture] * num_cells)
+    """A red circle and a blue square, uint8 [64, 64, 3]; or four as a grid, each with both in other places."""
+    plans = [
+        (PlannedObject("solid", "red", "circle", place), PlannedObject("solid", "blue", "square", 3 - place))
+        for place in range(num_cells)
+    ]
+    pictures = [render(plan, random.Random(0)) for plan in plans]
+    return pictures[0] if num_cells == 1 else as_grid(pictures)
 
 
 def number_of(benchmark: Benchmark, one: Asked, answer: Answer) -> float | RewardError:

@@ -5,7 +5,7 @@
 
 The official script leaves black cells out, which are pictures that could not be drawn: `…_corrected` counts them.
 
-Style is a benchmark of its own: `oneig_style`. Not scored: reasoning (LLM2CLIP, remote code), diversity (DreamSim).
+Style and diversity are benchmarks of their own: `oneig_style`, `oneig_diversity`. Not scored: reasoning (LLM2CLIP).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rewards.benchmarks.oneig.records import (
     ALIGNED,
     NUM_CELLS,
     PROMPTS,
+    PROMPTS_SHA256,
     TEXTS,
     WRITTEN,
     questions_of,
@@ -32,9 +33,7 @@ from rewards.benchmarks.oneig.rules import MAX_EDITS, NOTHING, Written, cell_sco
 from rewards.benchmarks.protocol import Answer, Data, Graded, Item, ScorerOptions, Values
 from rewards.benchmarks.statistics import Means, Measure, mean_of_tags
 
-NOT_SCORED: Final = (
-    "reasoning and diversity are not scored: they need LLM2CLIP's remote code and DreamSim; style is oneig_style"
-)
+NOT_SCORED: Final = "reasoning is not scored: it needs LLM2CLIP; style is oneig_style, diversity oneig_diversity"
 _PARTS: Final = ("edits", "complete", "matched_words", "words", "cells")
 
 
@@ -49,7 +48,7 @@ class OneIGBench(ServedBenchmark):
     judges = ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2.5-VL-7B-Instruct")
     script = "scripts/utils/inference.py"
     files: ClassVar = {
-        PROMPTS: "e06c65b32252d82406fb1a27f13022b38d432c899a2486eb49ab0c100f83b3e1",
+        PROMPTS: PROMPTS_SHA256,
         questions_of("anime"): "21ea3d0360e69d72bc5f4cbb93b203d293d16f5c2f626634a52b990119e0a6e3",
         questions_of("human"): "0e92b25c6bc4091cac05fa0f4269b3b37465a7cd43ca2768f55f56149cdbf13b",
         questions_of("object"): "350dfdf72c2da143c78a7544d4c554faf6698c1ba4fcd27c7a9cc9199d487e0e",

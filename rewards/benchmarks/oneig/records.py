@@ -12,19 +12,22 @@ from configs.errors import DataError
 from rewards.benchmarks.protocol import Item
 
 PROMPTS: Final = "OneIG-Bench.csv"
+PROMPTS_SHA256: Final = "e06c65b32252d82406fb1a27f13022b38d432c899a2486eb49ab0c100f83b3e1"
 TEXTS: Final = "scripts/text/text_content.csv"
 FOLDERS: Final[Mapping[str, str]] = {
     "Anime_Stylization": "anime",
     "Portrait": "human",
     "General_Object": "object",
     "Text_Rendering": "text",
+    "Knowledge_Reasoning": "reasoning",
 }
-"""Category -> folder, of those that are scored."""
+"""Category -> folder."""
 ALIGNED: Final = ("anime", "human", "object")
 WRITTEN: Final = "text"
 MODEL_FOLDER: Final = "bicot"
 """The official layout has a folder for each model within that of a category."""
 NUM_CELLS: Final = 4
+_NOTHING: Final[Mapping[str, Any]] = {}
 
 
 def questions_of(folder: str) -> str:
@@ -33,22 +36,32 @@ def questions_of(folder: str) -> str:
 
 
 def read_items(files: Mapping[str, Path]) -> tuple[Item, ...]:
-    """The prompts that are scored. files: official path -> where it is. Raises DataError."""
+    """The prompts of alignment and text. files: official path -> where it is. Raises DataError."""
     questions = {folder: _read_json(files[questions_of(folder)]) for folder in ALIGNED}
     texts = {row["id"]: row["text_content"] for row in read_rows(files[TEXTS], ("id", "text_content"))}
     items = []
-    for row in read_rows(files[PROMPTS], ("category", "id", "prompt_en")):
-        folder = FOLDERS.get(row["category"])
-        if folder is None:
+    for folder, row in read_prompts(files[PROMPTS]):
+        if folder not in (*ALIGNED, WRITTEN):
             continue
         key = row["id"]
         known = texts if folder == WRITTEN else questions[folder]
         if key not in known:
             raise DataError(f"{files[TEXTS if folder == WRITTEN else questions_of(folder)]} lacks prompt {key}")
         record = {"text": texts[key]} if folder == WRITTEN else _read_graph(known[key], f"{folder} {key}")
-        name = f"{folder}/{MODEL_FOLDER}/{key}.webp"
-        items.append(Item(f"{folder}-{key}", row["prompt_en"], folder, (name,), record, cells=NUM_CELLS))
+        items.append(item_of(row, folder, record=record))
     return tuple(items)
+
+
+def read_prompts(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """Folder and row of each prompt, in the repository's order. Raises DataError."""
+    rows = read_rows(path, ("category", "id", "prompt_en"))
+    return [(FOLDERS[row["category"]], row) for row in rows if row["category"] in FOLDERS]
+
+
+def item_of(row: Mapping[str, str], folder: str, tag: str | None = None, record: Mapping[str, Any] = _NOTHING) -> Item:
+    """A prompt, whose picture is a grid in its folder. tag: null for the folder."""
+    name = f"{folder}/{MODEL_FOLDER}/{row['id']}.webp"
+    return Item(f"{folder}-{row['id']}", row["prompt_en"], tag or folder, (name,), record, cells=NUM_CELLS)
 
 
 def _read_graph(entry: Any, place: str) -> dict[str, Any]:

@@ -7,22 +7,17 @@ import datetime
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
-
-from PIL import Image
+from typing import Any
 
 from configs.errors import RewardError
-from rewards.benchmarks.encoding import split_grid
 from rewards.benchmarks.judged.scorer import ServerScorer
 from rewards.benchmarks.judged.script import OfficialScript
-from rewards.benchmarks.oneig.records import WRITTEN
+from rewards.benchmarks.oneig.cells import as_jpeg, drawn_cells
+from rewards.benchmarks.oneig.records import NUM_CELLS, WRITTEN
 from rewards.benchmarks.pictures import open_picture
 from rewards.benchmarks.protocol import Answer, Asked
 from rewards.clients import JsonClient
-from rollout.records import UInt8Array
 
-QUALITY: Final = 75
-"""Of the official script's JPEGs: a part of the protocol."""
 NUM_TOKENS, NUM_TOKENS_OF_LONG_TEXT, LONG_TEXT = 128, 256, 60
 """Longest reply; and to a text of more than so many words."""
 ASK, READ = "infer_semantic", "infer_ocr"
@@ -41,11 +36,10 @@ class OneIGScorer(ServerScorer):
         picture = open_picture(one)
         if isinstance(picture, RewardError):
             raise picture
-        cells = split_grid(picture)
-        drawn = [cell for cell in cells if cell.any()]
+        drawn = drawn_cells(picture)
         replies = [self._of_cell(one.item.record, one.item.tag, _in_base64(as_jpeg(cell))) for cell in drawn]
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return {"cells": replies, "num_black": len(cells) - len(drawn), "models": sorted(self.seen), "date": now}
+        return {"cells": replies, "num_black": NUM_CELLS - len(drawn), "models": sorted(self.seen), "date": now}
 
     def _of_cell(self, record: Mapping[str, Any], tag: str, picture: str) -> dict[str, str]:
         if tag == WRITTEN:
@@ -60,13 +54,6 @@ class OneIGScorer(ServerScorer):
     def _reply(self, messages: list[dict[str, Any]], max_tokens: int) -> str:
         reply, _ = self.post([_for_server(message) for message in messages], max_tokens=max_tokens)
         return reply
-
-
-def as_jpeg(cell: UInt8Array) -> io.BytesIO:
-    """A cell as the official scripts write it before they look at it."""
-    file = io.BytesIO()
-    Image.fromarray(cell).save(file, "JPEG", quality=QUALITY)
-    return file
 
 
 def _in_base64(file: io.BytesIO) -> str:

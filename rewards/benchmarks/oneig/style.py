@@ -14,22 +14,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from configs.errors import ConfigError, DataError, RewardError
-from rewards.benchmarks.oneig.records import MODEL_FOLDER, NUM_CELLS, PROMPTS, read_rows
+from configs.errors import ConfigError, DataError
+from rewards.benchmarks.oneig.columns import corrected_mean, found_of, mean_values, official_mean
+from rewards.benchmarks.oneig.records import NUM_CELLS, PROMPTS, PROMPTS_SHA256, item_of, read_prompts, read_rows
 from rewards.benchmarks.protocol import Answer, Data, Graded, Item, Scorer, ScorerOptions, Values
 from rewards.benchmarks.provenance import read_official
-from rewards.benchmarks.statistics import Measure, mean_of_tags
+from rewards.benchmarks.statistics import Measure
 
 STYLES: Final = "scripts/style/style.csv"
 CSD_REFERENCES: Final = "scripts/style/CSD_embed.pt"
 SE_REFERENCES: Final = "scripts/style/SE_embed.pt"
 FILES: Final[Mapping[str, str]] = {
-    PROMPTS: "e06c65b32252d82406fb1a27f13022b38d432c899a2486eb49ab0c100f83b3e1",
+    PROMPTS: PROMPTS_SHA256,
     STYLES: "6add59b8a5791b97c3abaec4b193d8a1635ef6377e2b2edbbf7730beaa097761",
     CSD_REFERENCES: "cab217036607911e4273003cda5c8dfb69528e4a0421ec6006af8ddc6525e56e",
     SE_REFERENCES: "c53719b72b40ea997547fad1a001150350337bf69039965c6ff731ff2a17dd83",
 }
-CATEGORY: Final = "Anime_Stylization"
 FOLDER: Final = "anime"
 STYLE_ENCODER: Final = "xingpng/OneIG-StyleEncoder"
 
@@ -63,42 +63,39 @@ class OneIGStyle:
 
     def open_scorer(self, options: ScorerOptions) -> Scorer:
         """Load both descriptors. Raises ModelError and DataError."""
-        from rewards.benchmarks.oneig.style_scorer import StyleScorer
+        from rewards.benchmarks.oneig.cells import CellScorer
+        from rewards.benchmarks.oneig.style_model import StyleModel
 
         assert options.data is not None
-        return StyleScorer(
+        model = StyleModel(
             csd=options.settings["csd"],
             style_encoder=options.settings.get("style_encoder", STYLE_ENCODER),
             references=(options.data / CSD_REFERENCES, options.data / SE_REFERENCES),
             device=options.device,
         )
+        return CellScorer(model)
 
     def grade(self, item: Item, answer: Answer) -> Values:
-        """score: of the picture, black cells left out; sum: over its cells; cells: those that are not black."""
-        cells, num_black = answer.get("cells"), answer.get("num_black")
-        if not isinstance(cells, list) or not isinstance(num_black, int) or len(cells) + num_black != NUM_CELLS:
-            raise RewardError("no cosines of the cells of a picture")
-        scores = [(max(cell["csd"], 0.0) + max(cell["se"], 0.0)) / 2 for cell in cells]
-        return {"score": sum(scores) / len(scores) if scores else 0.0, "sum": sum(scores), "cells": float(len(cells))}
+        """score: of the picture, black cells left out; sum: over its cells; number: of those that are not black."""
+        cells = found_of(answer, "cells", lambda drawn: drawn)
+        return mean_values([(max(cell["csd"], 0.0) + max(cell["se"], 0.0)) / 2 for cell in cells])
 
     def measures(self, graded: Sequence[Graded]) -> list[Measure]:
         """style, as the official script has it and corrected."""
-        values = [one.values[0] for one in graded]
-        drawn = [0.0 if one is None else one["score"] for one in values if one is None or one["cells"]]
-        every = [0.0 if one is None else one["sum"] / NUM_CELLS for one in values]
-        measures = [mean_of_tags("style", {"prompts": drawn}, "black cells are left out")] if drawn else []
-        return [*measures, mean_of_tags("style_corrected", {"prompts": every}, "black cells count 0")]
+        return [
+            *official_mean("style", graded, "black cells are left out"),
+            corrected_mean("style", graded, NUM_CELLS, "black cells count 0"),
+        ]
 
 
 def read_styled(folder: Path) -> tuple[Item, ...]:
     """The prompts with a style, which is their tag, in the repository's order. Raises DataError."""
     style_of = {row["id"]: style_name(row.get("class") or "") for row in read_rows(folder / STYLES, ("id",))}
     items = []
-    for row in read_rows(folder / PROMPTS, ("category", "id", "prompt_en")):
+    for category_folder, row in read_prompts(folder / PROMPTS):
         style = style_of.get(row["id"], "")
-        if row["category"] == CATEGORY and style:
-            name = f"{FOLDER}/{MODEL_FOLDER}/{row['id']}.webp"
-            items.append(Item(f"{FOLDER}-{row['id']}", row["prompt_en"], style, (name,), cells=NUM_CELLS))
+        if category_folder == FOLDER and style:
+            items.append(item_of(row, FOLDER, tag=style))
     if not items:
         raise DataError(f"{folder / STYLES} names no style of a prompt in {folder / PROMPTS}")
     return tuple(items)

@@ -90,7 +90,7 @@ def test_it_runs_end_to_end(judge: JudgeServer, tmp_path: Path, capsys: pytest.C
     judge.answer = answer
     code, result = run(judge, tmp_path)
     assert code == 0
-    assert "reasoning and diversity are not scored" in capsys.readouterr().out.replace("\n", " ")
+    assert "reasoning is not scored" in capsys.readouterr().out.replace("\n", " ")
     measures = {name: measure["value"] for name, measure in result["measures"].items()}
     assert measures["alignment"] == pytest.approx(0.5)
     assert result["measures"]["alignment"]["num_prompts"] == 5

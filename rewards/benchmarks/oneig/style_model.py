@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
-from configs.errors import DataError, RewardError
-from rewards.benchmarks.encoding import split_grid
-from rewards.benchmarks.oneig.scorer import as_jpeg
-from rewards.benchmarks.pictures import open_picture
-from rewards.benchmarks.protocol import Answer, Asked
+from configs.errors import DataError
+from rewards.benchmarks.protocol import Item
 from rewards.benchmarks.provenance import weights_of
 from rewards.loading import load_model, model_errors
 from rewards.loading.csd import load_csd
 from rewards.loading.pretrained import fetch_file
 from rewards.pictures import Preprocessing
+from rollout.records import UInt8Array
 
 
-class StyleScorer:
+class StyleModel:
     """CSD in float32 and OneIG's style encoder in bfloat16, as the official script has them."""
+
+    found_as = "cells"
 
     def __init__(self, csd: str, style_encoder: str, references: tuple[Path, Path], device: str) -> None:
         """references: files of unit embeddings by style, of CSD and of the encoder. Raises ModelError, DataError."""
@@ -44,37 +42,29 @@ class StyleScorer:
         }
         self._about = {"csd": dict(weights_of(csd)), "style_encoder": dict(weights_of(style_encoder))}
 
-    def answers(self, asked: Sequence[Asked]) -> Iterator[tuple[Asked, Answer | RewardError]]:
-        """{"cells": the cosines with the nearest reference, by descriptor; "num_black": the others}."""
-        for one in asked:
-            picture = open_picture(one)
-            if isinstance(picture, RewardError):
-                yield one, picture
-                continue
-            cells = split_grid(picture)
-            drawn = [np.asarray(Image.open(as_jpeg(cell))) for cell in cells if cell.any()]
-            found = self._cosines(np.stack(drawn), one.item.tag) if drawn else []
-            yield one, {"cells": found, "num_black": len(cells) - len(drawn)}
-
     @torch.inference_mode()
-    def _cosines(self, cells: Any, style: str) -> list[dict[str, float]]:
-        """cells: uint8 [B, height, width, 3]."""
-        nearest: dict[str, list[float]] = {}
+    def embed(self, cells: UInt8Array) -> list[tuple[Tensor, Tensor]]:
+        """Unit embeddings of each cell: CSD's [e] and the encoder's [e']."""
+        found = []
         for name, model in (("csd", self._csd), ("se", self._encoder)):
             pixels = self._prepare[name](cells, model.device).to(model.dtype)
-            embedded = functional.normalize(model(pixel_values=pixels).image_embeds, dim=-1)
-            references = self._references[name].get(style)
+            found.append(functional.normalize(model(pixel_values=pixels).image_embeds, dim=-1))
+        return list(zip(*found, strict=True))
+
+    def compare(self, embedded: Sequence[Any], item: Item) -> list[dict[str, float]]:
+        """The cosines of each cell with the nearest reference of its prompt's style, by descriptor."""
+        nearest: dict[str, list[float]] = {}
+        for name, own in zip(("csd", "se"), zip(*embedded, strict=True), strict=True):
+            references = self._references[name].get(item.tag)
             if references is None:
-                raise DataError(f"the references of {name} have no style {style}")
-            nearest[name] = (embedded @ references.to(embedded).T).amax(dim=1).float().tolist()
+                raise DataError(f"the references of {name} have no style {item.tag}")
+            cells = torch.stack(own)
+            nearest[name] = (cells @ references.to(cells).T).amax(dim=1).float().tolist()
         return [{"csd": csd, "se": se} for csd, se in zip(nearest["csd"], nearest["se"], strict=True)]
 
     def about(self) -> Mapping[str, Any]:
         """Hashes of both models."""
         return self._about
-
-    def close(self) -> None:
-        """Its models go with it."""
 
 
 def read_references(path: Path) -> Mapping[str, Tensor]:
