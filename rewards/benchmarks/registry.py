@@ -16,6 +16,7 @@ BENCHMARKS: Mapping[str, str] = {
     "wise": "rewards.benchmarks.judged.wise:WiseLegacy",
     "wise_verified": "rewards.benchmarks.judged.wise:WiseVerified",
     "t2i_compbench": "rewards.benchmarks.compbench.benchmark:CompBench",
+    "t2i_compbench_pp": "rewards.benchmarks.compbench.plus:CompBenchPlusPlus",
     "dpg": "rewards.benchmarks.dpg.benchmark:DPGBench",
     "oneig": "rewards.benchmarks.oneig.benchmark:OneIGBench",
     "oneig_diversity": "rewards.benchmarks.oneig.diversity:OneIGDiversity",

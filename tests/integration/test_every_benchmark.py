@@ -13,10 +13,8 @@ import pytest
 from rewards.benchmark import main
 from rewards.benchmarks import BENCHMARKS, make_benchmark
 from tests.judge_server import JudgeServer, reply
-from tests.tiny_clip import save_tiny_clip
-from tests.unit.rewards.benchmarks import oneig_data
+from tests.unit.rewards.benchmarks import oneig_data, tiny_compbench
 from tests.unit.rewards.benchmarks.judged_data import write_data
-from tests.unit.rewards.benchmarks.tiny_blip import save_tiny_blip, write_prompts
 from tests.unit.rewards.benchmarks.tiny_dreamsim import save_dreamsim
 from tests.unit.rewards.benchmarks.tiny_geneval import RECORDS, save_geneval_models
 from tests.unit.rewards.benchmarks.tiny_mplug import write_data as write_dpg
@@ -31,33 +29,27 @@ def write_checkouts(root: Path) -> Path:
     judged = write_data(root)
     judged["geneval_pp"].rename(root / "Echo-4o")
     judged["wise"].rename(root / "WISE")
-    for name in ("geneval", "T2I-CompBench"):
-        (root / name).mkdir()
+    (root / "geneval").mkdir()
     records = [record | {"prompt": f"{record['prompt']}{suffix}"} for suffix in ("", ", again") for record in RECORDS]
     lines = [json.dumps(record) for record in records]
     (root / "geneval" / "evaluation_metadata.jsonl").write_text("\n".join(lines) + "\n")
-    write_prompts(root / "T2I-CompBench")
+    tiny_compbench.write_checkout(root / "T2I-CompBench")
     write_dpg(root / "ELLA" / "dpg_bench")
     oneig_data.write_repository(root / "OneIG-Benchmark")
     return root
 
 
-def save_models(folder: Path, checkouts: Path) -> dict[str, Path | int]:
+def save_models(folder: Path) -> dict[str, Path | int]:
     """Small models for all scorers, by NAME.SETTING; each has the official one's file name where there is one."""
     folder.mkdir()
     save_geneval_models(folder)
-    save_tiny_blip(folder)
-    save_tiny_clip(folder / "clip-vit-base-patch32", ["bench", "car"])
-    items = make_benchmark("t2i_compbench").read_data(checkouts / "T2I-CompBench").items
-    (folder / "chunks.json").write_text(json.dumps({item.prompt: ["a red bench", "the car"] for item in items}))
+    compbench, plus = tiny_compbench.save_models(folder), tiny_compbench.save_plus_models(folder)
     return {
         "geneval.detector": folder / "mask2former.pth",
         "geneval.clip": folder / "clip-vit-large-patch14",
         "geneval.short_side": 64,
-        "t2i_compbench.blip": folder / "model_base_vqa_capfilt_large.pth",
-        "t2i_compbench.tokenizer": folder / "bert",
-        "t2i_compbench.clip": folder / "clip-vit-base-patch32",
-        "t2i_compbench.chunks": folder / "chunks.json",
+        **{f"t2i_compbench.{setting}": path for setting, path in compbench.items()},
+        **{f"t2i_compbench_pp.{setting}": path for setting, path in plus.items()},
         "dpg.mplug": write_mplug(folder / "mplug"),
         "oneig_diversity.dreamsim": save_dreamsim(folder / "dreamsim", width=64, layers=2),
         "oneig_style.csd": save_csd(folder / "checkpoint.pth"),
@@ -80,7 +72,7 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Materials]:
     checkouts = write_checkouts(root / "checkouts")
     server = JudgeServer()
     server.answer = judge
-    yield Materials(checkouts, save_models(root / "models", checkouts), server.url)
+    yield Materials(checkouts, save_models(root / "models"), server.url)
     server.close()
 
 

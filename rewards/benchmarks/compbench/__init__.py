@@ -1,4 +1,4 @@
-"""T2I-CompBench: attributes by BLIP-VQA, what is not spatial by CLIP."""
+"""T2I-CompBench: attributes by BLIP-VQA, actions by CLIP, places and numbers by UniDet."""
 
 from typing import TYPE_CHECKING
 
@@ -6,5 +6,8 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from rewards.benchmarks.compbench.benchmark import CompBench as CompBench
+    from rewards.benchmarks.compbench.plus import CompBenchPlusPlus as CompBenchPlusPlus
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={"benchmark": ["CompBench"]})
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, submod_attrs={"benchmark": ["CompBench"], "plus": ["CompBenchPlusPlus"]}
+)

@@ -3,47 +3,54 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from configs.errors import ConfigError, DataError
+from configs.errors import ConfigError, DataError, RewardError
 from rewards.benchmark import main
 from rewards.benchmarks import make_benchmark
+from rewards.benchmarks.compbench import objects
 from rewards.benchmarks.compbench.benchmark import CATEGORIES, read_category
-from rewards.benchmarks.compbench.chunks import SpacyChunks, choose_chunks, question_of
+from rewards.benchmarks.compbench.language import GivenLanguage, SpacyLanguage, choose_chunks, question_of
+from rewards.benchmarks.compbench.numeracy import Nouns
+from rewards.benchmarks.compbench.objects import read_labels
 from rewards.benchmarks.compbench.scorer import product_of
+from rewards.benchmarks.compbench.spatial import outer_nouns
 from rewards.benchmarks.protocol import ScorerOptions
 from rewards.loading.blip_vqa import load_blip_vqa, yes_probabilities
+from rewards.objects.unidet import detector
 from tests.official_data import official
 from tests.pictures import tiled_pictures
-from tests.tiny_clip import save_tiny_clip
 from tests.unit.rewards.benchmarks.tiny_blip import (
     IMAGE_SIZE,
     VOCABULARY,
-    save_tiny_blip,
     tiny_blip_vqa,
     tokenizer,
-    write_prompts,
 )
+from tests.unit.rewards.benchmarks.tiny_compbench import save_models, save_plus_models, write_checkout
 from tests.unit.rewards.benchmarks.worlds import write_all
 
 QUESTIONS = ["a red bench?", "the round blue metal bowl and car?", "a car?"]
 
 
+BOX = [0, 0, 50, 50]
+
+
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = save_tiny_blip(tmp_path_factory.mktemp("models"))
-    save_tiny_clip(folder / "clip-vit-base-patch32", ["bench", "car"])
-    return folder
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return save_models(tmp_path_factory.mktemp("models"))
 
 
-def test_each_answer_is_that_of_the_original_worked_out_alone(models: Path) -> None:
-    model = load_blip_vqa(str(models / "model_base_vqa_capfilt_large.pth"), "float32", "cpu")
+def test_each_answer_is_that_of_the_original_worked_out_alone(models: dict[str, Path]) -> None:
+    model = load_blip_vqa(str(models["blip"]), "float32", "cpu")
     pixels = torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
-    given = yes_probabilities(model, tokenizer(models), pixels, QUESTIONS)
+    given = yes_probabilities(model, tokenizer(models["tokenizer"].parent), pixels, QUESTIONS)
     original = tiny_blip_vqa()
     for row, question in enumerate(QUESTIONS):
         words = question.replace("?", " ?").split()
@@ -58,8 +65,8 @@ def test_each_answer_is_that_of_the_original_worked_out_alone(models: Path) -> N
     assert given.std() > 0.01
 
 
-def test_the_positions_are_the_files_own_and_not_interpolated(models: Path) -> None:
-    model = load_blip_vqa(str(models / "model_base_vqa_capfilt_large.pth"), "float32", "cpu")
+def test_the_positions_are_the_files_own_and_not_interpolated(models: dict[str, Path]) -> None:
+    model = load_blip_vqa(str(models["blip"]), "float32", "cpu")
     assert model.config.vision_config.image_size == IMAGE_SIZE
     assert torch.equal(
         model.vision_model.embeddings.position_embedding, tiny_blip_vqa().vision_model.embeddings.position_embedding
@@ -87,66 +94,127 @@ def test_a_pictures_score_is_the_product_to_four_digits() -> None:
 
 def test_spacy_finds_the_noun_chunks() -> None:
     pytest.importorskip("spacy", reason="spaCy comes with the extra `benchmarks`")
-    chunks = SpacyChunks()
-    assert chunks("a green bench and a blue bowl on the side of the red car") == [
+    language = SpacyLanguage()
+    assert language.chunks("a green bench and a blue bowl on the side of the red car") == [
         "a green bench",
         "a blue bowl",
         "the red car",
     ]
-    assert chunks.source.startswith("spaCy 3.")
+    assert language.source.startswith("spaCy 3.")
 
 
-def run(models: Path, folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
-    data = write_prompts(folder)
-    items = make_benchmark("t2i_compbench").read_data(data).items
-    chunks = {item.prompt: ["a red bench", "the left", "the car"] for item in items}
-    (folder / "chunks.json").write_text(json.dumps(chunks))
-    pictures = tiled_pictures(80, height=40, width=40)
+def run(name: str, settings: Mapping[str, Path], folder: Path) -> tuple[int, dict[str, Any]]:
+    data = write_checkout(folder / "checkout")
+    items = make_benchmark(name).read_data(data).items
+    pictures = tiled_pictures(10 * len(items), height=40, width=40)
     write_all(items, folder / "images", lambda item, number: pictures[10 * items.index(item) + number])
-    chosen = [
-        f"blip={models / 'model_base_vqa_capfilt_large.pth'}",
-        f"tokenizer={models / 'bert'}",
-        f"clip={models / 'clip-vit-base-patch32'}",
-        f"chunks={folder / 'chunks.json'}",
-    ]
-    settings = [text for setting in (*chosen, *options) for text in ("--scorer", setting)]
+    chosen = [text for key, value in settings.items() for text in ("--scorer", f"{key}={value}")]
     fixed = ["--data", str(data), "--images", str(folder / "images"), "--output-dir", str(folder / "out")]
-    code = main(["t2i_compbench", *fixed, *settings])
-    (path,) = (folder / "out" / "t2i_compbench" / "results").iterdir()
+    code = main([name, *fixed, *chosen])
+    (path,) = (folder / "out" / name / "results").iterdir()
     return code, json.loads(path.read_text())
 
 
-def test_it_runs_end_to_end(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, result = run(models, tmp_path)
-    assert code == 0
-    assert list(result["measures"]) == list(CATEGORIES)
-    assert (result["metric"], result["num_files"]) == ("t2i_compbench", 80)
-    assert result["scorer"]["chunks"] == "chunks.json"
-    assert "spatial, numeracy, 3d_spatial and complex are not scored" in capsys.readouterr().out.replace("\n", " ")
-    (path,) = (tmp_path / "out" / "t2i_compbench" / "answers").iterdir()
+def answers_of(folder: Path, name: str, category: str) -> list[dict[str, Any]]:
+    (path,) = (folder / "out" / name / "answers").iterdir()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    asked = [line["answer"]["chunks"] for line in lines if "chunks" in line["answer"]]
-    assert {tuple(chunk for chunk, _ in chunks) for chunks in asked} == {("a red bench", "the car")}
-    assert all(-1 <= line["answer"]["cosine"] <= 1 for line in lines if "cosine" in line["answer"])
+    return [line["answer"] for line in lines if line["file"].startswith(f"{category}/")]
+
+
+@pytest.fixture
+def _small_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are of 64 pixels to the detector and to the depth estimator, which saves most of the time."""
+    monkeypatch.setattr(objects, "DEPTH_SIDE", 64)
+    monkeypatch.setattr(detector, "SHORT_SIDE", 63)
+    monkeypatch.setattr(detector, "LONG_SIDE", 64)
+
+
+@pytest.mark.usefixtures("_small_frame")
+def test_it_runs_end_to_end(models: dict[str, Path], tmp_path: Path) -> None:
+    code, result = run("t2i_compbench", models, tmp_path)
+    assert code == 0
+    assert list(result["measures"]) == ["overall", *CATEGORIES, "spatial_corrected"]
+    assert (result["metric"], result["num_files"]) == ("t2i_compbench", 120)
+    assert result["scorer"]["language"] == "parsed.json"
+    for answer in answers_of(tmp_path, "t2i_compbench", "color"):
+        assert [chunk for chunk, _ in answer["chunks"]] == ["a red bench", "the car"]
+    assert all(-1 <= answer["cosine"] <= 1 for answer in answers_of(tmp_path, "t2i_compbench", "non_spatial"))
+    spatial = answers_of(tmp_path, "t2i_compbench", "spatial")
+    assert any(answer["objects"] for answer in spatial)
+    assert all(answer["nouns"] == ["bench", "car"] and answer["in_reach"] for answer in spatial)
+    for answer in answers_of(tmp_path, "t2i_compbench", "complex"):
+        assert set(answer) == {"chunks", "cosine", "objects", "nouns", "in_reach"}
+    mean = sum(result["measures"][category]["value"] for category in CATEGORIES) / len(CATEGORIES)
+    assert result["measures"]["overall"]["value"] == pytest.approx(mean)
     names = [path.name for path in (tmp_path / "images" / "color" / "samples").iterdir()]
     assert "a red bench and a color car 1._000013.png" in names
+
+
+@pytest.mark.usefixtures("_small_frame")
+def test_numeracy_and_3d_run_end_to_end(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    code, result = run("t2i_compbench_pp", save_plus_models(tmp_path / "models"), tmp_path)
+    assert code == 0
+    assert list(result["measures"]) == ["numeracy", "3d_spatial", "3d_spatial_corrected"]
+    assert (result["metric"], result["num_files"]) == ("t2i_compbench_pp", 40)
+    for answer in answers_of(tmp_path, "t2i_compbench_pp", "numeracy"):
+        assert answer["wanted"] == [["bench", 1], ["car", 2]]
+    seen = [one for answer in answers_of(tmp_path, "t2i_compbench_pp", "3d_spatial") for one in answer["objects"]]
+    assert any(one["depth"] is not None and 0 <= one["depth"] <= 1 for one in seen)
+
+
+def test_a_complex_prompt_is_scored_by_what_it_is_about(tmp_path: Path) -> None:
+    benchmark = make_benchmark("t2i_compbench")
+    items = [one for one in benchmark.read_data(write_checkout(tmp_path / "checkout")).items if one.tag == "complex"]
+    assert [item.record["parts"] for item in items] == [("attributes", "spatial"), ("action", "attributes")]
+    bench, car = ({"label": name, "score": 1.0, "box": box} for name, box in (("bench", BOX), ("car", BOX)))
+    answer = {"chunks": [["x", 0.5]], "cosine": 0.3, "objects": [bench, car], "nouns": ["bench", "car"]}
+    answer["in_reach"] = True
+    assert [benchmark.grade(item, answer)["score"] for item in items] == [0.75, pytest.approx(0.4)]
+    everything = replace(items[0], record={"parts": ("action", "attributes", "spatial")})
+    assert benchmark.grade(everything, answer)["score"] == pytest.approx(0.6)
+    with pytest.raises(RewardError, match="lacks what this category is scored by"):
+        benchmark.grade(items[0], {"cosine": 0.3})
 
 
 def test_wrong_input_is_refused(tmp_path: Path) -> None:
     benchmark = make_benchmark("t2i_compbench")
     with pytest.raises(ConfigError, match="needs --scorer blip=…: the authors' file"):
         benchmark.variant(ScorerOptions())
+    settings = {"blip": "model_base_vqa_capfilt_large.pth", "unidet": "other.pth"}
+    assert benchmark.variant(ScorerOptions(settings=settings)) == {"unidet": "other.pth"}
+    with pytest.raises(ConfigError, match=r"lacks UniDet_eval/dataset/detection_features\.pt, the detector's labels"):
+        benchmark.variant(ScorerOptions(settings=settings, data=tmp_path))
     (tmp_path / "color_val.txt").write_text("a b_c\n")
     with pytest.raises(DataError, match=r"color_val\.txt:1: 'a b_c' is empty, or holds / or _"):
         read_category("color", tmp_path / "color_val.txt")
     (tmp_path / "color_val.txt").write_text("a bench\n")
     with pytest.raises(DataError, match=r"lacks shape_val\.txt"):
         benchmark.read_data(tmp_path)
+    (tmp_path / "parsed.json").write_text(json.dumps({"a bench": {"chunks": []}}))
+    with pytest.raises(DataError, match=r"parsed\.json lacks the words of the prompt 'a bench'"):
+        GivenLanguage(tmp_path / "parsed.json").words("a bench")
+    torch.save({"labels": [1]}, tmp_path / "labels.pt")
+    with pytest.raises(DataError, match=r"labels\.pt holds no labels"):
+        read_labels(tmp_path / "labels.pt")
 
 
-def test_the_official_prompts_are_read_in_full() -> None:
-    data = make_benchmark("t2i_compbench").read_data(official("t2i_compbench"))
-    assert len(data.items) == 1200
-    assert sum(item.num_pictures for item in data.items) == 12000
-    assert len(data.departures) == 1
+@pytest.mark.parametrize(("name", "num_prompts"), [("t2i_compbench", 1800), ("t2i_compbench_pp", 600)])
+def test_the_official_prompts_are_read_in_full(name: str, num_prompts: int) -> None:
+    data = make_benchmark(name).read_data(official("t2i_compbench"))
+    assert len(data.items) == num_prompts
+    assert sum(item.num_pictures for item in data.items) == 10 * num_prompts
+    assert not data.departures
     assert max(len(Path(item.files[0]).name.encode()) for item in data.items) < 255
+    kinds = Counter(item.record["parts"] for item in data.items if item.tag == "complex")
+    assert sorted(kinds.values()) == ([30, 58, 212] if kinds else [])
+
+
+def test_every_official_prompt_names_what_to_look_for() -> None:
+    pytest.importorskip("spacy", reason="spaCy comes with the extra `benchmarks`")
+    language = SpacyLanguage()
+    folder = official("t2i_compbench")
+    nouns = Nouns(folder / "new_objects.txt")
+    for item in make_benchmark("t2i_compbench_pp").read_data(folder).items:
+        words = language.words(item.prompt)
+        assert nouns.wanted(words) if item.tag == "numeracy" else len(outer_nouns(words)) == 2

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import BlipConfig, BlipForQuestionAnswering, PreTrainedTokenizerFast
 
-from rewards.benchmarks.compbench.benchmark import CATEGORIES
 from rewards.rehearsal.tokenizers import save_bert_tokenizer
 
 WORDS = ("yes", "no", "a", "the", "red", "green", "blue", "bench", "bowl", "car", "round", "?", ",", "and", "metal")
@@ -76,10 +75,3 @@ def save_tiny_blip(folder: Path) -> Path:
 def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder / "bert")
     return loaded
-
-
-def write_prompts(folder: Path) -> Path:
-    for category in CATEGORIES:
-        lines = [f"a red bench and a {category.replace('_', '-')} car {index}" for index in range(2)]
-        (folder / f"{category}_val.txt").write_text("".join(f"{line}.\tdropped\r\n" for line in lines), newline="")
-    return folder
