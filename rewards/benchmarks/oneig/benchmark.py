@@ -33,7 +33,7 @@ from rewards.benchmarks.oneig.rules import MAX_EDITS, NOTHING, Written, cell_sco
 from rewards.benchmarks.protocol import Answer, Data, Graded, Item, ScorerOptions, Values
 from rewards.benchmarks.statistics import Means, Measure, mean_of_tags
 
-NOT_SCORED: Final = "reasoning is not scored: it needs LLM2CLIP; style is oneig_style, diversity oneig_diversity"
+NOT_SCORED: Final = "reasoning is not scored (LLM2CLIP); style is oneig_style, diversity oneig_diversity"
 _PARTS: Final = ("edits", "complete", "matched_words", "words", "cells")
 
 
