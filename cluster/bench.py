@@ -1,6 +1,6 @@
 """Measure the stages of the pipeline on this machine, side by side.
 
-    python -m cluster.bench [rollout] [overlap] [sync] [learner] [rewards] [reward_models]
+    python -m cluster.bench [rollout] [overlap] [pipeline] [sync] [learner] [rewards] [reward_models]
                             [watching] [controller] [--quick] [--threads N] [--gpu] [--sync-mb MB ...]
 
 Each benchmark runs both sides in one go, in turns (A B A B ...), in a process of its own, and reports
@@ -24,6 +24,7 @@ from configs.errors import BicotError
 BENCHMARKS = {
     "rollout": "image tokens and pictures a second: the vLLM engine against transformers' own loop",
     "overlap": "steps a second of the whole system: max_staleness 0 against 1",
+    "pipeline": "pictures a second of training end to end: T2I-R1's way against bicot's",
     "sync": "milliseconds and MB/s of weight sync; staged against in a pause, the object store against IPC",
     "learner": "peak memory of chunked log-probabilities, and tokens a second of the learner",
     "rewards": "pictures a second of the reward pool against one picture at a time, and the pool's own latency",

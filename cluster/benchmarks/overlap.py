@@ -36,7 +36,9 @@ def measure(scope: Scope) -> list[Table]:
         for number in range(num_rounds):
             for staleness in STALENESS:
                 name = f"stale{staleness}-{number}"
-                medians[staleness].append(_run(Path(directory), name, folder, staleness, num_steps))
+                overrides = [f"algorithm.max_staleness={staleness}"]
+                steps = run_steps(Path(directory), name, folder, overrides, num_steps)
+                medians[staleness].append({key: median(row[key] for row in steps) for key in TIMES})
     synchronous, overlapped = (medians[staleness] for staleness in STALENESS)
     rates = [[1 / row["time/step_s"] for row in rows] for rows in (synchronous, overlapped)]
     rows = [("steps a second", spread(rates[0]), spread(rates[1]), ratio(rates[1], rates[0]))]
@@ -55,20 +57,23 @@ def measure(scope: Scope) -> list[Table]:
     ]
 
 
-def _run(directory: Path, name: str, folder: str, staleness: int, num_steps: int) -> dict[str, float]:
-    """Median of each time over the steps of one run."""
-    overrides = [
-        *random_model_overrides(folder, name),
-        f"run.dir={directory}",
-        f"run.steps={num_steps}",
-        f"algorithm.max_staleness={staleness}",
-        "data.evaluation={}",
-        f"samples.every_steps={num_steps}",
-        f"checkpoint.every_steps={num_steps}",
-    ]
-    _launch(overrides)
+def run_steps(
+    directory: Path, name: str, folder: str, overrides: Sequence[str], num_steps: int
+) -> list[dict[str, float]]:
+    """`TIMES` of the steps that count, of a run of the shipped config through the launcher."""
+    _launch(
+        [
+            *random_model_overrides(folder, name),
+            f"run.dir={directory}",
+            f"run.steps={num_steps}",
+            "data.evaluation={}",
+            f"samples.every_steps={num_steps}",
+            f"checkpoint.every_steps={num_steps}",
+            *overrides,
+        ]
+    )
     rows = read_metrics(directory / name / "metrics.jsonl")[NUM_WARM_UP_STEPS:]
-    return {key: median(value for row in rows if (value := row[key]) is not None) for key in TIMES}
+    return [{key: value for key in TIMES if (value := row[key]) is not None} for row in rows]
 
 
 def _launch(overrides: Sequence[str]) -> None:

@@ -90,7 +90,7 @@ async def _measure_speeds(reward: RewardConfig, num_groups: int, num_rounds: int
             references = [(ray.put(pictures), prompt) for pictures, prompt in groups]
             moments = [time.perf_counter()]
             expected = [
-                [_value(plain.score(pictures[i : i + 1], [prompt])[0]) for i in range(GROUP_SIZE)]
+                [value_of(plain.score(pictures[i : i + 1], [prompt])[0]) for i in range(GROUP_SIZE)]
                 for pictures, prompt in groups
             ]
             moments.append(time.perf_counter())
@@ -136,7 +136,8 @@ def _pools(reward: RewardConfig, replicas: int) -> RewardPools:
     return RewardPools((sized,), GROUP_SIZE, f"bench-{replicas}-{reward.batch_size}", hooks, Patience())
 
 
-def _value(answer: Answer) -> float:
+def value_of(answer: Answer) -> float:
+    """Of a picture; NaN where the reward does not apply. Raises what kept it from being scored."""
     if isinstance(answer, RewardError):
         raise answer
     return math.nan if answer.value is None else answer.value
