@@ -9,7 +9,8 @@ import torch
 
 from cluster.benchmarks.isolation import isolated
 from cluster.benchmarks.models import make_model, shapes_config
-from cluster.benchmarks.pipeline import SequentialTraining, run_sequential
+from cluster.benchmarks.pipeline.sequential import SequentialTraining
+from cluster.benchmarks.pipeline.tables import run_sequential
 from configs.schema import TinyJanusConfig
 from rollout.records import Prompt, Score, UInt8Array
 from rollout.shapes import load_split
