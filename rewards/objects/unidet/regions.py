@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,18 +76,21 @@ def suppress(boxes: Tensor, scores: Tensor, kinds: Tensor, max_iou: float) -> Te
 
 
 def _greedy(boxes: Tensor, max_iou: float) -> Tensor:
-    """Indices of the sorted boxes that no kept one before them overlaps too much."""
+    """Indices of the sorted boxes that no kept one before them overlaps too much.
+
+    All at once: a box is out if a box before it that is not out overlaps it. Begun with none out, the first boxes are
+    right after the first round, those that depend on them alone after the second, and so on until nothing changes.
+    """
     low, high = boxes[:, None, :2].maximum(boxes[:, :2]), boxes[:, None, 2:].minimum(boxes[:, 2:])
     shared = (high - low).clamp(min=0).prod(dim=2)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    overlaps = (shared / (areas[:, None] + areas - shared) > max_iou).cpu().numpy()
-    dropped = np.zeros(len(boxes), dtype=bool)
-    kept = []
-    for index in range(len(boxes)):
-        if not dropped[index]:
-            kept.append(index)
-            dropped |= overlaps[index]
-    return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
+    covers = (shared / (areas[:, None] + areas - shared) > max_iou).triu(diagonal=1)
+    kept = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    while True:
+        still = ~(covers & kept[:, None]).any(dim=0)
+        if still.equal(kept):
+            return kept.nonzero()[:, 0]
+        kept = still
 
 
 def align(features: Tensor, boxes: Tensor, stride: int) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rewards.objects.boxes import suppress_overlapping
 from rewards.objects.unidet.detector import UniDet, load_unidet, resized_size
 from rewards.objects.unidet.layers import Weights
 from rewards.objects.unidet.regions import align, suppress
@@ -113,4 +114,10 @@ def test_suppression_is_by_kind_and_the_surest_comes_first() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9], [20, 20, 30, 30]])
     kept = suppress(boxes, torch.tensor([0.6, 0.9, 0.7, 0.8]), torch.tensor([1, 1, 2, 2]), 0.5)
     assert kept.tolist() == [1, 3, 2]
+    many = torch.rand(200, 4, generator=torch.Generator().manual_seed(0)) * 40
+    many[:, 2:] += many[:, :2]
+    sure = torch.rand(200, generator=torch.Generator().manual_seed(1))
+    expected = suppress_overlapping(many.numpy(), sure.numpy(), 0.3)
+    assert suppress(many, sure, torch.zeros(200, dtype=torch.int64), 0.3).tolist() == expected
+    assert 20 < len(expected) < 180
     assert suppress(boxes[:0], torch.empty(0), torch.empty(0, dtype=torch.int64), 0.5).tolist() == []
