@@ -32,15 +32,8 @@ from rewards.loading.state_dicts import StateDict, count_layers
 from rewards.pictures.preprocessing import Preprocessing, normalize_pixels
 from rollout.records import UInt8Array
 
-DINO: Final = "dino_vitbase16_pretrain.pth"
-CLIP: Final = "clip_vitb16_pretrain.pth.tar"
-OPEN_CLIP: Final = "open_clip_vitb16_pretrain.pth.tar"
-ADAPTER: Final = "ensemble_lora/adapter_model.safetensors"
-ADAPTER_CONFIG: Final = "ensemble_lora/adapter_config.json"
-FILES: Final = (DINO, CLIP, OPEN_CLIP, ADAPTER, ADAPTER_CONFIG)
-TORCH_HUB: Final = "checkpoints"
-"""The folder in which the authors' package keeps DINO's file."""
-
+PARTS: Final = ("dino", "clip", "open_clip")
+"""The three towers, in the order in which the low-rank changes number them."""
 IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI: Final = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 """Mean and standard deviation of the colours, of DINO and of both CLIPs."""
@@ -74,18 +67,17 @@ _IN_OPEN_CLIP: Final = (
 class DreamSim:
     """The three towers in float32, frozen, on one device."""
 
-    def __init__(self, folder: Path, device: str) -> None:
-        """folder: the unpacked release, with DINO's file. Raises OSError or ValueError for other content."""
-        files = find_files(folder)
-        changes = read_low_rank(files[ADAPTER], files[ADAPTER_CONFIG])
+    def __init__(self, files: Mapping[str, Path], device: str) -> None:
+        """files: of each of PARTS, and of `adapter` and `adapter_config`. Raises OSError or ValueError."""
+        changes = read_low_rank(files["adapter"], files["adapter_config"])
         dino, clip, open_clip = (
-            add_changes(read_state_dict(str(files[name])), changes.get(index, {}), name)
-            for index, name in enumerate((DINO, CLIP, OPEN_CLIP))
+            add_changes(read_state_dict(str(files[part])), changes.get(index, {}), files[part])
+            for index, part in enumerate(PARTS)
         )
-        self._dino = _load_dino(dino, str(files[DINO]), device)
+        self._dino = _load_dino(dino, str(files["dino"]), device)
         self._clips = (
-            _load_clip(clip, str(files[CLIP]), "quick_gelu", device),
-            _load_clip(open_clip, str(files[OPEN_CLIP]), "gelu", device),
+            _load_clip(clip, str(files["clip"]), "quick_gelu", device),
+            _load_clip(open_clip, str(files["open_clip"]), "gelu", device),
         )
         side = self._dino.config.image_size
         self._prepare = Preprocessing(lambda height, width: (side, side), Image.Resampling.BICUBIC, *OPENAI)
@@ -98,17 +90,6 @@ class DreamSim:
         dino = self._dino(pixel_values=normalize_pixels(pixels, *IMAGENET)).last_hidden_state[:, 0]
         joined = torch.cat([dino, *(clip(pixel_values=for_clip).image_embeds for clip in self._clips)], dim=-1)
         return functional.normalize(joined - joined.mean(dim=-1, keepdim=True), dim=-1)
-
-
-def find_files(folder: Path) -> Mapping[str, Path]:
-    """Name -> path of the files that are read. Raises FileNotFoundError for one that is missing."""
-    found = {name: folder / name for name in FILES}
-    if not found[DINO].is_file():
-        found[DINO] = folder / TORCH_HUB / DINO
-    missing = [name for name, path in found.items() if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}")
-    return found
 
 
 def read_low_rank(path: Path, config_path: Path) -> dict[int, StateDict]:
@@ -131,12 +112,12 @@ def read_low_rank(path: Path, config_path: Path) -> dict[int, StateDict]:
     return changes
 
 
-def add_changes(weights: StateDict, changes: StateDict, name: str) -> StateDict:
+def add_changes(weights: StateDict, changes: StateDict, path: Path) -> StateDict:
     """The weights with what was learned beside them. Raises ValueError where the adapter is another model's."""
     changed = dict(weights)
     for key, change in changes.items():
         if key not in weights or weights[key].shape != change.shape:
-            raise ValueError(f"the adapter changes {key} by {tuple(change.shape)}; {name} has no such weight")
+            raise ValueError(f"the adapter changes {key} by {tuple(change.shape)}; {path} has no such weight")
         changed[key] = weights[key].float() + change
     return changed
 

@@ -21,6 +21,16 @@ from rewards.benchmarks.provenance import read_official
 from rewards.benchmarks.statistics import Measure
 
 NUM_PAIRS: Final = NUM_CELLS * (NUM_CELLS - 1) // 2
+RELEASE: Final[Mapping[str, str]] = {
+    "dino": "dino_vitbase16_pretrain.pth",
+    "clip": "clip_vitb16_pretrain.pth.tar",
+    "open_clip": "open_clip_vitb16_pretrain.pth.tar",
+    "adapter": "ensemble_lora/adapter_model.safetensors",
+    "adapter_config": "ensemble_lora/adapter_config.json",
+}
+"""What DreamSim consists of -> its file."""
+TORCH_HUB: Final = "checkpoints"
+"""The folder in which DreamSim's own package keeps DINO's file."""
 
 
 class OneIGDiversity:
@@ -44,19 +54,18 @@ class OneIGDiversity:
         return Data(items, hashes, tuple(departures))
 
     def variant(self, options: ScorerOptions) -> Mapping[str, str]:
-        """The official one alone. Raises ConfigError without DreamSim."""
-        folder = options.settings.get("dreamsim")
-        if folder is None or not Path(folder).is_dir():
-            odd = "" if folder is None else f" ({folder} is no folder)"
-            raise ConfigError(f"{self.name} needs --scorer dreamsim=…: {self.settings['dreamsim']}{odd}")
+        """The official one alone. Raises ConfigError without DreamSim's files."""
+        if "dreamsim" not in options.settings:
+            raise ConfigError(f"{self.name} needs --scorer dreamsim=…: {self.settings['dreamsim']}")
+        find_release(Path(options.settings["dreamsim"]))
         return {}
 
     def open_scorer(self, options: ScorerOptions) -> Scorer:
-        """Load DreamSim. Raises ModelError."""
+        """Load DreamSim. Raises ConfigError and ModelError."""
         from rewards.benchmarks.oneig.cells import CellScorer
         from rewards.benchmarks.oneig.diversity_model import DiversityModel
 
-        return CellScorer(DiversityModel(Path(options.settings["dreamsim"]), options.device))
+        return CellScorer(DiversityModel(find_release(Path(options.settings["dreamsim"])), options.device))
 
     def grade(self, item: Item, answer: Answer) -> Values:
         """score: mean distance of the pairs that were drawn; sum: over them; number: of them."""
@@ -72,3 +81,14 @@ class OneIGDiversity:
                 for folder in FOLDERS.values()
             ),
         ]
+
+
+def find_release(folder: Path) -> Mapping[str, Path]:
+    """The files of DreamSim by what they are. Raises ConfigError for a folder that lacks one."""
+    found = {part: folder / name for part, name in RELEASE.items()}
+    if not found["dino"].is_file():
+        found["dino"] = folder / TORCH_HUB / RELEASE["dino"]
+    missing = [RELEASE[part] for part, path in found.items() if not path.is_file()]
+    if missing:
+        raise ConfigError(f"--scorer dreamsim={folder} lacks {', '.join(missing)}")
+    return found

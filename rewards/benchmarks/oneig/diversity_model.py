@@ -13,7 +13,7 @@ from torch import Tensor
 from rewards.benchmarks.protocol import Item
 from rewards.benchmarks.provenance import sha256_of
 from rewards.loading import model_errors
-from rewards.loading.dreamsim import DreamSim, find_files
+from rewards.loading.dreamsim import DreamSim
 from rollout.records import UInt8Array
 
 
@@ -22,11 +22,11 @@ class DiversityModel:
 
     found_as = "distances"
 
-    def __init__(self, folder: Path, device: str) -> None:
-        """folder: see `DreamSim`."""
-        with model_errors("oneig_diversity", str(folder)):
-            self._model = DreamSim(folder, device)
-        self._about = {"dreamsim": {name: sha256_of(path) for name, path in find_files(folder).items()}}
+    def __init__(self, files: Mapping[str, Path], device: str) -> None:
+        """files: see `DreamSim`."""
+        with model_errors("oneig_diversity", str(files["dino"].parent)):
+            self._model = DreamSim(files, device)
+        self._about = {"dreamsim": {path.name: sha256_of(path) for path in files.values()}}
 
     def embed(self, cells: UInt8Array) -> list[Tensor]:
         """float32 [e] of each cell, of unit length."""

@@ -15,15 +15,14 @@ from configs.errors import RewardError
 from rewards.benchmark import main
 from rewards.benchmarks import make_benchmark
 from rewards.benchmarks.encoding import as_grid, write_picture
-from rewards.benchmarks.oneig.diversity import OneIGDiversity
+from rewards.benchmarks.oneig.diversity import RELEASE, OneIGDiversity
 from rewards.benchmarks.protocol import Graded, Item
-from rewards.loading.dreamsim import DreamSim
 from rollout.records import UInt8Array
 from tests.official_data import official
 from tests.pictures import tiled_pictures
 from tests.unit.rewards.benchmarks.oneig_data import write_repository
 from tests.unit.rewards.benchmarks.tiny_dreamsim import save_dreamsim
-from tests.unit.rewards.loading.test_dreamsim import through_jpeg
+from tests.unit.rewards.loading.test_dreamsim import load, through_jpeg
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
@@ -43,7 +42,7 @@ def run(folder: Path, grids: list[list[UInt8Array]]) -> tuple[int, dict[str, Any
 
 def by_hand(folder: Path, cells: list[UInt8Array]) -> list[float]:
     """Distance of each pair, with each cell by itself, as the official script goes about it."""
-    model = DreamSim(folder / "models", "cpu")
+    model = load(folder / "models")
     embedded = [model.embed(through_jpeg(cell)[None])[0] for cell in cells if cell.any()]
     return [1 - float(one @ other) for one, other in combinations(embedded, 2)]
 
@@ -119,11 +118,18 @@ def test_a_black_pair_and_a_missing_picture_count_nought() -> None:
 def test_wrong_input_is_told_before_anything_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_repository(tmp_path / "data")
     (tmp_path / "images").mkdir()
-    assert main(arguments(tmp_path, "--images", str(tmp_path / "images"))) == 2
-    assert "needs --scorer dreamsim=…" in (told := capsys.readouterr().err)
-    assert "is no folder" in told
+    command = arguments(tmp_path, "--images", str(tmp_path / "images"))
+    assert main(command) == 2
+    assert "models lacks dino_vitbase16_pretrain.pth, clip_vitb16_pretrain.pth.tar" in capsys.readouterr().err
+    save_dreamsim(tmp_path / "models", width=64, layers=1)
+    (tmp_path / "models" / RELEASE["adapter"]).unlink()
+    assert main(command) == 2
+    assert "models lacks ensemble_lora/adapter_model.safetensors" in capsys.readouterr().err
+    without = command.index("--scorer")
+    assert main(command[:without] + command[without + 2 :]) == 2
+    assert "needs --scorer dreamsim=…: folder of DreamSim's" in capsys.readouterr().err
     (tmp_path / "data" / "OneIG-Bench.csv").unlink()
-    assert main(arguments(tmp_path, "--images", str(tmp_path / "images"))) == 2
+    assert main(command) == 2
     assert "lacks OneIG-Bench.csv" in capsys.readouterr().err
 
 

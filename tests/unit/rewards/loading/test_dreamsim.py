@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from rewards.loading.dreamsim import ADAPTER, ADAPTER_CONFIG, CLIP, DINO, DreamSim
+from rewards.benchmarks.oneig.diversity import RELEASE, find_release
+from rewards.loading.dreamsim import DreamSim
 from rollout.records import UInt8Array
 from tests.pictures import tiled_pictures
 from tests.unit.rewards.benchmarks.tiny_dreamsim import save_dreamsim
@@ -23,6 +24,13 @@ from tests.unit.rewards.benchmarks.tiny_dreamsim import save_dreamsim
 RECORD = json.loads((Path(__file__).parents[3] / "data" / "dreamsim" / "record.json").read_text())
 SIZES = ((50, 70), (400, 300))
 """Height and width of the recorded pictures: enlarged, and made smaller."""
+
+
+CLIP, ADAPTER, ADAPTER_CONFIG = (RELEASE[part] for part in ("clip", "adapter", "adapter_config"))
+
+
+def load(folder: Path) -> DreamSim:
+    return DreamSim(find_release(folder), "cpu")
 
 
 def through_jpeg(picture: UInt8Array) -> UInt8Array:
@@ -37,7 +45,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_distances_are_those_of_the_authors_code(release: Path) -> None:
-    model = DreamSim(release, "cpu")
+    model = load(release)
     for number, (height, width) in enumerate(SIZES):
         pictures = np.stack([through_jpeg(picture) for picture in tiled_pictures(4, height, width)])
         embedded = model.embed(pictures)
@@ -49,7 +57,7 @@ def test_distances_are_those_of_the_authors_code(release: Path) -> None:
 
 def test_a_bias_of_clips_patches_counts(tmp_path: Path) -> None:
     """The authors' form has one. CLIP has none, so that the recorded one is zero."""
-    plain = DreamSim(save_dreamsim(tmp_path / "plain", width=64, layers=1), "cpu")
+    plain = load(save_dreamsim(tmp_path / "plain", width=64, layers=1))
     folder = save_dreamsim(tmp_path / "moved", width=64, layers=1)
     content = torch.load(folder / CLIP)
     bias, positions = (content["state_dict"][name] for name in ("patch_embed.proj.bias", "pos_embed"))
@@ -57,14 +65,10 @@ def test_a_bias_of_clips_patches_counts(tmp_path: Path) -> None:
     bias += moved
     pictures = tiled_pictures(2)
     torch.save(content, folder / CLIP)
-    assert not torch.allclose(DreamSim(folder, "cpu").embed(pictures), plain.embed(pictures), atol=1e-3)
+    assert not torch.allclose(load(folder).embed(pictures), plain.embed(pictures), atol=1e-3)
     positions[:, 1:] -= moved
     torch.save(content, folder / CLIP)
-    torch.testing.assert_close(DreamSim(folder, "cpu").embed(pictures), plain.embed(pictures), rtol=0, atol=1e-6)
-
-
-def without(folder: Path) -> None:
-    (folder / "checkpoints" / DINO).unlink()
+    torch.testing.assert_close(load(folder).embed(pictures), plain.embed(pictures), rtol=0, atol=1e-6)
 
 
 def rewrite(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -92,7 +96,6 @@ ATTENTION = "base_model.model.extractor_list.1.model.blocks.0.attn.qkv.lora_"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without, "lacks dino_vitbase16_pretrain.pth"),
         (rewrite(ADAPTER_CONFIG, lambda config: config.update(use_dora=True)), "no plain LoRA use_dora"),
         (rewrite(ADAPTER_CONFIG, lambda config: config.update(r=8)), "has not A and B of rank 8"),
         (
@@ -112,4 +115,4 @@ def test_other_files_are_refused(change: Callable[[Path], None], message: str, t
     folder = save_dreamsim(tmp_path / "models", width=64, layers=1)
     change(folder)
     with pytest.raises((OSError, ValueError), match=message):
-        DreamSim(folder, "cpu")
+        load(folder)
