@@ -125,6 +125,8 @@ class _Line:
     def __init__(self, connection: socket.socket, other: str) -> None:
         self.connection = connection
         self.connection.setblocking(False)  # messages are small, and each is answered: there is always room for one
+        # "whole" is followed by the next "lent": TCP would hold that back for 40 ms, until the first is acknowledged.
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._read = b""
         self.other = other
         self.generation = 0
