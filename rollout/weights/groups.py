@@ -36,7 +36,7 @@ class Transport(Protocol):
     """What moves the bytes."""
 
     def room(self, num_bytes: int) -> Tensor:
-        """uint8 [num_bytes] for `start_broadcast`, on the group's device."""
+        """uint8 [num_bytes] for `start_broadcast`, on the group's device; may be the same memory each time."""
 
     def start_broadcast(self, flat: Tensor) -> Callable[[], bool]:
         """Begin to send rank 0's `flat` into that of the others. Returns a function that tells whether it is done, and
@@ -115,7 +115,8 @@ class WeightGroup:
             raise ValueError(f"'{name}' is sent and was not announced")
 
     def receive(self, layout: Sequence[TensorInfo], bucket_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-        """The tensors that rank 0 sends, a bucket at a time, on the group's device. Raises WeightSyncError."""
+        """The tensors that rank 0 sends, a bucket at a time, on the group's device; valid until the next is asked for.
+        Raises WeightSyncError."""
         for bucket in cut(layout, bucket_bytes):
             flat = self._joined.room(_flat_bytes(bucket))
             self._broadcast(flat)

@@ -38,13 +38,17 @@ class Ipc:
         self._device = device
         self._lent = lent
         self._opened: Tensor | None = None
+        self._own = torch.empty(0, dtype=torch.uint8)
+        """A member's copy of a bucket: fresh memory for each would cost a CPU as much as the copy."""
         self._is_lender = place.rank == 0
         self._lines = _answer_calls(place) if self._is_lender else [_call(place)]
 
     def room(self, num_bytes: int) -> Tensor:
         if self._is_lender:
             return self._lent.room(num_bytes)
-        return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+        if num_bytes > self._own.numel():
+            self._own = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+        return self._own[:num_bytes]
 
     def start_broadcast(self, flat: Tensor) -> Callable[[], bool]:
         return self._lend(flat) if self._is_lender else self._take(flat)
