@@ -18,7 +18,7 @@ from tests.unit.docs.documents import ROOT
 CONFIGS = [ROOT / "configs" / f"{name}.yaml" for name in ("shapes_cpu", "janus_pro_7b_8gpu", "janus_pro_7b_cluster")]
 """A `--set` that stands alone must fit one of these."""
 PYTHONS = ("python", ".venv/bin/python")
-OTHER_MODULES = ("pytest", "mkdocs", "scripts.draw_shown_prompts", "scripts.score_tiny_janus", "scripts.rollout_memory")
+OTHER_MODULES = ("pytest", "mkdocs", "scripts.draw_shown_prompts", "scripts.score_tiny_janus")
 OTHER_PROGRAMS = ("ray", "export", "pip", "vllm", ".venv/bin/pre-commit", ".venv/bin/uv")
 PROGRAMS_OF_CLOUDS = ("aws", "az", "docker", "gcloud", "helm", "kubectl", "sbatch", "sky")
 """Of them only that they run a command of ours can be checked."""
