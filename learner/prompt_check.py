@@ -81,10 +81,11 @@ class PromptCheck:
         Raises DataError for a prompt that is too long in the learner's tokens.
         """
         rollout, conversation = self.config.rollout, self.conversation
-        yield trajectory.semantic_prompt_ids, conversation.semantic_prompt(prompt)
+        semantic_prompt_ids = conversation.semantic_prompt(prompt)
+        conversation.check_length(semantic_prompt_ids, rollout.max_prompt_tokens, prompt)
+        yield trajectory.semantic_prompt_ids, semantic_prompt_ids
         cot = conversation.decode_cot(trajectory.cot_ids) if has_cot else ""
-        max_tokens = rollout.max_prompt_tokens + rollout.max_cot_tokens
-        yield trajectory.image_prompt_ids, conversation.image_prompt(prompt, cot, max_tokens)
+        yield trajectory.image_prompt_ids, conversation.image_prompt(prompt, cot, rollout.max_cot_tokens)
 
     def _from_first(self, recorded: Int32Array, own: Int32Array) -> str:
         """Both texts from shortly before the first token that differs."""

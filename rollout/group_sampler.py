@@ -135,7 +135,7 @@ class GroupSampler:
 
     def _semantic_prompt(self, prompt: str) -> Int32Array:
         settings, conversation = self._settings, self._conversation
-        conversation.image_prompt(prompt, "", settings.max_prompt_tokens)  # raises when it does not fit
+        conversation.check_length(conversation.image_prompt(prompt, ""), settings.max_prompt_tokens, prompt)
         if settings.max_cot_tokens == 0:
             return np.zeros(0, dtype=np.int32)
         prompt_ids = conversation.semantic_prompt(prompt)
@@ -220,9 +220,7 @@ class GroupSampler:
 
     def _image_prompt(self, request: GroupRequest, cot: _Cot) -> Int32Array:
         # A CoT's text may need more tokens than were sampled; it then loses its end, in the picture's prompt only.
-        return self._conversation.image_prompt(
-            request.prompt.text, cot.text, self._settings.max_prompt_tokens + self._settings.max_cot_tokens
-        )
+        return self._conversation.image_prompt(request.prompt.text, cot.text, self._settings.max_cot_tokens)
 
     def _image_request(self, request: GroupRequest, index: int, prompt_ids: Int32Array) -> SequenceRequest:
         return SequenceRequest(

@@ -160,23 +160,25 @@ class Conversation:
             text = self.format.system_prompt + _SYSTEM_SEPARATOR + text
         return self._encode_from_bos(text)
 
-    def image_prompt(self, prompt: str, cot: str, max_tokens: int | None = None) -> Int32Array:
+    def image_prompt(self, prompt: str, cot: str, max_cot_tokens: int | None = None) -> Int32Array:
         """int32 [N_image_prompt]: context of a picture, from BOS to begin-of-image.
 
-        An empty CoT leaves the prompt alone. A CoT that does not fit max_tokens loses its end (its
-        text may need more tokens than were sampled). Raises PromptTooLong when the prompt alone does not, and DataError
-        when the tokenizer reads words of it as begin-of-image.
+        An empty CoT leaves the prompt alone. A CoT that makes the context longer by more than max_cot_tokens loses its
+        end (its text may need more tokens than were sampled). Raises DataError when the tokenizer reads words of the
+        prompt as begin-of-image.
         """
         ids = self._image_prompt(prompt, cot)
-        if max_tokens is None:
+        if max_cot_tokens is None:
             return ids
-        words = self._encode(self.plain(cot)) if len(ids) > max_tokens else []
+        # By the prompt itself, and not by the longest that a run allows: the same prompt, plan and seed shall give the
+        # same picture in whatever company.
+        most = len(self._image_prompt(prompt, "")) + max_cot_tokens
+        words = self._encode(self.plain(cot)) if len(ids) > most else []
         # Each turn keeps fewer tokens of the CoT as it was given. To go on from the text of the turn before would not
         # do: half a character becomes U+FFFD, which may take as many tokens as were cut, for ever.
-        while len(ids) > max_tokens and words:
-            words = words[: max(0, len(words) - (len(ids) - max_tokens))]
+        while len(ids) > most and words:
+            words = words[: max(0, len(words) - (len(ids) - most))]
             ids = self._image_prompt(prompt, self.decode_cot(np.array(words, dtype=np.int32)))
-        self.check_length(ids, max_tokens, prompt)
         return ids
 
     def encode_cot(self, cot: str) -> Int32Array:
@@ -208,8 +210,8 @@ class Conversation:
             if not self.plain(prompt.text):
                 return f"prompt '{prompt.text}' is empty but for special tokens of the model"
             try:
-                self.check_length(self.semantic_prompt(prompt.text), max_prompt_tokens, prompt.text)
-                self.image_prompt(prompt.text, "", max_prompt_tokens)
+                for ids in (self.semantic_prompt(prompt.text), self.image_prompt(prompt.text, "")):
+                    self.check_length(ids, max_prompt_tokens, prompt.text)
             except DataError as error:
                 return str(error)
             return None

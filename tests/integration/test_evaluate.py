@@ -21,7 +21,7 @@ from rewards.benchmark import main
 from rewards.benchmarks.command import choose, parse
 from tests.integration.training import run_tree
 
-LIMIT = 6
+LIMIT = 4
 
 
 def evaluation(config: RunConfig, output_dir: Path) -> tuple[Evaluation, io.StringIO]:

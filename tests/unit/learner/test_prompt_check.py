@@ -54,12 +54,11 @@ def roll(
     config = config_of(**rollout)
     conversation, request = conversation_of(config), make_request(0, GROUP_SIZE, text)
     old = make_trajectory(version - staleness, version - staleness, num_cot=5)
-    limit = config.rollout.max_prompt_tokens + config.rollout.max_cot_tokens
     cot = conversation.decode_cot(old.cot_ids) if has_cot else ""
     asked = replace(
         old,
         semantic_prompt_ids=conversation.semantic_prompt(request.prompt.text),
-        image_prompt_ids=conversation.image_prompt(request.prompt.text, cot, limit),
+        image_prompt_ids=conversation.image_prompt(request.prompt.text, cot, config.rollout.max_cot_tokens),
     )
     return GroupRollout(request, (asked,) * GROUP_SIZE, worker_id, 0.0, 1.0)
 

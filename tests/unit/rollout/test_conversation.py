@@ -163,13 +163,14 @@ def test_a_prompt_that_is_too_long_names_its_tokens_and_the_limit(tiny_folder: P
         conversation.check_length(ids, 52, "red " * 50)
 
 
-def test_a_cot_that_does_not_fit_loses_its_end_but_a_prompt_never_does(byte_folder: Path):
+@pytest.mark.parametrize("prompt", ["a cat", "a cat that sits"])
+def test_a_cot_that_does_not_fit_loses_its_end_but_a_prompt_never_does(byte_folder: Path, prompt: str):
     conversation = Conversation.from_pretrained(str(byte_folder))
-    whole = conversation.image_prompt("a cat", "on a mat")
-    cut = conversation.image_prompt("a cat", "on a mat", max_tokens=len(whole) - 3)
-    np.testing.assert_array_equal(cut, conversation.image_prompt("a cat", "on a"))
-    with pytest.raises(PromptTooLong):
-        conversation.image_prompt("a cat", "on a mat", max_tokens=10)
+    alone, whole = (len(conversation.image_prompt(prompt, cot)) for cot in ("", "on a mat"))
+    cut = conversation.image_prompt(prompt, "on a mat", max_cot_tokens=whole - alone - 3)
+    np.testing.assert_array_equal(cut, conversation.image_prompt(prompt, "on a"))
+    nothing = conversation.image_prompt(prompt, "on a mat", max_cot_tokens=0)
+    np.testing.assert_array_equal(nothing, conversation.image_prompt(prompt, ""))
 
 
 @pytest.mark.timeout(20)
@@ -177,8 +178,8 @@ def test_a_cot_that_does_not_fit_loses_its_end_but_a_prompt_never_does(byte_fold
 def test_a_cot_that_is_cut_within_a_character_gets_shorter_until_it_fits(byte_folder: Path, cot: str):
     conversation = Conversation.from_pretrained(str(byte_folder))
     least, most = (len(conversation.image_prompt("a cat", text)) for text in ("", cot))
-    for limit in range(least, most + 1):
-        assert len(conversation.image_prompt("a cat", cot, max_tokens=limit)) <= limit
+    for limit in range(most - least + 1):
+        assert len(conversation.image_prompt("a cat", cot, max_cot_tokens=limit)) <= least + limit
 
 
 def test_a_prompt_of_special_tokens_alone_is_left_out_with_its_reason(byte_folder: Path):
