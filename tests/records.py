@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rollout.records import GroupRequest, GroupRollout, Prompt, ScoredGroup, Trajectory
+from rollout.prompts import Conversation
+from rollout.records import GroupRequest, GroupRollout, Int32Array, Prompt, ScoredGroup, Trajectory
 
 
 def make_request(sequence: int = 0, group_size: int = 2, text: str = "a red star") -> GroupRequest:
@@ -35,6 +36,15 @@ def make_trajectory(oldest: int = 0, newest: int = 0, num_cot: int = 3, num_imag
         cot_versions=np.full(num_cot, oldest, np.int32),
         image_versions=np.full(num_image, newest, np.int32),
     )
+
+
+def asked_tokens(conversation: Conversation, prompt: str, cot_ids: Int32Array) -> dict[str, Int32Array]:
+    """Fields of a trajectory with this CoT, as a worker asks for it: other tokens are refused by the parity gate."""
+    return {
+        "semantic_prompt_ids": conversation.semantic_prompt(prompt),
+        "cot_ids": cot_ids,
+        "image_prompt_ids": conversation.image_prompt(prompt, conversation.decode_cot(cot_ids)),
+    }
 
 
 def make_scored_group(

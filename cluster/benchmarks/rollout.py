@@ -151,9 +151,11 @@ def _overrides(scope: Scope) -> list[str]:
     if scope.on_gpu:
         return [
             "model.dtype=bfloat16",
+            "learner.zero_stage=1",  # nothing learns here, but a config with bfloat16 is refused without
             "rollout.gpus_per_worker=1",
             "rollout.threads_per_worker=null",
             "rollout.gpu_memory_utilization=0.6",
+            "rollout.kv_cache_gib=null",  # the shapes config's is of a CPU; here it is what the share leaves
             "rollout.enforce_eager=false",
             "rollout.guidance_scale=5",
         ]

@@ -33,6 +33,7 @@ STAGED: Final = "object store, staged"
 BY_IPC: Final = "IPC, staged"
 ON_GPU: Final = (
     *("rollout.gpus_per_worker=0.4", "rollout.gpu_memory_utilization=0.3", "rollout.threads_per_worker=null"),
+    "rollout.kv_cache_gib=1",  # two engines that size their caches on one card at a time disturb each other
     "learner.gpus_per_rank=0.2",
 )
 """All on one card."""

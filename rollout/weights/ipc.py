@@ -137,20 +137,29 @@ class _Line:
         """Of the memory that the other end has been told of; see `LentMemory`."""
 
     def tell(self, message: Mapping[str, Any]) -> None:
-        self.connection.sendall(json.dumps(message).encode() + b"\n")
+        """Raises ConnectionError when the other end is gone."""
+        try:
+            self.connection.sendall(json.dumps(message).encode() + b"\n")
+        except ConnectionError as error:
+            raise self._has_left() from error
 
     def hear(self) -> dict[str, Any] | None:
         """The next message, if it is there. Raises ConnectionError when the other end is gone."""
         try:
             while b"\n" not in self._read:
                 if not (more := self.connection.recv(4096)):
-                    raise ConnectionResetError(f"{self.other} has left")
+                    raise self._has_left()
                 self._read += more
         except BlockingIOError:
             return None
+        except ConnectionError as error:  # a process that is killed with messages unread resets the connection
+            raise self._has_left() from error
         line, _, self._read = self._read.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
         return message
+
+    def _has_left(self) -> ConnectionError:
+        return ConnectionResetError(f"{self.other} has left")
 
     def close(self) -> None:
         with suppress(OSError):  # the other end may have left

@@ -23,7 +23,7 @@ from rollout.prompts.conversation import ConversationFormat
 from rollout.records import ScoredGroup, Trajectory, TrajectoryBatch
 from rollout.weights.adapters import adapter_names
 from tests.integration.learner_ranks import Job, JobResult, all_equal, run_jobs
-from tests.records import make_request, make_scored_group
+from tests.records import asked_tokens, make_request, make_scored_group
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -145,9 +145,7 @@ def _random_trajectory(
     conversation = Conversation.from_pretrained(model.name_or_path)
     cot_ids = rng.integers(9, 80, rng.integers(1, 9)).astype(np.int32)
     ids = {
-        "semantic_prompt_ids": conversation.semantic_prompt(prompt),
-        "cot_ids": cot_ids,
-        "image_prompt_ids": conversation.image_prompt(prompt, conversation.decode_cot(cot_ids)),
+        **asked_tokens(conversation, prompt, cot_ids),
         "image_ids": rng.integers(0, SHAPE.num_codes, 16).astype(np.int32),
     }
     empty = np.zeros(0, np.float32)

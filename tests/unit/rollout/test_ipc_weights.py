@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import socket
+import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,46 @@ def test_a_learner_that_is_killed_between_two_buckets_is_missed_at_once_and_its_
     assert mapped() == before
 
 
+@pytest.mark.parametrize("when", ["before it is told of a bucket", "while it has one"])
+def test_a_member_whose_connection_is_reset_is_named(when: str) -> None:
+    """So it ends where a process is killed that has not read all it was sent, as under CUDA."""
+    port = free_port()
+    group = WeightGroup(place(port, 0), CPU)
+    meeting = threading.Thread(target=group.meet)
+    meeting.start()
+    member = connected(port)
+    meeting.join(20)
+
+    def layers() -> Iterator[tuple[str, torch.Tensor]]:
+        if when == "before it is told of a bucket":
+            reset(member)
+        yield from tensors(1.0)
+
+    failures: list[str] = []
+    sending = threading.Thread(target=lambda: failures.append(failure_of(group, layers())))
+    sending.start()
+    if when == "while it has one":
+        assert member.recv(4096, socket.MSG_PEEK)  # and leaves it unread
+        reset(member)
+    sending.join(20)
+    assert "member 1 of 1 has left" in failures[0]
+
+
+def connected(port: int) -> socket.socket:
+    ends_s = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), 20)
+        except ConnectionRefusedError:
+            assert time.monotonic() < ends_s
+            time.sleep(0.01)
+
+
+def reset(end: socket.socket) -> None:
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    end.close()
+
+
 def test_a_member_that_was_given_up_while_it_copied_never_takes_what_was_written_over_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -122,9 +164,9 @@ def test_a_member_that_was_given_up_while_it_copied_never_takes_what_was_written
     assert failures
 
 
-def failure_of(group: WeightGroup) -> str:
+def failure_of(group: WeightGroup, sent: Iterable[tuple[str, torch.Tensor]] | None = None) -> str:
     with pytest.raises(WeightSyncError) as caught:
-        group.send(tensors(1.0), LAYOUT, BUCKET_BYTES)
+        group.send(tensors(1.0) if sent is None else sent, LAYOUT, BUCKET_BYTES)
     return str(caught.value)
 
 
