@@ -9,6 +9,9 @@ Why the change goes into the sum of the large product, and is not added to its r
 grid of 8 significant bits, and a change below half a step of the grid is rounded away again. At a learning rate of
 1e-6 that loses 98 % of the first ten steps, and so does merging the adapters into bfloat16 weights. Within the sum,
 which is float32, a small change decides how some of the results are rounded, in proportion to its size.
+
+A CPU's `addmm` sums in float32. On a GPU it showed what rounding the product first does (H200, torch 2.11): there the
+product is asked for in float32, and one more kernel sums and rounds.
 """
 
 from __future__ import annotations
@@ -68,6 +71,18 @@ def linear_and_change(x: Tensor, weight: Tensor, bias: Tensor | None, change: Te
     return y if bias is None else y + bias
 
 
+def summed_product(change: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """change [N, out] + x [N, in] Wᵀ, all of one dtype, rounded once. Not differentiable."""
+    if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
+        return rounded_sum(torch.mm(x, weight.t(), out_dtype=torch.float32), change)
+    return torch.addmm(change, x, weight.t())
+
+
+def rounded_sum(product: Tensor, change: Tensor) -> Tensor:
+    """Of a float32 product and a change of fewer bits, in the latter's dtype."""
+    return torch.add(product, change, out=torch.empty_like(change))
+
+
 class _SummedProduct(torch.autograd.Function):
     """change + x Wᵀ with a frozen W, which is all that it keeps for the backward pass: of W as it is, not of a view,
     so that ZeRO-3 may take it away in between."""
@@ -76,7 +91,7 @@ class _SummedProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, change: Tensor) -> Tensor:
         """x: [N, in]; weight: [out, in]; change: [N, out]."""
         ctx.save_for_backward(weight)
-        return torch.addmm(change, x, weight.t())
+        return summed_product(change, x, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor]:

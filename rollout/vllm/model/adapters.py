@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 
 from configs.learner_sections import LoraConfig
-from rollout.weights.adapters import adapted_module, adapter_change, is_lora_a
+from rollout.weights.adapters import adapted_module, adapter_change, is_lora_a, summed_product
 
 _JOINED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -41,7 +41,7 @@ def _adapted_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
 ) -> Tensor:
     """[T, out] of [T, in]; see `rollout.weights.adapters.linear_and_change`."""
-    y = torch.addmm(adapter_change(x, lora_a, lora_b, scale), x, weight.t())
+    y = summed_product(adapter_change(x, lora_a, lora_b, scale), x, weight)
     return y if bias is None else y + bias
 
 

@@ -16,7 +16,14 @@ from learner.lora import PeftFormat, adapters_off, checkpoint_names, merged_weig
 from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
 from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.janus_checkpoint import JanusCheckpoint
-from rollout.weights.adapters import LoraLinear, adapter_names, add_adapters, named_adapters
+from rollout.weights.adapters import (
+    LoraLinear,
+    adapter_change,
+    adapter_names,
+    add_adapters,
+    named_adapters,
+    rounded_sum,
+)
 
 CHUNK_BYTES = 2**12
 """Some tens of entries of a vocabulary at once."""
@@ -161,7 +168,11 @@ def test_a_bfloat16_layer_shows_the_first_small_changes_in_full(num_rows: int) -
         after = torch.cat([adapted(rows) for rows in x.split(num_rows)])
         added_later = before + nn.functional.linear(nn.functional.linear(x, lora_a), lora_b)
         merged = nn.functional.linear(x, merged_weight(adapted.base.weight, lora_a, lora_b, 1.0))
+        product = x.float() @ adapted.base.weight.float().T
+        as_on_a_gpu = rounded_sum(product, adapter_change(x, lora_a, lora_b, 1.0))
     assert slope(after - before, exact) == pytest.approx(1, abs=0.1)
+    assert as_on_a_gpu.dtype == torch.bfloat16
+    assert slope(as_on_a_gpu - product.bfloat16(), exact) == pytest.approx(1, abs=0.1)
     assert slope(added_later - before, exact) < 0.1
     assert slope(merged - before, exact) < 0.1
 
