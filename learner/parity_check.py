@@ -97,13 +97,14 @@ class ParityCheck:
         policy, is_current = self._whole_policy()
         if policy is None:
             return
-        with torch.no_grad(), computing_in_float32(policy):
-            exact, _ = policy(self._trained_request(phase))
-            if is_current:
+        if is_current and self.engine.num_steps in phase.versions_of_all_ranks:
+            with torch.no_grad(), computing_in_float32(policy):
                 self._add_scores(policy, phase, sums)
         if self._gate.needs_noise:
             with torch.no_grad():
                 rounded, _ = policy(self._trained_request(phase))
+                with computing_in_float32(policy):
+                    exact, _ = policy(self._trained_request(phase))
             sums.add_noise(phase.tokens.phase, rounded, exact, phase.tokens.target_mask)
 
     def _add_scores(self, policy: JanusPolicy, phase: PhaseBatch, sums: ParitySums) -> None:
