@@ -26,7 +26,7 @@ from tests.short_folder import short_folder
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 REPORT = "report.json"
-HEAD_TIMEOUT_S = 120.0
+HEAD_TIMEOUT_S = 200.0
 
 
 def run_story(module: str, directory: Path, *arguments: str, timeout_s: float) -> dict[str, Any]:
