@@ -72,7 +72,7 @@ def environment(config: RolloutConfig) -> dict[str, str]:
         variables["OMP_NUM_THREADS"] = str(config.threads_per_worker or 1)
         variables["KMP_BLOCKTIME"] = os.environ.get("KMP_BLOCKTIME", "0")
         # oneDNN keeps code and scratch memory for each number of rows that it has multiplied, by default 1,024 of them.
-        variables["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+        variables["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
         # PyTorch then asks Linux for large pages. A step touches all of the KV cache that is in use.
         variables["THP_MEM_ALLOC_ENABLE"] = os.environ.get("THP_MEM_ALLOC_ENABLE", "1")
         # The same for oneDNN's packed weights, which new ones are converted into: without it half of the time that
