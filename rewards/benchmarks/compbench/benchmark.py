@@ -68,16 +68,12 @@ class CompBench:
     def read_data(self, path: Path | None) -> Data:
         """The prompts of the six categories. Raises DataError."""
         checkout = Checkout(path, self.name)
-        items: list[Item] = []
-        for category, expected in CATEGORIES.items():
-            items += read_category(category, checkout.prompts(f"{category}_val.txt", expected))
+        items = checkout.items(CATEGORIES)
         spatial, action = (
             {lookup_of(line) for line in lines_of(checkout.prompts(name, expected))}
             for name, expected in KINDS_OF_COMPLEX.items()
         )
-        items = [_with_kind(item, spatial, action) if item.tag == "complex" else item for item in items]
-        checkout.note_labels()
-        return Data(tuple(items), checkout.hashes, tuple(checkout.departures))
+        return checkout.data([_with_kind(item, spatial, action) if item.tag == "complex" else item for item in items])
 
     def variant(self, options: ScorerOptions) -> Mapping[str, str]:
         """Another model than the official one, by its name. Raises ConfigError without BLIP, UniDet or its labels."""
@@ -148,10 +144,19 @@ class Checkout:
         self._note(name, file, expected)
         return file
 
-    def note_labels(self) -> None:
-        """The detector's labels; without them nothing but drawing is possible, which the scorer says."""
+    def items(self, categories: Mapping[str, str]) -> list[Item]:
+        """The prompts of each category's file; categories: name -> SHA-256. Raises DataError."""
+        return [
+            item
+            for category, expected in categories.items()
+            for item in read_category(category, self.prompts(f"{category}_val.txt", expected))
+        ]
+
+    def data(self, items: Sequence[Item]) -> Data:
+        """What was read, with the detector's labels; without them only drawing is possible, which the scorer says."""
         if (self._path / LABELS).is_file():
             self._note(LABELS, self._path / LABELS, LABELS_SHA256)
+        return Data(tuple(items), self.hashes, tuple(self.departures))
 
     def _note(self, name: str, file: Path, expected: str) -> None:
         self.hashes[name] = sha256_of(file)

@@ -22,7 +22,6 @@ from rewards.benchmarks.compbench.benchmark import (
     Checkout,
     files_in_place_of,
     open_language,
-    read_category,
 )
 from rewards.benchmarks.compbench.language import Language
 from rewards.benchmarks.compbench.numeracy import Nouns, numeracy_score
@@ -64,12 +63,9 @@ class CompBenchPlusPlus:
     def read_data(self, path: Path | None) -> Data:
         """The prompts of both categories. Raises DataError."""
         checkout = Checkout(path, self.name)
-        items: list[Item] = []
-        for category, expected in CATEGORIES.items():
-            items += read_category(category, checkout.prompts(f"{category}_val.txt", expected))
+        items = checkout.items(CATEGORIES)
         Nouns(checkout.prompts(NOUNS, NOUNS_SHA256))
-        checkout.note_labels()
-        return Data(tuple(items), checkout.hashes, tuple(checkout.departures))
+        return checkout.data(items)
 
     def variant(self, options: ScorerOptions) -> Mapping[str, str]:
         """Another model than the official one, by its name. Raises ConfigError without UniDet or its labels."""
