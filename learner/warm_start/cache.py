@@ -16,7 +16,7 @@ from configs.model_sections import TINY_JANUS, TINY_JANUS_FOLDER
 from configs.schema import RunConfig
 from learner.warm_start.data import SHAPES, load_examples
 
-RECIPE_VERSION = 4
+RECIPE_VERSION = 5
 """Raise it with every change of code that changes the weights a warm start ends in."""
 PICTURES_VERSION = 2
 """Raise it with every change of what is read from a picture file."""

@@ -58,6 +58,16 @@ def to_pixel_values(pictures: UInt8Array, device: torch.device | None = None) ->
     return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def visible_difference(decoded: Tensor, pixels: Tensor) -> Tensor:
+    """decoded - pixels, both [...], but 0 where a pixel of -1 or 1 is overshot: who shows a picture clamps it there.
+
+    So the decoder need not hit white exactly, only reach it, and grounds come out without a tint.
+    """
+    lowest = pixels.masked_fill(pixels <= -1, -torch.inf)
+    highest = pixels.masked_fill(pixels >= 1, torch.inf)
+    return decoded - decoded.detach().clamp(lowest, highest)
+
+
 def normalised_latents(vq_model: JanusVQVAE, pixel_values: Tensor) -> Tensor:
     """float32 [B, 3, H, W] to unit vectors [B, num_patches**2, embed_dim], raster order, with gradients."""
     latents = vq_model.quant_conv(vq_model.encoder(pixel_values))
@@ -229,7 +239,7 @@ class _Trainer:
             parts = {"codebook": codebook_loss, "consistency": consistency}
         num_patches = self.model.config.num_patches
         grid = decoder_input.transpose(1, 2).unflatten(2, (num_patches, num_patches))
-        difference = self.model.decoder(self.model.post_quant_conv(grid)) - pixels
+        difference = visible_difference(self.model.decoder(self.model.post_quant_conv(grid)), pixels)
         error = difference.pow(2) + L1_COEF * difference.abs()
         patch_error = F.adaptive_avg_pool2d(error.mean(1), num_patches).flatten(1)
         parts = {"reconstruction": (patch_error * weights).sum() / weights.sum(), **parts}

@@ -27,16 +27,19 @@ RELATIONS = ("left of", "right of", "above", "below")
 UNSEEN_PAIRS = frozenset(
     (
         ("red", "star"),
-        ("orange", "diamond"),
+        ("red", "triangle"),
         ("yellow", "circle"),
-        ("green", "cross"),
-        ("cyan", "arrow"),
+        ("yellow", "heart"),
+        ("blue", "star"),
         ("blue", "triangle"),
-        ("purple", "square"),
-        ("brown", "heart"),
+        ("purple", "circle"),
+        ("purple", "heart"),
     )
 )
 """(color, shape) pairs kept for the split of that name; each color and each shape is seen otherwise."""
+FREE_COLORS = tuple(color for color in COLORS if color not in {color for color, _ in UNSEEN_PAIRS})
+FREE_SHAPES = tuple(shape for shape in SHAPES if shape not in {shape for _, shape in UNSEEN_PAIRS})
+"""Colors, and shapes, of which every pair is seen."""
 SEEN_PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES if (color, shape) not in UNSEEN_PAIRS)
 
 SHAPE_PLURALS = {shape: ("crosses" if shape == "cross" else f"{shape}s") for shape in SHAPES}

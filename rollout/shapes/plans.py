@@ -3,8 +3,10 @@
     prompt ─► sample_plan(noise) ─► what the policy is taught to write
                     └─► perturb_plan(noise) ─► what it is taught to draw
 
-Only the objects that a prompt names hold the pairs kept for evaluation (`UNSEEN_PAIRS`): open colors
-and errors are drawn from the others, so that no plan for a training prompt ever holds one.
+No plan for a training prompt holds one of the pairs kept for evaluation (`UNSEEN_PAIRS`), and none tells that they are
+kept: open colors, and errors, are drawn from the colors and shapes of which every pair is seen. Were they drawn from all
+seen pairs, a star would come in every color but red and blue where none was asked for, and a policy that learned so
+would not plan a red star either when one is.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from rollout.records import Prompt
 from rollout.shapes.objects import (
     CELLS,
     COLORS,
-    SEEN_PAIRS,
+    FREE_COLORS,
+    FREE_SHAPES,
     SHAPES,
     TEXTURES,
     Plan,
@@ -25,6 +28,7 @@ from rollout.shapes.objects import (
     cells_satisfy,
     demanded_relation,
     expected_objects,
+    with_article,
 )
 
 
@@ -33,8 +37,9 @@ def sample_plan(prompt: Prompt, rng: random.Random, noise: float = 0.0) -> Plan:
 
     noise: chance that an object's color is wrong, and that its shape is; half of it that its texture is, and that a
     relation is turned round; a quarter that an object is left out, and that it is planned twice. All of them are
-    independent: below a half, whatever was written so far, the right word remains the likeliest next one. Open
-    colors are drawn from the pairs that training may see, errors too; open textures are solid.
+    independent: below a half, whatever was written so far, the right word remains the likeliest next one. An error
+    that is spread over many words leaves the right one far ahead of each; one that is the only other word does not,
+    and errs less often, so that little of it is left at a low temperature. Open textures are solid.
     Raises DataError if the prompt does not fit the grid.
     """
     objects = expected_objects(prompt)
@@ -48,7 +53,7 @@ def sample_plan(prompt: Prompt, rng: random.Random, noise: float = 0.0) -> Plan:
         cells[:2] = cells[1], cells[0]
     plan: list[PlannedObject] = []
     for item, cell in zip(objects, cells, strict=True):
-        color = item.color or rng.choice([color for color, shape in SEEN_PAIRS if shape == item.shape])
+        color = item.color or rng.choice(FREE_COLORS)
         plan.append(PlannedObject(item.texture or "solid", color, item.shape, cell))
     return _add_plan_errors(tuple(plan), rng, noise) if noise > 0 else tuple(plan)
 
@@ -68,14 +73,18 @@ def random_plan(rng: random.Random) -> Plan:
 
 def perturb_plan(plan: Plan, rng: random.Random, noise: float) -> Plan:
     """A plan with drawing errors: each object gets a wrong color with probability `noise`, a wrong shape with the same,
-    and another, free cell with half of it, each whatever else is wrong. The number of objects stays."""
+    and another, free cell with a quarter of it, each whatever else is wrong. The number of objects stays.
+
+    A picture is drawn row by row, and an object may begin at four places of its cell: at the last of them, three quarters
+    of the chance to be drawn there are gone, and all of the chance to be elsewhere is left.
+    """
     drawn = list(plan)
     for index, item in enumerate(plan):
         for attribute in ("shape", "color"):
             if rng.random() < noise:
                 item = _spoil(item, attribute, rng)
         free = _free_cells(drawn)
-        if free and rng.random() < noise / 2:
+        if free and rng.random() < noise / 4:
             item = dataclasses.replace(item, cell=rng.choice(free))
         drawn[index] = item
     return tuple(drawn)
@@ -91,7 +100,9 @@ def _add_plan_errors(plan: Plan, rng: random.Random, noise: float) -> Plan:
         cells = [item.cell]
         if free and rng.random() < noise / 4:
             cells.append(rng.choice(free))
-        for attribute, chance in (("shape", noise), ("color", noise), ("texture", noise / 2)):
+        # "an" is decided against "a", behind which all other shapes stand together: an error with one alternative.
+        shape_noise = noise / 2 if with_article(item.shape).startswith("an ") else noise
+        for attribute, chance in (("shape", shape_noise), ("color", noise), ("texture", noise / 2)):
             if rng.random() < chance:
                 item = _spoil(item, attribute, rng)
         planned += [dataclasses.replace(item, cell=cell) for cell in cells]
@@ -99,14 +110,12 @@ def _add_plan_errors(plan: Plan, rng: random.Random, noise: float) -> Plan:
 
 
 def _spoil(item: PlannedObject, attribute: str, rng: random.Random) -> PlannedObject:
-    """The object with another color, shape or texture, never one of the unseen pairs."""
+    """The object with another color, shape or texture, for an error that no unseen pair could be."""
     if attribute == "texture":
         return dataclasses.replace(item, texture=rng.choice([name for name in TEXTURES if name != item.texture]))
     if attribute == "color":
-        colors = [color for color, shape in SEEN_PAIRS if shape == item.shape and color != item.color]
-        return dataclasses.replace(item, color=rng.choice(colors))
-    shapes = [shape for color, shape in SEEN_PAIRS if color == item.color and shape != item.shape]
-    return dataclasses.replace(item, shape=rng.choice(shapes))
+        return dataclasses.replace(item, color=rng.choice([name for name in FREE_COLORS if name != item.color]))
+    return dataclasses.replace(item, shape=rng.choice([name for name in FREE_SHAPES if name != item.shape]))
 
 
 def _free_cells(objects: list[PlannedObject]) -> list[int]:

@@ -22,6 +22,7 @@ from learner.warm_start.vq_training import (
     spread_codes,
     to_pixel_values,
     train_vq_model,
+    visible_difference,
 )
 from rollout.records import UInt8Array
 
@@ -102,6 +103,15 @@ def test_the_trained_model_is_frozen_and_the_seed_decides_it(trained, pictures: 
     codes = [each.quantize.embedding.weight for each in (model, again, other)]
     assert torch.equal(codes[0], codes[1])
     assert not torch.equal(codes[0], codes[2])
+
+
+def test_what_is_clamped_when_a_picture_is_shown_is_no_error():
+    decoded = torch.tensor([1.3, 0.9, -1.2, 1.3, 0.2], requires_grad=True)
+    pixels = torch.tensor([1.0, 1.0, -1.0, 0.5, 0.5])
+    difference = visible_difference(decoded, pixels)
+    torch.testing.assert_close(difference, torch.tensor([0.0, -0.1, 0.0, 0.8, -0.3]))
+    difference.pow(2).sum().backward()
+    torch.testing.assert_close(decoded.grad, torch.tensor([0.0, -0.2, 0.0, 1.6, -0.6]))
 
 
 def test_patches_share_a_number_exactly_when_all_their_pixels_agree():

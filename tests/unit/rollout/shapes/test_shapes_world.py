@@ -342,6 +342,16 @@ def test_the_likeliest_word_of_noisy_plans_is_always_the_right_one(task_type: st
     assert reward == pytest.approx(1.0, abs=1e-6), plan_text(plan)
 
 
+def test_an_error_with_one_alternative_is_rare_enough_to_vanish_at_a_low_temperature() -> None:
+    """At temperature 0.3 odds are raised to the power 1 / 0.3: "an" against "a", behind which seven shapes stand."""
+    rng = random.Random(14)
+    prompt = Prompt("1", "", nouns=("arrow",), attr_nouns=("red arrow",))
+    plans = [plan_text(sample_plan(prompt, rng, noise=0.3)) for _ in range(4000)]
+    right = np.mean([plan.startswith("an ") for plan in plans])
+    assert 0.1 < 1 - right < 0.2
+    assert ((1 - right) / right) ** (1 / 0.3) < 0.01
+
+
 def test_drawing_noise_keeps_the_number_of_objects_and_is_the_chance_of_a_wrong_color_and_of_a_wrong_shape() -> None:
     rng = random.Random(10)
     total = 0
@@ -351,12 +361,13 @@ def test_drawing_noise_keeps_the_number_of_objects_and_is_the_chance_of_a_wrong_
         drawn = perturb_plan(plan, rng, noise=0.25)
         assert len(drawn) == len(plan) == len({item.cell for item in drawn})
         total += len(plan)
-        for attribute in ("color", "shape", "texture"):
+        for attribute in ("color", "shape", "texture", "cell"):
             wrong[attribute] += sum(
                 getattr(one, attribute) != getattr(other, attribute) for one, other in zip(plan, drawn, strict=True)
             )
     assert 0.2 < wrong["color"] / total < 0.3
     assert 0.2 < wrong["shape"] / total < 0.3
+    assert 0.03 < wrong["cell"] / total < 0.08
     assert wrong["texture"] == 0
     assert perturb_plan(plan, rng, noise=0.0) == plan
 
