@@ -3,10 +3,10 @@
     prompt ─► sample_plan(noise) ─► what the policy is taught to write
                     └─► perturb_plan(noise) ─► what it is taught to draw
 
-No plan for a training prompt holds one of the pairs kept for evaluation (`UNSEEN_PAIRS`), and none tells that they are
-kept: open colors, and errors, are drawn from the colors and shapes of which every pair is seen. Were they drawn from all
-seen pairs, a star would come in every color but red and blue where none was asked for, and a policy that learned so
-would not plan a red star either when one is.
+No plan for a training prompt holds one of the pairs kept for evaluation (`UNSEEN_PAIRS`), and none tells that
+they are kept: open colors, and errors, are drawn from the colors and shapes of which every pair is seen. Were they
+drawn from all seen pairs, a star would come in every color but red and blue where none was asked for, and a policy
+that learned so would not plan a red star either when one is.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def perturb_plan(plan: Plan, rng: random.Random, noise: float) -> Plan:
     """A plan with drawing errors: each object gets a wrong color with probability `noise`, a wrong shape with the same,
     and another, free cell with a quarter of it, each whatever else is wrong. The number of objects stays.
 
-    A picture is drawn row by row, and an object may begin at four places of its cell: at the last of them, three quarters
-    of the chance to be drawn there are gone, and all of the chance to be elsewhere is left.
+    A picture is drawn row by row, and an object may begin at four places of its cell: at the last of them, three
+    quarters of the chance to be drawn there are gone, and all of the chance to be elsewhere is left.
     """
     drawn = list(plan)
     for index, item in enumerate(plan):

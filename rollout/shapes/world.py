@@ -3,7 +3,7 @@
     rng ─► Scene ─► Prompt (text and T2I-R1 metadata) ─► sample_plan ─► perturb_plan ─► render ─► picture
 
 Three splits, told apart by what a prompt means and never by how it is worded (`split_of`):
-  - `unseen_pairs`: the prompt asks for one of six (color, shape) pairs that no other split, and no plan
+  - `unseen_pairs`: the prompt asks for one of eight (color, shape) pairs that no other split, and no plan
     sampled for another split, ever holds;
   - `heldout`: a stable hash of the meaning takes about one in six of the others;
   - `train`: the rest.

@@ -106,6 +106,25 @@ def test_no_plan_for_training_and_no_error_in_it_holds_an_unseen_pair(noise: flo
         assert not {(item.color, item.shape) for item in (*plan, *drawn)} & UNSEEN_PAIRS
 
 
+def test_errors_and_open_colors_tell_no_color_from_another_by_its_shape() -> None:
+    """Else a policy learns which pairs never come by themselves, and does not plan them when asked to either."""
+    rng = random.Random(12)
+    wrong_colors: dict[str, set[str]] = {shape: set() for shape in SHAPES}
+    wrong_shapes: dict[str, set[str]] = {color: set() for color in COLORS}
+    for _ in range(6000):
+        color, shape = rng.choice(sorted(set(itertools.product(COLORS, SHAPES)) - UNSEEN_PAIRS))
+        (drawn,) = perturb_plan((PlannedObject("solid", color, shape, 0),), rng, 0.5)
+        if drawn.color != color:
+            wrong_colors[drawn.shape].add(drawn.color)
+        if drawn.shape != shape:
+            wrong_shapes[drawn.color].add(drawn.shape)
+    free_colors, free_shapes = {"orange", "green", "cyan", "brown"}, {"square", "cross", "diamond", "arrow"}
+    assert set(map(frozenset, wrong_colors.values())) == {frozenset(free_colors)}
+    assert set(map(frozenset, wrong_shapes.values())) == {frozenset(free_shapes)}
+    open_colors = {sample_plan(Prompt("1", "", nouns=("star",)), rng)[0].color for _ in range(200)}
+    assert open_colors == free_colors
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_split_has_distinct_texts_ids_by_index_and_balanced_task_types(split: str) -> None:
     prompts = load_split(split)
