@@ -79,6 +79,9 @@ class AlgorithmConfig(Section):
     kl_coef: float = Field(0.01, ge=0, le=1000, description="beta, weight of the k3 KL to the reference policy")
     kl_coef_cot: float | None = Field(None, ge=0, le=1000, description="beta of CoT tokens; null: kl_coef")
     kl_coef_image: float | None = Field(None, ge=0, le=1000, description="beta of image tokens; null: kl_coef")
+    kl_clip: float | None = Field(
+        10.0, gt=0, le=1e6, description="nats at which the k3 KL of a token is cut and pulls no more; null: nowhere"
+    )
     entropy_coef: float = Field(0.0, ge=0, le=1000, description="weight of the entropy bonus")
     max_resamples: int = Field(
         0, ge=0, le=1000, description="times a group whose rewards are all equal is replaced by another prompt's (DAPO)"

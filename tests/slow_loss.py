@@ -92,6 +92,8 @@ def slow_terms(tokens: SlowTokens, settings: LossSettings, current: NDArray[np.c
             if tokens.reference is not None:
                 gap = float(tokens.reference[row, column]) - p
                 kl = cmath.exp(gap) - gap - 1
+                if settings.kl_clip is not None and kl.real > settings.kl_clip:
+                    kl = complex(settings.kl_clip)  # a constant: it has no slope
                 sums.kl += kl
                 token_loss += settings.kl_coef * kl
             if settings.entropy_coef and tokens.entropy is not None:

@@ -14,7 +14,8 @@ The variants change one part each, and the parts compose:
 
     J = 1/D sum over tokens s_i [ phase_weight x w(k) x objective(ratio, A) - beta_phase KL + entropy_coef H ]
 
-objective: `policy_losses.py`; w(k): `mismatch.py`; s_i and D: `normalization` here; A: `advantages.py`.
+objective: `policy_losses.py`; w(k): `mismatch.py`; s_i and D: `normalization` here; A: `advantages.py`; the KL of a
+token is cut at `kl_clip`.
 
 All tensors here are [B, N], one phase of one micro-batch; `mask` is True at tokens that exist.
 Values elsewhere never count, whatever they are. The functions return sums over tokens, for the
@@ -45,11 +46,14 @@ class LossSettings:
     """Factor of the policy term alone."""
     entropy_coef: float = 0.0
     mismatch: MismatchSettings = field(default_factory=MismatchSettings)
+    kl_clip: float | None = None
+    """Nats at which the KL estimate of a token is cut, and pulls no more."""
 
     @classmethod
     def of(cls, algorithm: AlgorithmConfig, phase: Phase) -> LossSettings:
         return cls(
             kl_coef=algorithm.kl_coef_of(phase),
+            kl_clip=algorithm.kl_clip,
             policy_loss=algorithm.policy_loss,
             clip_low=algorithm.clip_ratio_low,
             clip_high=algorithm.clip_ratio_high,
@@ -88,7 +92,7 @@ class LossTerms:
     loss: Tensor
     """Scalar, with gradient: the sum that J is the negative mean of."""
     kl: Tensor
-    """Scalar: sum of the k3 estimates of KL(policy || reference); 0 without a reference."""
+    """Scalar: sum of the k3 estimates of KL(policy || reference), as the loss has them; 0 without a reference."""
     behaviour_kl: Tensor
     """Scalar: sum of the k3 estimates of KL(behaviour || policy): how far the policy has moved since sampling."""
     num_clipped: Tensor
@@ -108,6 +112,15 @@ def k3_kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     for tokens sampled by the policy (J. Schulman, "Approximating KL divergence", 2020, k3)."""
     log_ratio = reference_logprobs - logprobs
     return log_ratio.exp() - log_ratio - 1
+
+
+def _clip_kl(kl: Tensor, limit: float | None) -> Tensor:
+    """kl, at most `limit`; what is not finite stays so, for the engine to see.
+
+    Image tokens are sampled from the guided mix, and now and then one that the conditional policy has all but given up,
+    where k3 is in the thousands: one such token of 8,192 was nearly the whole gradient. verl cuts at 10, too.
+    """
+    return kl if limit is None else torch.where(kl.isfinite(), kl.clamp(max=limit), kl)
 
 
 def normalization(
@@ -163,7 +176,7 @@ def bicot_grpo_terms(tokens: TokenTensors, settings: LossSettings) -> LossTerms:
         loss = settings.weight * loss
     kl_sum = tokens.logprobs.new_zeros(())
     if tokens.reference_logprobs is not None:
-        kl = k3_kl(current, tokens.reference_logprobs[mask])
+        kl = _clip_kl(k3_kl(current, tokens.reference_logprobs[mask]), settings.kl_clip)
         kl_sum = kl.detach().sum()
         if settings.kl_coef:
             loss = loss + settings.kl_coef * _weighted_sum(kl, row_weights)

@@ -82,6 +82,20 @@ def test_every_policy_loss_equals_the_loops(seed: int, policy_loss: str, low: fl
     )
 
 
+def test_a_tokens_kl_is_cut_where_it_is_too_large_and_pulls_no_more() -> None:
+    tokens, settings = SlowTokens.random(3), LossSettings(kl_coef=0.3, kl_clip=0.01)
+    uncut = replace(settings, kl_clip=None)
+    assert 0 < slow_terms(tokens, settings).kl.real < 0.9 * slow_terms(tokens, uncut).kl.real
+    assert_equals_the_loops(tokens, settings)
+    tokens.reference = tokens.current.copy()
+    tokens.reference[1, 2] += 9.6  # exp(9.6) = 14,765
+    tokens.mask[1, 2] = True
+    tokens.advantages[:] = 0
+    terms, gradient = fast_terms(tokens, replace(settings, kl_clip=10.0))
+    assert float(terms.kl) == 10.0
+    assert not gradient.any()
+
+
 @pytest.mark.parametrize("correction", ["none", "tis", "icepop", "sequence_mask"])
 @pytest.mark.parametrize("policy_loss", ["ppo", "gspo", "cispo"])
 def test_every_mismatch_correction_equals_the_loops(correction: str, policy_loss: str) -> None:
@@ -206,12 +220,15 @@ def test_a_phase_weight_scales_the_policy_term_and_leaves_the_kl() -> None:
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("which", ["current", "behaviour", "reference"])
-def test_an_infinite_logprob_of_a_token_that_counts_shows_in_loss_or_gradient(which: str, sign: int) -> None:
+@pytest.mark.parametrize("kl_clip", [None, 10.0])
+def test_an_infinite_logprob_of_a_token_that_counts_shows_in_loss_or_gradient(
+    kl_clip: float | None, which: str, sign: int
+) -> None:
     """The engine skips such a step; the one case that is harmless is a policy far above the behaviour's infinity."""
     tokens = paper_tokens(7)
     tokens.mask[:] = True
     getattr(tokens, which)[1, 2] = sign * math.inf
-    terms, gradient = fast_terms(tokens, PAPER)
+    terms, gradient = fast_terms(tokens, replace(PAPER, kl_clip=kl_clip))
     is_finite = math.isfinite(float(terms.loss.detach())) and bool(gradient.isfinite().all())
     assert is_finite == (which == "behaviour" and sign == 1)
     if is_finite:  # the ratio is 0: the token is as if it were not there, but for its KL
@@ -309,4 +326,4 @@ def test_the_settings_of_a_phase_are_those_that_the_config_gives_it() -> None:
     algorithm = AlgorithmConfig(kl_coef=0.1, kl_coef_image=0.0, cot_weight=2.0, image_weight=3.0, clip_ratio_high=0.3)
     cot, image = (LossSettings.of(algorithm, phase) for phase in ("cot", "image"))
     assert (cot.kl_coef, cot.weight, cot.clip_low, cot.clip_high) == (0.1, 2.0, None, 0.3)
-    assert (image.kl_coef, image.weight) == (0.0, 3.0)
+    assert (image.kl_coef, image.kl_clip, image.weight) == (0.0, 10.0, 3.0)
