@@ -14,7 +14,7 @@ ENGINE_METHODS = (
     "update_weights", "finish_weight_update", "update_weight_version", "init_weight_transfer_engine", "collective_rpc",
     "errored", "shutdown",
 )  # fmt: skip
-CPU_KERNELS = ("rms_norm", "fused_add_rms_norm", "silu_and_mul", "fused_gumbel_argmax")
+CPU_KERNELS = ("rms_norm", "fused_add_rms_norm", "fused_gumbel_argmax")
 LOGPROBS_FIELDS = ("logprob_token_ids", "logprobs", "sampled_token_ranks")
 RUNNER_OUTPUT_FIELDS = ("logprobs", "req_id_to_index")
 COMPLETION_FIELDS = ("token_ids", "logprobs", "finish_reason", "weight_versions")
@@ -29,7 +29,6 @@ def check_vllm(variables: Iterable[str]) -> None:
     try:
         import torch
         from vllm import envs
-        from vllm.model_executor.layers.activation import SiluAndMul
         from vllm.model_executor.layers.layernorm import RMSNorm
         from vllm.model_executor.models.llama import LlamaMLP
         from vllm.outputs import CompletionOutput
@@ -57,7 +56,6 @@ def check_vllm(variables: Iterable[str]) -> None:
         require_parameters("vllm", pause, ["mode", "clear_cache"])
     require_parameters("vllm", LlamaMLP.__init__, ["hidden_size", "intermediate_size", "hidden_act", "prefix"])
     require_attributes("vllm", RMSNorm, ["forward_cpu"])
-    require_attributes("vllm", SiluAndMul, ["forward_cpu"])
     require_attributes("vllm", GuidedWorker, ["load_model"])
     require_attributes("vllm", AsyncScheduler, ["update_from_output", "finish_requests"], "its scheduler")
     _require("a field of ModelRunnerOutput", set(RUNNER_OUTPUT_FIELDS) - _field_names(ModelRunnerOutput))

@@ -14,8 +14,13 @@ from typing import Any
 
 import numpy as np
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import LogprobsLists
+
+BURST_TOKENS = 8
+"""At most so many: by then the rest of a step is an eighth of what it was. Fewer than a block of the KV cache has."""
+_TO_BE_SAMPLED = -1
 
 
 class _Holding:
@@ -32,13 +37,16 @@ class _Holding:
         if logprobs is None:
             return update(scheduler_output, model_runner_output)
         rows, row_of = logprobs.logprobs.tolist(), model_runner_output.req_id_to_index
+        starts = logprobs.cu_num_generated_tokens  # None: one token a row
         model_runner_output.logprobs = None
         outputs_of_clients = update(scheduler_output, model_runner_output)
         for of_client in outputs_of_clients.values():
             for output in of_client.outputs:
                 request_id = output.request_id
-                if output.new_token_ids:  # one: there is no speculation
-                    self._held.setdefault(request_id, []).append(rows[row_of[request_id]])
+                if output.new_token_ids:
+                    row = row_of[request_id]
+                    first = row if starts is None else starts[row]
+                    self._held.setdefault(request_id, []).extend(rows[first : first + len(output.new_token_ids)])
                 if output.finish_reason is not None and (held := self._held.pop(request_id, None)):
                     output.new_logprobs = _all_at_once(held)
         return outputs_of_clients
@@ -52,7 +60,38 @@ class _Holding:
 
 
 class HoldingScheduler(_Holding, Scheduler):
-    """For engines that schedule no step ahead, which those on a CPU are."""
+    """For engines that schedule no step ahead."""
+
+
+class BurstScheduler(HoldingScheduler):
+    """For engines on a CPU: up to `BURST_TOKENS` tokens a row in one step, by `rollout.vllm.model.bursts`.
+
+    Such a step ends when a row does, and there is none while a request can join the batch or is in its prompt. So
+    nothing waits longer than for a few tokens: a request that comes meanwhile, new weights, an abort.
+    """
+
+    def schedule(self, throttle_prefills: bool = False) -> Any:
+        if (length := self._tokens_a_row()) > 1:
+            for request in self.running:
+                request.spec_token_ids = [_TO_BE_SAMPLED] * (length - 1)
+        return super().schedule(throttle_prefills)
+
+    def make_spec_decoding_stats(self, *_: Any, **__: Any) -> None:
+        """Nothing is speculated."""
+
+    def _tokens_a_row(self) -> int:
+        running, (_, num_waiting) = self.running, self.get_request_counts()
+        if (
+            not running
+            or self._pause_state == PauseState.PAUSED_ALL
+            or (num_waiting and len(running) < self.max_num_running_reqs)
+            # A block for each row is all that it can need. Nobody is preempted for the sake of tokens to come.
+            or self.kv_cache_manager.block_pool.get_num_free_blocks() < len(running)
+            or any(request.num_tokens - request.num_computed_tokens != 1 for request in running)
+        ):
+            return 1
+        to_the_first_end = min(request.max_tokens - request.num_output_tokens for request in running)
+        return min(BURST_TOKENS, to_the_first_end, self.max_num_scheduled_tokens // len(running))
 
 
 class HoldingAsyncScheduler(_Holding, AsyncScheduler):

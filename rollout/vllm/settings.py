@@ -94,6 +94,7 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
     of_platform = _on_a_cpu(config) if _on_cpu(config) else _on_a_gpu(config)
     # On a CPU there is no device that would compute meanwhile.
     schedules_ahead = not (_on_cpu(config) or settings.deterministic)
+    scheduler = "BurstScheduler" if _on_cpu(config) else f"Holding{'Async' if schedules_ahead else ''}Scheduler"
     arguments: dict[str, Any] = {
         "model": str(checkpoint.folder),
         "hf_overrides": JanusOverride(checkpoint.special_ids, num_streams(config), settings.lora),
@@ -106,7 +107,7 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
         "enable_chunked_prefill": True,
         "enable_prefix_caching": True,
         "async_scheduling": schedules_ahead,
-        "scheduler_cls": f"rollout.vllm.scheduler.Holding{'Async' if schedules_ahead else ''}Scheduler",
+        "scheduler_cls": f"rollout.vllm.scheduler.{scheduler}",
         "enforce_eager": config.enforce_eager,
         "tensor_parallel_size": config.tensor_parallel_size,
         "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else "uni",

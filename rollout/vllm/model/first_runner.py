@@ -1,6 +1,7 @@
-"""vLLM's first model runner with `TokenSampler` in the place of its own sampler. All that knows that runner.
+"""vLLM's first model runner with `TokenSampler` in the place of its own sampler. With `bursts`, all that knows it.
 
     GuidedWorker.load_model ─► model runner ─ hidden states ─► RunnerSampler ─► TokenSampler ─► vLLM's SamplerOutput
+                                                              rollout.vllm.model.bursts: more tokens in the same step
 
 `rollout.vllm.settings` names `GuidedWorker` as vLLM's `worker_cls` and asks for this runner by name
 (`VLLM_USE_V2_MODEL_RUNNER=0`). A request's seed and guidance scale travel in `SamplingParams.extra_args`: with
@@ -11,13 +12,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from vllm import SamplingParams
 from vllm.platforms import current_platform
-from vllm.v1.outputs import LogprobsTensors, SamplerOutput
+from vllm.v1.outputs import LogprobsTensors, ModelRunnerOutput, SamplerOutput
 
 from configs.library_layout import require_attributes
-from rollout.vllm.model.sampler import Batch, RowSettings, TokenSampler
+from rollout.vllm.model.bursts import Burst, first_token_of, tokens_a_row
+from rollout.vllm.model.sampler import Batch, RowSettings, Sampled, TokenSampler
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -42,20 +45,29 @@ class RunnerSampler(torch.nn.Module):
         self._sample: TokenSampler = runner.model.token_sampler(self.logprobs_mode == "processed_logprobs")
         self._seen: Any = None
         self._batch: Batch | None = None
+        self._stops: list[tuple[int, list[int]]] = []
+        """Rows that end with one of some tokens."""
 
     def forward(self, logits: torch.Tensor, sampling_metadata: Any, **_: Any) -> SamplerOutput:
         """logits: what `GuidedJanus.compute_logits` returned, hidden states [B, S d]."""
         runner = self._runner
-        num_rows = logits.shape[0]
         if sampling_metadata is not runner.input_batch.sampling_metadata:
             return self._rehearse(logits)
         if sampling_metadata is not self._seen:  # vLLM makes another one when, and only when, rows change
-            requests = [runner.requests[request_id] for request_id in runner.input_batch.req_ids]
-            settings = [settings_of(request.sampling_params) for request in requests]
-            self._batch, self._seen = Batch(settings, logits.device), sampling_metadata
+            params = [runner.requests[request_id].sampling_params for request_id in runner.input_batch.req_ids]
+            self._batch, self._seen = Batch([settings_of(of_row) for of_row in params], logits.device), sampling_metadata
+            self._stops = [(row, of_row.stop_token_ids) for row, of_row in enumerate(params) if of_row.stop_token_ids]
+        return _as_vllms(self.sample_rows(logits))
+
+    def sample_rows(self, hidden: torch.Tensor) -> Sampled:
+        """One token for each row of the batch that was sampled last; hidden: its states [B, S d]."""
         assert self._batch is not None
         # The tokens so far: those that are computed before this step and those that it computes.
-        return self._output(logits, self._batch, runner.seq_lens[:num_rows].long())
+        return self._sample(hidden, self._batch, self._runner.seq_lens[: hidden.shape[0]].long())
+
+    def ends_a_row(self, tokens: np.ndarray) -> bool:
+        """Whether one of these tokens [B] is its row's last."""
+        return any(tokens[row] in stops for row, stops in self._stops)
 
     def _rehearse(self, hidden: torch.Tensor) -> SamplerOutput:
         """vLLM's trial run, by which it sizes its KV cache: all rows write, then all draw."""
@@ -63,16 +75,8 @@ class RunnerSampler(torch.nn.Module):
         positions = torch.zeros(num_rows, dtype=torch.int64, device=hidden.device)
         for scale in (None, 1.0):
             batch = Batch([RowSettings(0, 1.0, scale)] * num_rows, hidden.device)
-            output = self._output(hidden, batch, positions)
-        return output
-
-    def _output(self, hidden: torch.Tensor, batch: Batch, positions: torch.Tensor) -> SamplerOutput:
-        sampled = self._sample(hidden, batch, positions)
-        token_ids = sampled.token_ids.to(torch.int32).unsqueeze(-1)
-        # Two columns, of which vLLM hands on whatever number there is; ranks are not asked for.
-        columns = token_ids.expand(-1, 2).contiguous()
-        ranks = torch.zeros(len(token_ids), dtype=torch.int32, device=hidden.device)
-        return SamplerOutput(token_ids, LogprobsTensors(columns, sampled.logprobs, ranks))
+            sampled = self._sample(hidden, batch, positions)
+        return _as_vllms(sampled)
 
 
 class GuidedWorker(PlatformWorker):
@@ -80,7 +84,23 @@ class GuidedWorker(PlatformWorker):
 
     def load_model(self, **arguments: Any) -> None:
         super().load_model(**arguments)
-        self.model_runner.sampler = RunnerSampler(self.model_runner)
+        self.model_runner.sampler = sampler = RunnerSampler(self.model_runner)
+        self._burst = Burst(self.model_runner, sampler)
+        self._tokens_a_row = 1
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        self._tokens_a_row = tokens_a_row(scheduler_output)
+        return super().execute_model(
+            scheduler_output if self._tokens_a_row == 1 else first_token_of(scheduler_output)
+        )
+
+    @torch.inference_mode()
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        output = super().sample_tokens(grammar_output)
+        if self._tokens_a_row == 1:
+            return output
+        assert isinstance(output, ModelRunnerOutput)
+        return self._burst.go_on(output, self._tokens_a_row)
 
     def connect_stager(self, path: str) -> bool:
         """See `rollout.vllm.weights.stager`; False where this worker's weights cannot be staged."""
@@ -90,6 +110,14 @@ class GuidedWorker(PlatformWorker):
         """Called while nothing is computed."""
         self.weight_transfer_engine.swap_staged()
         self.model_runner.reset_lora_state()
+
+
+def _as_vllms(sampled: Sampled) -> SamplerOutput:
+    token_ids = sampled.token_ids.to(torch.int32).unsqueeze(-1)
+    # Two columns, of which vLLM hands on whatever number there is; ranks are not asked for.
+    columns = token_ids.expand(-1, 2).contiguous()
+    ranks = torch.zeros(len(token_ids), dtype=torch.int32, device=token_ids.device)
+    return SamplerOutput(token_ids, LogprobsTensors(columns, sampled.logprobs, ranks))
 
 
 def extra_args(seed: int, guidance_scale: float | None) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from configs.learner_sections import LoraConfig
 from rollout.guidance import unconditional_ids
 from rollout.janus_checkpoint import SpecialIds
 from rollout.vllm.model.adapters import Adapters
-from rollout.vllm.model.one_kernel import OneKernelRMSNorm, OneKernelSiluAndMul
+from rollout.vllm.model.one_kernel import OneKernelRMSNorm
 from rollout.vllm.model.sampler import TokenSampler
 from rollout.weights.manifest import ENGINE_PARTS
 
@@ -95,7 +95,6 @@ class TwinLayer(nn.Module):
         config = vllm_config.model_config.hf_config.text_config
         self.self_attn = TwinAttention(vllm_config, f"{prefix}.self_attn")
         self.mlp = LlamaMLP(config.hidden_size, config.intermediate_size, config.hidden_act, prefix=f"{prefix}.mlp")
-        self.mlp.act_fn = OneKernelSiluAndMul()
         self.input_layernorm = OneKernelRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = OneKernelRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
