@@ -196,7 +196,7 @@ class Engine(Protocol):
         """False once the engine has failed for good; only a new one can go on then."""
 
     async def check_alive(self) -> None:
-        """Return when whatever computes the tokens has answered, however long that takes: between two tokens at the
+        """Return when whatever computes the tokens has answered, however long that takes: after a few tokens at the
         latest when it is well, and never when it is frozen. Raises RolloutError when it is dead or closed."""
 
     async def close(self) -> None:

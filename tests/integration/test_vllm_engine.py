@@ -120,6 +120,28 @@ async def generate(engine: VllmEngine, requests: Sequence[SequenceRequest]) -> l
     return await asyncio.gather(*map(engine.generate, requests))
 
 
+async def draw_over_a_swap(
+    engine: VllmEngine, janus: JanusForConditionalGeneration, name: str, num_pictures: int = 8
+) -> tuple[list[SequenceRequest], list[SequenceResult]]:
+    """Pictures that have about 8 tokens when the last bucket of `janus` arrives, and go on with the new weights."""
+    prompts = ragged_prompts(num_pictures, 10, janus, image=True)
+    # Twice as long as a picture, to be there when the weights are.
+    requests = [replace(one, max_new_tokens=2 * NUM_IMAGE_TOKENS) for one in requests_for(prompts, "image", name)]
+    clock = replace(requests_for(ragged_prompts(1, 11, janus, image=False), "cot", name)[0], max_new_tokens=8)
+    running: list[asyncio.Task[SequenceResult]] = []
+
+    async def buckets() -> AsyncIterator[WeightBucket]:
+        *others, last = buckets_of(janus)
+        for bucket in others:
+            yield bucket
+        running.extend(asyncio.create_task(engine.generate(request)) for request in requests)
+        await engine.generate(clock)
+        yield last
+
+    await engine.update_weights(engine.weight_version + 1, buckets())
+    return requests, await asyncio.gather(*running)
+
+
 @torch.no_grad()
 def teacher_forced(
     janus: JanusForConditionalGeneration, request: SequenceRequest, result: SequenceResult
@@ -219,15 +241,11 @@ async def test_weights_that_are_the_same_change_no_token_of_a_running_picture(
     engine: VllmEngine, janus: JanusForConditionalGeneration
 ) -> None:
     """They preempt it, and its context is computed again: chance must not be drawn anew."""
-    requests = requests_for(ragged_prompts(8, 21, janus, image=True), "image", "interrupted")
-    undisturbed = await generate(engine, requests)
-    running = [asyncio.create_task(engine.generate(request)) for request in requests]
-    clock = replace(requests_for(ragged_prompts(1, 22, janus, image=False), "cot", "clock")[0], max_new_tokens=8)
-    await engine.generate(clock)
-    await engine.update_weights(engine.weight_version + 1, buckets_of(janus))
-    for before, after in zip(undisturbed, await asyncio.gather(*running), strict=True):
-        assert after.oldest_weight_version < after.newest_weight_version
-        assert after.token_ids.tolist() == before.token_ids.tolist()
+    requests, interrupted = await draw_over_a_swap(engine, janus, "interrupted")
+    again = [replace(request, request_id=f"{request.request_id}-again") for request in requests]
+    for result, undisturbed in zip(interrupted, await generate(engine, again), strict=True):
+        assert result.oldest_weight_version < result.newest_weight_version
+        assert result.token_ids.tolist() == undisturbed.token_ids.tolist()
 
 
 async def test_an_engine_can_record_the_logprobs_of_what_it_samples_from(
@@ -399,20 +417,14 @@ async def test_a_running_picture_goes_on_with_the_new_weights_and_says_so(
     restored: VllmEngine, folder: Path, perturbed: JanusForConditionalGeneration
 ) -> None:
     old = restored.weight_version
-    requests = requests_for(ragged_prompts(8, 10, perturbed, image=True), "image", "swapped")
-    running = [asyncio.create_task(restored.generate(request)) for request in requests]
-    clock = replace(requests_for(ragged_prompts(1, 11, perturbed, image=False), "cot", "clock")[0], max_new_tokens=8)
-    await restored.generate(clock)  # ends when the pictures have about 8 tokens
-    await restored.update_weights(old + 1, buckets_of(perturbed))
-    results = await asyncio.gather(*running)
-
+    requests, results = await draw_over_a_swap(restored, perturbed, "swapped")
     before = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     for request, result in zip(requests, results, strict=True):
         assert (result.oldest_weight_version, result.newest_weight_version) == (old, old + 1)
         under_old = teacher_forced(before, request, result).numpy()
         under_new = teacher_forced(perturbed, request, result).numpy()
         swap = int(np.argmax(result.weight_versions))
-        assert 0 < swap < NUM_IMAGE_TOKENS
+        assert 0 < swap < len(result.token_ids)
         np.testing.assert_allclose(result.logprobs[:swap], under_old[:swap], atol=TOLERANCE)
         np.testing.assert_allclose(result.logprobs[swap:], under_new[swap:], atol=TOLERANCE)
 
@@ -422,13 +434,8 @@ async def test_an_engine_that_keeps_its_cache_says_which_tokens_have_a_stale_con
 ) -> None:
     config = CONFIG.model_copy(update={"recompute_on_swap": False})
     engine = await VllmEngine.start(EngineSettings(str(folder), config))
-    requests = requests_for(ragged_prompts(4, 24, perturbed, image=True), "image", "kept")
-    clock = replace(requests_for(ragged_prompts(1, 25, perturbed, image=False), "cot", "clock")[0], max_new_tokens=8)
     try:
-        running = [asyncio.create_task(engine.generate(request)) for request in requests]
-        await engine.generate(clock)
-        await engine.update_weights(1, buckets_of(perturbed))
-        results = await asyncio.gather(*running)
+        requests, results = await draw_over_a_swap(engine, perturbed, "kept", num_pictures=4)
         again = [replace(request, request_id=f"{request.request_id}-again") for request in requests]
         fresh = await generate(engine, again)  # the same prompts: their old prefixes must not be found
     finally:
@@ -438,7 +445,7 @@ async def test_an_engine_that_keeps_its_cache_says_which_tokens_have_a_stale_con
     for request, result in zip(requests, results, strict=True):
         assert result.context_version == 0
         is_stale = result.weight_versions > 0
-        assert 0 < is_stale.sum() < NUM_IMAGE_TOKENS
+        assert 0 < is_stale.sum() < len(result.token_ids)
         under_new = teacher_forced(perturbed, request, result).numpy()
         assert np.abs(result.logprobs - under_new)[is_stale].mean() > 10 * TOLERANCE
 

@@ -1,13 +1,13 @@
-"""Several tokens for each row in one step of vLLM's scheduler, so that what a step costs beside its tokens is paid once.
+"""Several tokens for each row in one step of vLLM's scheduler: what a step costs beside its tokens is paid once.
 
     scheduler: rows × L tokens ─► the first, by vLLM's runner ─┬─► [B, n] tokens and log-probabilities, 1 ≤ n ≤ L
                                   positions + 1, model, sample ┘ until a row writes its stop token
 
-Scheduling, the preparation of a batch, messages and their reading take a quarter of a step of a small model, and nothing
-in them depends on what is sampled. `rollout.vllm.scheduler.BurstScheduler` decides L, and tells it as vLLM tells of
-drafts in speculative decoding: L - 1 tokens a row beside the first, whose places in the KV cache are there. That fewer
-come back is nothing new to vLLM either: so it is with drafts that are refused. Here none is guessed: one after another
-is sampled, as ever.
+Scheduling, the preparation of a batch, messages and their reading take a quarter of a step of a small model, and
+nothing in them depends on what is sampled. `rollout.vllm.scheduler.BurstScheduler` decides L, and tells it as vLLM
+tells of drafts in speculative decoding: L - 1 tokens a row beside the first, whose places in the KV cache are there.
+That fewer come back is nothing new to vLLM either: so it is with drafts that are refused. Here none is guessed: one
+after another is sampled, as ever.
 """
 
 from __future__ import annotations

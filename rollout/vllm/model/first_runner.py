@@ -55,7 +55,8 @@ class RunnerSampler(torch.nn.Module):
             return self._rehearse(logits)
         if sampling_metadata is not self._seen:  # vLLM makes another one when, and only when, rows change
             params = [runner.requests[request_id].sampling_params for request_id in runner.input_batch.req_ids]
-            self._batch, self._seen = Batch([settings_of(of_row) for of_row in params], logits.device), sampling_metadata
+            self._batch = Batch([settings_of(of_row) for of_row in params], logits.device)
+            self._seen = sampling_metadata
             self._stops = [(row, of_row.stop_token_ids) for row, of_row in enumerate(params) if of_row.stop_token_ids]
         return _as_vllms(self.sample_rows(logits))
 
@@ -90,9 +91,7 @@ class GuidedWorker(PlatformWorker):
 
     def execute_model(self, scheduler_output: Any) -> Any:
         self._tokens_a_row = tokens_a_row(scheduler_output)
-        return super().execute_model(
-            scheduler_output if self._tokens_a_row == 1 else first_token_of(scheduler_output)
-        )
+        return super().execute_model(scheduler_output if self._tokens_a_row == 1 else first_token_of(scheduler_output))
 
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: Any) -> Any:
