@@ -25,8 +25,8 @@ def markdown(name: str, study: Study, outcomes: Sequence[Outcome], command: str)
     lines = [f"### Study `{name}`", "", study.question, "", f"`{command}`", ""]
     lines += [
         f"Seeds {', '.join(map(str, seeds))}; {len(outcomes[0].rows)} steps a run. Change of the mean reward from "
-        "before to after training on prompts never trained on, and where the last tenth of the steps stood: mean "
-        "over seeds ± standard deviation.",
+        "before to after training on prompts never trained on: mean over seeds (95 % interval of the mean, by Student's "
+        "t). Where the last tenth of the steps stood: mean over seeds ± standard deviation.",
         "",
         _row(header),
         _row(["---"] * len(header)),
@@ -67,7 +67,7 @@ def draw(path: Path, study: Study, outcomes: Sequence[Outcome]) -> None:
 
 
 def _cells(study: Study, runs: Sequence[Outcome]) -> list[str]:
-    cells = [_spread([outcome.change(evaluation) for outcome in runs], signed=True) for evaluation in EVALUATIONS]
+    cells = [_interval([outcome.change(evaluation) for outcome in runs]) for evaluation in EVALUATIONS]
     return cells + [_spread([outcome.late_mean(key) for outcome in runs]) for key in ("reward/mean", *study.columns)]
 
 
@@ -78,13 +78,24 @@ def _curve(outcome: Outcome, key: str) -> NDArray[np.float64]:
     return moving_mean(column, 2 * max(1, len(column) // 20) + 1)
 
 
-def _spread(values: Sequence[float], signed: bool = False) -> str:
+def _interval(changes: Sequence[float]) -> str:
+    """Mean over seeds with its 95 % interval, which one seed does not have."""
+    text = f"{mean(changes):+.3f}"
+    if len(changes) < 2:
+        return text
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(changes) - 1)) * stdev(changes) / math.sqrt(len(changes))
+    return f"{text} ({mean(changes) - half:+.3f} to {mean(changes) + half:+.3f})"
+
+
+def _spread(values: Sequence[float]) -> str:
     """Mean and standard deviation over the seeds that have a value; a dash where none has, as for a phase that does
     not train."""
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return "—"
-    text = f"{mean(known):+.3f}" if signed else f"{mean(known):.3g}"
+    text = f"{mean(known):.3g}"
     return text if len(known) < 2 else f"{text} ± {stdev(known):.2g}"
 
 

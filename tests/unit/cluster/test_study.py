@@ -66,9 +66,16 @@ def test_the_table_holds_mean_and_spread_over_seeds() -> None:
     outcomes = [outcome("low", 0, 0.1), outcome("high", 0, 0.2), outcome("low", 1, 0.3), outcome("high", 1, 0.2)]
     page = markdown("lr", STUDY, outcomes, "python -m cluster.study lr")
     rows = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
-    assert rows["low"] == "| low | +0.200 ± 0.14 | +0.200 ± 0.14 | 0.595 ± 0.14 | 0.195 ± 0 |"
-    assert rows["high"].startswith("| high | +0.200 ± 0 |")
+    interval = "+0.200 (-1.071 to +1.471)"  # t of a table: 12.706 for two seeds
+    assert rows["low"] == f"| low | {interval} | {interval} | 0.595 ± 0.14 | 0.195 ± 0 |"
+    assert rows["high"].startswith("| high | +0.200 (+0.200 to +0.200) |")
     assert "Seeds 0, 1; 20 steps a run." in page
+
+
+def test_three_seeds_give_an_interval_and_one_seed_none() -> None:
+    three = markdown("lr", STUDY, [outcome("low", seed, change) for seed, change in enumerate((0.1, 0.2, 0.3))], "")
+    assert "| low | +0.200 (-0.048 to +0.448) |" in three  # 4.303 times 0.1 / sqrt(3)
+    assert "| low | +0.100 | +0.100 |" in markdown("lr", STUDY, [outcome("low", 0, 0.1)], "")
 
 
 def test_a_metric_that_an_arm_never_has_is_a_dash_in_the_table() -> None:
