@@ -25,8 +25,8 @@ def markdown(name: str, study: Study, outcomes: Sequence[Outcome], command: str)
     lines = [f"### Study `{name}`", "", study.question, "", f"`{command}`", ""]
     lines += [
         f"Seeds {', '.join(map(str, seeds))}; {len(outcomes[0].rows)} steps a run. Change of the mean reward from "
-        "before to after training on prompts never trained on: mean over seeds (95 % interval of the mean, by Student's "
-        "t). Where the last tenth of the steps stood: mean over seeds ± standard deviation.",
+        "before to after training on prompts never trained on: mean over seeds (95 % interval of the mean, by "
+        "Student's t). Where the last tenth of the steps stood: mean over seeds ± standard deviation.",
         "",
         _row(header),
         _row(["---"] * len(header)),
