@@ -218,6 +218,15 @@ class LearnerWorker:
         if self._group is not None:
             self._group.abort()
 
+    def offload(self) -> None:
+        """Give the device's memory for the optimizer to others until `reload`. Weights and reference stay, so that
+        weights can be exported and snapshots taken meanwhile; batches cannot be trained on. Raises LearnerError."""
+        self._engine.offload_optimizer()
+
+    def reload(self) -> None:
+        """Take it back. Both may be called again."""
+        self._engine.reload_optimizer()
+
     def take_snapshot(self, step: int) -> None:
         """Copy into host memory what resuming after `step` steps needs, and the policy. Collective.
 

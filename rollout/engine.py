@@ -179,6 +179,16 @@ class Engine(Protocol):
         Raises WeightSyncError when a bucket does not fit the model.
         """
 
+    async def sleep(self) -> None:
+        """Give up the memory of its device to others until `wake`, as far as it can; nothing is sampled meanwhile.
+
+        Weights are kept in the host's memory, the KV cache is dropped, and running sequences are computed again. On a
+        CPU, whose memory is the host's, only sampling stops. A second call changes nothing. Raises RolloutError.
+        """
+
+    async def wake(self) -> None:
+        """Take the memory back, and go on; of an engine that is awake it changes nothing. Raises RolloutError."""
+
     @property
     def collective(self) -> CollectiveReceiver | None:
         """The way to update weights by broadcast; None for an engine that has none."""

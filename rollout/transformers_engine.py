@@ -113,6 +113,14 @@ class TransformersEngine:
         whole = [bucket async for bucket in each_bucket(buckets)]
         await self._on_thread(self._load_buckets, version, whole)
 
+    async def sleep(self) -> None:
+        """See Engine. Sequences that run keep their KV caches on the device, and cannot go on before `wake`."""
+        await self._on_thread(self._model.to, "cpu")
+
+    async def wake(self) -> None:
+        """See Engine."""
+        await self._on_thread(self._model.to, self._device)
+
     @property
     def collective(self) -> None:
         """None: weights come in buckets only."""

@@ -63,6 +63,16 @@ class RolloutWorker:
         """See `Engine.update_weights`."""
         await self._engine.update_weights(version, buckets)
 
+    async def sleep(self) -> None:
+        """See `Engine`. The decoder stays where it is, without the memory of its last pictures."""
+        await self._engine.sleep()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    async def wake(self) -> None:
+        """See `Engine`."""
+        await self._engine.wake()
+
     @property
     def collective(self) -> CollectiveReceiver:
         """See `Engine`. Raises WeightSyncError when the engine has none."""

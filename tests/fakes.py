@@ -34,6 +34,7 @@ class FakeEngine:
         """(`start`, `end` or `cancelled`, request), in order."""
         self.batches: list[list[SequenceRequest]] = []
         """What was asked for together, in order."""
+        self.is_asleep = False
         self._weight_version = 0
 
     async def generate(self, request: SequenceRequest) -> SequenceResult:
@@ -66,6 +67,12 @@ class FakeEngine:
 
     async def update_weights(self, version: int, buckets: BucketStream) -> None:
         self._weight_version = version
+
+    async def sleep(self) -> None:
+        self.is_asleep = True
+
+    async def wake(self) -> None:
+        self.is_asleep = False
 
     @property
     def collective(self) -> None:

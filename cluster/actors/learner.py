@@ -160,6 +160,12 @@ class LearnerActor:
         if self._worker is not None:
             self._worker.abort_collective()
 
+    def offload(self) -> None:
+        self._started.offload()
+
+    def reload(self) -> None:
+        self._started.reload()
+
     def take_snapshot(self, step: int) -> None:
         self._started.take_snapshot(step)
 

@@ -199,6 +199,27 @@ class DeepSpeedEngine:
                 if self.zero_stage < 3 or dist.get_rank() == 0:
                     parameter.copy_(files.read_weight(name, 0, parameter.numel()).view(parameter.shape))
 
+    def offload_optimizer(self) -> None:
+        """Move master weights and moments into the host's memory, page-locked for a GPU, and give what they took back
+        to the device, with all that PyTorch keeps for later. No step can be made before `reload_optimizer`;
+        `named_state` may be read. A second call changes nothing.
+
+        Raises LearnerError at other stages than 1 and 2: at stage 3 DeepSpeed moves the state of its own Adam alone,
+        which is compiled at first use, and at stage 0 none.
+        """
+        from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
+
+        if self.zero_stage not in (1, 2):
+            raise LearnerError(
+                f"the optimizer of learner.zero_stage {self.zero_stage} cannot be offloaded; set it to 1 or 2"
+            )
+        self._engine.offload_states(include=[OffloadStateTypeEnum.hp_params, OffloadStateTypeEnum.optim_states])
+
+    def reload_optimizer(self) -> None:
+        """Bring back what `offload_optimizer` has moved; without it, nothing changes."""
+        if self.zero_stage in (1, 2):
+            self._engine.reload_states()
+
     def destroy(self) -> None:
         """Free the optimizer's memory and hooks. The process group stays."""
         self._engine.destroy()

@@ -11,9 +11,9 @@ Semantic CoTs and pictures are both plain requests to vLLM and share its batch. 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from configs.errors import RolloutError, WeightSyncError
 from configs.local.owned_folder import OwnedFolder
@@ -63,6 +63,7 @@ class VllmEngine:
         self._weights = weights
         self._scratch = scratch
         self._sampling: set[asyncio.Task[CompletionOutput]] = set()
+        self._is_asleep = False
 
     @classmethod
     async def start(cls, settings: EngineSettings) -> VllmEngine:
@@ -170,6 +171,34 @@ class VllmEngine:
         """
         _ = self._running  # else it raises
         await answer_or_death(self._weights.update(version, buckets), self, WeightSyncError)
+
+    async def sleep(self) -> None:
+        """See Engine: vLLM's first level. The second one drops the weights, too, of which an update brings back what
+        trains: not what is frozen, which under LoRA is all of the base.
+
+        A weight update that comes meanwhile is staged, and swapped in after `wake`.
+        """
+        if self._is_asleep:
+            return
+        llm = self._running
+        await self._weights.lock.acquire()  # until `wake`: a swap would touch what is not there, its end go on sampling
+        self._is_asleep = True  # whatever becomes of the call: `wake` is then not in vain
+        await self._moved(llm.sleep(level=1, mode="keep"), "cannot sleep")
+
+    async def wake(self) -> None:
+        """See Engine."""
+        if self._is_asleep:
+            await self._moved(self._running.wake_up(), "cannot wake")
+            self._is_asleep = False
+            self._weights.lock.release()
+
+    async def _moved(self, moving: Coroutine[Any, Any, Any], what: str) -> None:
+        try:
+            await answer_or_death(moving, self, RolloutError)
+        except RolloutError:
+            raise
+        except Exception as error:
+            raise RolloutError(f"the vLLM engine {what}: {error!r}") from error
 
     async def check_alive(self) -> None:
         """See Engine. The engine core answers between two of its steps; vLLM's own `check_health` asks nobody."""

@@ -12,7 +12,7 @@ from configs.library_layout import library_error, require_attributes, require_pa
 ENGINE_METHODS = (
     "from_engine_args", "add_request", "abort", "pause_generation", "resume_generation", "start_weight_update",
     "update_weights", "finish_weight_update", "update_weight_version", "init_weight_transfer_engine", "collective_rpc",
-    "errored", "shutdown",
+    "errored", "shutdown", "sleep", "wake_up",
 )  # fmt: skip
 CPU_KERNELS = ("rms_norm", "fused_add_rms_norm", "fused_gumbel_argmax")
 LOGPROBS_FIELDS = ("logprob_token_ids", "logprobs", "sampled_token_ranks")
@@ -54,6 +54,7 @@ def check_vllm(variables: Iterable[str]) -> None:
     require_attributes("vllm", AsyncLLM, ENGINE_METHODS)
     for pause in (AsyncLLM.pause_generation, AsyncMPClient.pause_scheduler_async):
         require_parameters("vllm", pause, ["mode", "clear_cache"])
+    require_parameters("vllm", AsyncLLM.sleep, ["level", "mode"])
     require_parameters("vllm", LlamaMLP.__init__, ["hidden_size", "intermediate_size", "hidden_act", "prefix"])
     require_attributes("vllm", RMSNorm, ["forward_cpu"])
     require_attributes("vllm", GuidedWorker, ["load_model"])

@@ -93,3 +93,20 @@ def test_a_bfloat16_step_on_the_gpu_learns_what_float32_on_the_cpu_does(
     assert gpu.weights[0].keys() == cpu.weights[0].keys()
     assert {tensor.dtype for tensor in gpu.weights[0].values()} == {torch.bfloat16}
     assert not all_equal(gpu.weights[0], gpu.weights[1])
+
+
+def test_an_optimizer_that_is_offloaded_between_steps_gives_its_memory_back_and_makes_the_same_steps(
+    folder: Path, batches: list[TrajectoryBatch], tmp_path: Path
+) -> None:
+    config = make_config(folder, zero_stage=1, on_gpu=True)
+    jobs = [Job("stays", config, batches), Job("offloaded", config, batches, offloads=True)]
+    results = run_jobs(jobs, 1, tmp_path)
+    stays, offloaded = results["stays"], results["offloaded"]
+    assert (stays.error, offloaded.error, stays.freed_bytes) == (None, None, 0)
+    num_trained = sum(tensor.numel() for tensor in offloaded.weights[-1].values())
+    assert offloaded.freed_bytes >= 12 * num_trained, "master weights and two moments in float32"
+    for mine, other in zip(offloaded.reports, stays.reports, strict=True):
+        assert mine.metrics["grad_norm"] == pytest.approx(other.metrics["grad_norm"], rel=0.01)
+    # The second step has the moments of the first: AdamW moves each value by about lr, whichever way.
+    for name, tensor in offloaded.weights[-1].items():
+        assert torch.allclose(tensor.float(), stays.weights[-1][name].float(), atol=3 * config.learner.lr), name

@@ -44,6 +44,8 @@ class Job:
     checkpoint_to: Path | None = None
     batches_while_writing: Sequence[TrajectoryBatch] = ()
     """Steps between the copy in host memory and the writing of it, which must not show in the checkpoint."""
+    offloads: bool = False
+    """The optimizer's state is in host memory but for the steps, and the checkpoint taken from there."""
     broadcasts: bool = False
     """At the end, the weights are also sent to a member of a weight-transfer group."""
 
@@ -62,6 +64,8 @@ class JobResult:
     error: str | None = None
     received: dict[str, Tensor] = field(default_factory=dict)
     """What came by broadcast."""
+    freed_bytes: int = 0
+    """Of a GPU, by the last time that the optimizer was offloaded."""
 
 
 def run_jobs(jobs: Sequence[Job], num_ranks: int, directory: Path) -> Mapping[str, JobResult]:
@@ -105,10 +109,15 @@ def _run_rank(rank: int, num_ranks: int, jobs: list[Job], ports: list[SimpleQueu
 
 def _run_job(worker: LearnerWorker, job: Job) -> JobResult:
     resumed_step = worker.load_checkpoint(job.load_from) if job.load_from is not None else None
-    reports, weights, num_buckets = [], [], 0
+    reports, weights, num_buckets, freed = [], [], 0, 0
     faults: list[str | None] = []
     for batch in job.batches:
+        worker.reload()  # also before anything was offloaded
         reports.append(worker.train_step(batch))
+        before = _allocated_bytes()
+        for _ in range(2 * job.offloads):
+            worker.offload()
+        freed = before - _allocated_bytes()
         num_buckets = 0
         weights.append({})
         for bucket in worker.export_weights(worker.weight_version):
@@ -120,7 +129,12 @@ def _run_job(worker: LearnerWorker, job: Job) -> JobResult:
             worker.train_step(batch)
         faults = _write(worker, job.checkpoint_to)
     received = _broadcast(worker) if job.broadcasts else {}
-    return JobResult(reports, weights, resumed_step, num_buckets, faults, received=received)
+    return JobResult(reports, weights, resumed_step, num_buckets, faults, received=received, freed_bytes=freed)
+
+
+def _allocated_bytes() -> int:
+    """Of a GPU; 0 without one."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
 def _broadcast(worker: LearnerWorker) -> dict[str, Tensor]:

@@ -326,6 +326,11 @@ def jobs_on_one_rank(
         *(Job(f"micro{size}", make_config(folder, micro_batch_size=size), batches) for size in (1, 8)),
         Job("until checkpoint", zero1, [first, second], checkpoint_to=checkpoint, batches_while_writing=[third]),
         Job("after checkpoint", zero1, [third], load_from=checkpoint / "state", checkpoint_to=directory / "saved"),
+        Job("offloaded", zero1, [first, second], checkpoint_to=directory / "offloaded", offloads=True),
+        Job("after offloaded", zero1, [third], load_from=directory / "offloaded" / "state"),
+        Job("offloaded2", make_config(folder, zero_stage=2), batches, offloads=True),
+        Job("bfloat16 offloaded", make_config(folder, "bfloat16", zero_stage=2), batches, offloads=True),
+        Job("offloaded0", make_config(folder, zero_stage=0), [first], offloads=True),
         Job("other stage", make_config(folder, zero_stage=2), [third], load_from=checkpoint / "state"),
         Job("fewer ranks", make_config(folder, zero_stage=0), [third], load_from=directory / "checkpoint-2" / "state"),
         Job("other model", make_config(deeper, zero_stage=1), [third], load_from=checkpoint / "state"),
@@ -373,6 +378,7 @@ def jobs_on_two_ranks(
     zero1, zero3 = (make_config(folder, zero_stage=stage, num_ranks=2) for stage in (1, 3))
     return [
         *(Job(f"zero{stage}", make_config(folder, zero_stage=stage, num_ranks=2), batches) for stage in (0, 2)),
+        Job("offloaded2", make_config(folder, zero_stage=2, num_ranks=2), batches, offloads=True),
         Job(
             "zero3",
             make_config(folder, zero_stage=3, num_ranks=2, gradient_checkpointing=True),
@@ -663,6 +669,42 @@ def test_a_checkpoint_of_two_ranks_goes_on_on_one(results: dict[int, Mapping[str
     for name, tensor in resumed.weights[0].items():
         change = (whole.weights[2][name] - whole.weights[1][name]).norm()
         assert (tensor - whole.weights[2][name]).norm() <= 0.01 * change, name
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "job", "plain"),
+    [(1, "offloaded2", "zero2"), (2, "offloaded2", "zero2"), (1, "bfloat16 offloaded", "bfloat16")],
+)
+def test_an_optimizer_that_waits_in_host_memory_between_steps_makes_the_same_ones(
+    results: dict[int, Mapping[str, JobResult]], num_ranks: int, job: str, plain: str
+) -> None:
+    assert_equal_training(results[num_ranks][job], results[num_ranks][plain])
+
+
+def test_a_checkpoint_of_an_offloaded_optimizer_is_that_of_one_that_is_not(
+    results: dict[int, Mapping[str, JobResult]], directory: Path
+) -> None:
+    assert_equal_training(results[1]["after offloaded"], results[1]["after checkpoint"])
+    file = Path("state") / "rank_00000.safetensors"
+    waiting, plain = (load_file(directory / name / file) for name in ("offloaded", "checkpoint-1"))
+    assert waiting.keys() == plain.keys()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in waiting.items())
+
+
+def test_a_stage_whose_optimizer_cannot_be_offloaded_is_named(results: dict[int, Mapping[str, JobResult]]) -> None:
+    assert results[1]["offloaded0"].error == (
+        "the optimizer of learner.zero_stage 0 cannot be offloaded; set it to 1 or 2"
+    )
+
+
+def assert_equal_training(result: JobResult, other: JobResult) -> None:
+    """Bit for bit."""
+    measured = [
+        [{key: report.metrics[key] for key in ("loss", "grad_norm")} for report in each.reports]
+        for each in (result, other)
+    ]
+    assert measured[0] == measured[1]
+    assert all(all_equal(mine, theirs) for mine, theirs in zip(result.weights, other.weights, strict=True))
 
 
 def test_a_checkpoint_of_another_model_is_refused(results: dict[int, Mapping[str, JobResult]]) -> None:

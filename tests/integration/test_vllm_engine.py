@@ -429,6 +429,34 @@ async def test_a_running_picture_goes_on_with_the_new_weights_and_says_so(
         np.testing.assert_allclose(result.logprobs[swap:], under_new[swap:], atol=TOLERANCE)
 
 
+async def test_an_engine_that_sleeps_samples_nothing_and_takes_new_weights_when_it_wakes(
+    restored: VllmEngine, folder: Path, perturbed: JanusForConditionalGeneration
+) -> None:
+    old = restored.weight_version
+    requests = requests_for(ragged_prompts(4, 12, perturbed, image=True), "image", "asleep")
+    running = [asyncio.create_task(restored.generate(request)) for request in requests]
+    clock = replace(requests_for(ragged_prompts(1, 11, perturbed, image=False), "cot", "tick")[0], max_new_tokens=8)
+    await restored.generate(clock)
+    for _ in range(2):
+        await restored.sleep()
+    updating = asyncio.create_task(restored.update_weights(old + 1, buckets_of(perturbed)))
+    late = asyncio.create_task(restored.generate(replace(clock, request_id="late")))
+    await restored.check_alive()
+    done, _ = await asyncio.wait({*running, updating, late}, timeout=1.0)
+    assert (done, restored.weight_version) == (set(), old)
+    for _ in range(2):
+        await restored.wake()
+    await updating
+    await late
+    before = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    for request, result in zip(requests, await asyncio.gather(*running), strict=True):
+        assert (result.oldest_weight_version, result.newest_weight_version) == (old, old + 1)
+        swap = int(np.argmax(result.weight_versions))
+        for model, part in ((before, slice(0, swap)), (perturbed, slice(swap, None))):
+            expected = teacher_forced(model, request, result).numpy()
+            np.testing.assert_allclose(result.logprobs[part], expected[part], atol=TOLERANCE)
+
+
 async def test_an_engine_that_keeps_its_cache_says_which_tokens_have_a_stale_context(
     folder: Path, perturbed: JanusForConditionalGeneration
 ) -> None:
