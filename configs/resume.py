@@ -25,7 +25,7 @@ MAY_CHANGE: Final = (
     *("learner.gradient_checkpointing", "learner.logprob_chunk_mb", "learner.reference"),
     *("rollout.num_workers*", "rollout.*_per_worker", "rollout.tensor_parallel_size", "rollout.max_num_seqs"),
     *("rollout.decode_batch_size", "rollout.gpu_memory_utilization", "rollout.kv_cache_gib", "rollout.enforce_eager"),
-    *("rollout.max_attempts", "rollout.*_timeout_s", "rollout.env_vars*", "learner.env_vars*"),
+    *("rollout.colocate", "rollout.max_attempts", "rollout.*_timeout_s", "rollout.env_vars*", "learner.env_vars*"),
     *("rollout.node_labels*", "learner.node_labels*", "rewards.*.node_labels*"),
     *("rewards.*.replicas*", "rewards.*_per_replica", "rewards.*.batch_size", "rewards.*.max_wait_ms"),
     *("rewards.*.timeout_s", "rewards.*.retries"),

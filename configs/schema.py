@@ -92,6 +92,7 @@ class RunConfig(Section):
             self._check_determinism,
             self._check_phases,
             self._check_top_k,
+            self._check_colocation,
         ):
             check()
         return self
@@ -99,6 +100,17 @@ class RunConfig(Section):
     @property
     def advice(self) -> tuple[str, ...]:
         """What is allowed and hardly ever meant; said by `--dry-run`, and at the start of a run."""
+        return (*self._advice_on_lora(), *self._advice_on_colocation())
+
+    def _advice_on_colocation(self) -> tuple[str, ...]:
+        if not self.rollout.colocate or self.rollout.gpus_per_worker > 0:
+            return ()
+        return (
+            "rollout.colocate on a CPU: engines and learner take turns, and free nothing by it, as the memory of both "
+            "is the host's; set it to false unless it is to be tried out",
+        )
+
+    def _advice_on_lora(self) -> tuple[str, ...]:
         learner = self.learner
         if learner.lora is None or learner.lr * learner.lora.scale > 0.99 * LEAST_LORA_LR:  # rounding is no reason
             return ()
@@ -215,6 +227,43 @@ class RunConfig(Section):
                 f"rollout.cot_top_k {self.rollout.cot_top_k} with algorithm.policy {self.algorithm.policy} and "
                 f"old_logprobs {self.algorithm.old_logprobs}: engines then record log-probabilities among the "
                 "likeliest tokens alone, which the learner does not compute; set rollout.cot_top_k to null"
+            )
+
+    def _check_colocation(self) -> None:
+        if not self.rollout.colocate:
+            return
+        rollout, learner, workers = self.rollout, self.learner, self.rollout.num_workers
+        if self.algorithm.max_staleness > 0:
+            raise ValueError(
+                f"rollout.colocate with algorithm.max_staleness {self.algorithm.max_staleness}: engines sleep while "
+                "the learner learns, so nothing is drawn ahead; set max_staleness to 0"
+            )
+        if workers.is_elastic or workers.min != learner.num_ranks:
+            size = f"{workers.min} to {workers.max}" if workers.is_elastic else f"{workers.min}"
+            raise ValueError(
+                f"rollout.colocate with rollout.num_workers {size} and learner.num_ranks {learner.num_ranks}: each "
+                f"rank shares its place with one engine; set rollout.num_workers to {learner.num_ranks}"
+            )
+        if rollout.tensor_parallel_size > 1:
+            raise ValueError(
+                f"rollout.colocate with rollout.tensor_parallel_size {rollout.tensor_parallel_size}: an engine shares "
+                "the one GPU of a learner rank; set tensor_parallel_size to 1"
+            )
+        gpus = (rollout.gpus_per_worker, learner.gpus_per_rank)
+        if any(gpus) and (not all(gpus) or sum(gpus) > 1 + 1e-9):
+            raise ValueError(
+                f"rollout.colocate with rollout.gpus_per_worker {gpus[0]:g} and learner.gpus_per_rank {gpus[1]:g}: "
+                "both are shares of one GPU, which they take in turns; set each to 0.5, or less where rewards are on it"
+            )
+        if learner.zero_stage not in (1, 2):
+            raise ValueError(
+                f"rollout.colocate with learner.zero_stage {learner.zero_stage}: DeepSpeed moves AdamW's state out of "
+                "the way at stages 1 and 2; set zero_stage to 2, or to 1"
+            )
+        if rollout.node_labels != learner.node_labels:
+            raise ValueError(
+                f"rollout.colocate with rollout.node_labels {dict(rollout.node_labels)} and learner.node_labels "
+                f"{dict(learner.node_labels)}: engine and rank are on one node; set them equal"
             )
 
     def _check_phases(self) -> None:

@@ -61,6 +61,7 @@ _ELSEWHERE = {
     "kv_cache_memory_bytes": "rollout.kv_cache_gib",
     "tensor_parallel_size": "rollout.tensor_parallel_size",
     "enforce_eager": "rollout.enforce_eager",
+    "enable_sleep_mode": "rollout.colocate",
     "async_scheduling": "run.deterministic",
     "max_model_len": "rollout.max_prompt_tokens and rollout.max_cot_tokens",
 }
@@ -157,6 +158,9 @@ class RolloutConfig(Section):
         None, gt=0, le=2**20, description="KV cache; null: 1 on a CPU, on a GPU what gpu_memory_utilization leaves"
     )
     enforce_eager: bool = Field(False, description="no graph capture, no compilation: slower steps, quicker start")
+    colocate: bool = Field(
+        False, description="engine i takes turns with learner rank i on one GPU, and sleeps while the learner learns"
+    )
     recompute_on_swap: bool = Field(
         True,
         description="compute the keys and values of running sequences again under new weights; false: the vLLM engine "
@@ -176,7 +180,6 @@ class RolloutConfig(Section):
         None,
         description="of the semantic prompt, with {prompt} in it; null: the one stored with the checkpoint, or bicot's",
     )
-
     roles: tuple[str, str] | None = Field(
         None,
         description="user and assistant in the chat template; null: the ones stored with the checkpoint, or its "

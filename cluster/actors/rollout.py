@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from cluster.actors import folders
-from cluster.actors.dedicated_placement import OwnPlacement
+from cluster.actors.dedicated_placement import OwnPlacement, SharedPlaces
 from cluster.actors.network import use_network_of_node
 from cluster.actors.sources import check_same_sources
 from cluster.actors.spawning import node_id, own_name, spawn
@@ -177,6 +177,16 @@ class RolloutActor:
             return str(error)
         return ""
 
+    async def sleep(self) -> None:
+        """See `RolloutWorker.sleep`."""
+        with self._ending_with_engine() as worker:
+            await worker.sleep()
+
+    async def wake(self) -> None:
+        """See `RolloutWorker.wake`."""
+        with self._ending_with_engine() as worker:
+            await worker.wake()
+
     async def ping(self) -> str:
         """Answered when the engine has answered, too: a process of its own, which may be frozen or hang by itself."""
         if self._worker is not None:
@@ -214,11 +224,19 @@ class RolloutActor:
 
 
 def spawn_rollout(
-    config: RunConfig, model_path: str, worker_id: str, run: str, placement: OwnPlacement, *, with_cot: bool = True
+    config: RunConfig,
+    model_path: str,
+    worker_id: str,
+    run: str,
+    placement: OwnPlacement | SharedPlaces,
+    *,
+    with_cot: bool = True,
 ) -> ray.actor.ActorHandle:
-    """Make a rollout worker, without waiting; a tensor-parallel one in a placement group of its own."""
+    """Make a rollout worker, without waiting; a tensor-parallel one in a placement group of its own, and one that takes
+    turns with the learner in a bundle that both share."""
     rollout = config.rollout
-    make = placement.spawn if rollout.tensor_parallel_size > 1 else spawn
+    is_placed = rollout.tensor_parallel_size > 1 or isinstance(placement, SharedPlaces)
+    make = placement.spawn if is_placed else spawn
     return make(
         RolloutActor,
         *(config, model_path, worker_id, run, with_cot),

@@ -21,13 +21,13 @@ from typing import Any, Final, Literal
 from ray.actor import ActorHandle
 
 from cluster.learning.learner_group import LearnerLostError
-from cluster.learning.weight_sync import ObjectStoreSync
+from cluster.learning.weight_sync import ObjectStoreSync, WeightSync
 from cluster.pools import ActorPool
 from cluster.pools.cancellation import end_tasks
 from cluster.pools.member import Member
 from cluster.pools.remote_errors import first_line, raised_by, resolve
 from configs.errors import LearnerError, WeightSyncError
-from configs.schema import WeightSyncConfig
+from configs.schema import RunConfig, WeightSyncConfig
 from rollout.records import NO_VERSION, GroupPlace, WeightVersion
 
 _MOST_PATIENCE_S: Final = 30.0
@@ -212,6 +212,13 @@ class BroadcastSync:
         calls = [rank.abort_collective.options(concurrency_group="pulse").remote() for rank in self._ranks]
         calls += [member.handle.abort_collective.remote() for member in members]
         return {asyncio.ensure_future(resolve(call)) for call in calls}
+
+
+def make_weight_sync(config: RunConfig, note: Callable[[str], None]) -> WeightSync:
+    """The way that `weight_sync.backend` asks for."""
+    if config.weight_backend == "object_store":
+        return ObjectStoreSync(config.weight_sync)
+    return BroadcastSync(config.weight_sync, config.weight_backend, config.rollout.tensor_parallel_size, note)
 
 
 async def _why_not(call: Awaitable[Any]) -> str:

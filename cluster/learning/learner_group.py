@@ -66,12 +66,14 @@ class LearnerGroup:
     def ranks(self) -> tuple[ActorHandle, ...]:
         return tuple(self._ranks)
 
-    async def start(self) -> None:
+    async def start(self, group: PlacementGroup | None = None) -> None:
         """Place the ranks; `setup` loads the model into them. Raises PlacementError.
 
+        group: their place, which others share and outlives them; None: one is made, and goes with them.
         They are spawned in threads: Ray waits for its head to hear of an actor with a name, and of a placement group.
         """
-        self._placement_group = group = await place_ranks(self._config, self._note)
+        if group is None:
+            self._placement_group = group = await place_ranks(self._config, self._note)
         for rank in range(self._config.learner.num_ranks):
             make = partial(spawn_rank, self._config, f"{self._name}-{rank}", rank, group)
             self._ranks.append(await made_in_thread(make, ray.kill))
@@ -172,6 +174,14 @@ class LearnerGroup:
         """What `work`, which uses the ranks, returns. Raises LearnerLostError when one dies or is silent meanwhile."""
         with _as_learner_errors(what, None):
             return await self._unless_silent(work, None, self._pulses.watch())
+
+    async def offload(self) -> None:
+        """Have the ranks keep their optimizer's state in host memory, and give what it took to others."""
+        await self._all("offload", timeout_s=self._config.run.step_timeout_s)
+
+    async def reload(self) -> None:
+        """Have them take it back."""
+        await self._all("reload", timeout_s=self._config.run.step_timeout_s)
 
     async def take_snapshot(self, step: int) -> None:
         """Have the ranks copy what going on after `step` steps needs into their host memory.

@@ -24,9 +24,11 @@ _RESOLUTION: Final = 1e-4
 
 
 def bundle_of(config: RunConfig) -> dict[str, float]:
-    """What one rank asks of a node."""
-    learner = config.learner
+    """What one rank asks of a node; with `rollout.colocate`, it and the rollout worker that shares its place."""
+    learner, rollout = config.learner, config.rollout
     asked = {"CPU": learner.cpus_per_rank, "GPU": learner.gpus_per_rank}
+    if rollout.colocate:
+        asked = {"CPU": asked["CPU"] + rollout.cpus_per_worker, "GPU": asked["GPU"] + rollout.gpus_per_worker}
     return {resource: amount for resource, amount in asked.items() if amount > 0} or {"CPU": 0.001}
 
 
@@ -71,7 +73,7 @@ def spawn_rank(config: RunConfig, name: str, rank: int, placement: PlacementGrou
         config,
         rank,
         name=name,
-        num_cpus=bundle_of(config).get("CPU", 0),
+        num_cpus=learner.cpus_per_rank,
         num_gpus=learner.gpus_per_rank,
         threads=learner.threads_per_rank,
         runtime_env={"env_vars": dict(learner.env_vars)},

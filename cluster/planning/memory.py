@@ -42,6 +42,13 @@ class Need:
         return sum(self.parts.values())
 
 
+@dataclass(frozen=True, slots=True)
+class NeedInTurns(Need):
+    """Bytes of processes that take turns: what the largest turn needs."""
+
+    turns: Mapping[str, Need]
+
+
 def bytes_per_value(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else FLOAT32
 
@@ -200,6 +207,21 @@ def rollout_worker(config: RunConfig, shape: ModelShape, device_bytes: int | Non
             "context": 0 if device_bytes is None else 2 * CONTEXT_BYTES,
         }
     )
+
+
+def in_turns(config: RunConfig, shape: ModelShape, device_bytes: int) -> NeedInTurns:
+    """A learner rank and a rollout worker on one GPU (`rollout.colocate`).
+
+    While the engine sleeps, the worker holds its contexts and the VQ decoder's weights; while the learner's optimizer
+    is offloaded, the rank holds weights, reference and buffers. Captured CUDA graphs, which stay, are not counted.
+    """
+    rank, worker = learner_rank(config, shape).parts, rollout_worker(config, shape, device_bytes).parts
+    contexts = rank["context"] + worker["context"]
+    learning = Need({**rank, "VQ decoder": shape.vq.parameters * FLOAT32, "context": contexts})
+    resting = {f"learner's {name}": rank[name] for name in ("weights", "reference", "buffers")}
+    drawing = Need({**worker, **resting, "context": contexts})
+    largest = max(learning, drawing, key=lambda need: need.total)
+    return NeedInTurns(largest.parts, {"drawing": drawing, "learning": learning})
 
 
 def pictures_at_once(config: RunConfig, shape: ModelShape, cache_bytes: int) -> int:

@@ -8,10 +8,11 @@ for its end waits for ever. So it is said again, until it is heard.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final, TypeVar
 
 Made = TypeVar("Made")
+Result = TypeVar("Result")
 CANCEL_AGAIN_S: Final = 1.0
 """For a task to end, before it is cancelled once more."""
 
@@ -40,3 +41,18 @@ async def made_in_thread(make: Callable[[], Made], end: Callable[[Made], None]) 
     except asyncio.CancelledError:
         making.add_done_callback(lambda made: None if made.cancelled() or made.exception() else end(made.result()))
         raise
+
+
+async def unless_set(event: asyncio.Event, work: Awaitable[Result], timeout_s: float | None = None) -> Result | None:
+    """What `work` returns; None when `event` is set before. Raises TimeoutError."""
+    task = asyncio.ensure_future(work)
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({task, waiting}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if event.is_set():
+            return None
+        if not task.done():
+            raise TimeoutError
+        return task.result()
+    finally:
+        await end_tasks((task, waiting))  # left behind, it would report the run's end as an error of its own

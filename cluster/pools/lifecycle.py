@@ -53,6 +53,11 @@ class MemberLife:
             await spawning
         finally:
             await end_tasks({spawning})
+        async with self.hooks.loading():
+            await self._load()
+
+    async def _load(self) -> None:
+        member = self.member
         # Asked first, it is answered when the worker has its place and before it starts.
         arrive = asyncio.create_task(self._arrive(member.handle.ping.remote()))
         start = asyncio.ensure_future(self.hooks.start(member.handle))
@@ -101,7 +106,8 @@ class MemberLife:
             member.health.answered(self.hooks.weights.version)
             await self.tell(member)
         if member.state is HealthState.STALE:
-            await self._catch_up()
+            async with self.hooks.loading():
+                await self._catch_up()
         return None
 
     async def _until_quiet(self) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
 from ray.actor import ActorHandle
 
-from cluster.pools.health import Health, HealthState
+from cluster.pools.health import STARTED, Health, HealthState
 from cluster.pools.heartbeats import PingPace
 from configs.errors import WeightSyncError
 from rollout.records import WeightVersion
@@ -69,6 +70,9 @@ class PoolHooks:
     thread."""
     give_up: Callable[[Any], None] | None = None
     """Has a worker leave the call whose answer is this reference, for workers that can."""
+    loading: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+    """Entered before a worker loads its model or newer weights, and left when it has; a wait for that counts for no
+    time-out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,11 @@ class Membership:
     size: int
     _members: list[Member] = field(default_factory=list, init=False)
     """All that are not DEAD."""
+
+    @property
+    def started(self) -> tuple[Member, ...]:
+        """The members that have loaded their model, whether they are given calls or not."""
+        return tuple(member for member in self._members if member.state in (*STARTED, HealthState.DRAINING))
 
     @property
     def members(self) -> tuple[Member, ...]:

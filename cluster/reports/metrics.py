@@ -116,6 +116,9 @@ METRIC_PREFIXES: Final[Mapping[str, str]] = {
     "benchmark/": "of each benchmark of data.benchmarks, every so many steps: NAME/MEASURE as rewards.benchmark has "
     "it, of the fixed part that is drawn, and NAME/missing the share of its pictures that could not be drawn or judged "
     "and count as the lowest score",
+    "turns/": "with rollout.colocate, whose turn it was since the last step was told, seconds: turns/drawing_s the "
+    "engines' (sampling, scores, weights on their way, evaluations), turns/to_learning_s engines on their way to sleep "
+    "and the optimizer's state back to the learner, turns/learning_s the learner's, turns/to_drawing_s both ways back",
     "staleness/share_": "histogram: share of trajectories that lag so many weight versions",
 }
 """Families of keys whose names depend on the config."""

@@ -10,11 +10,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cluster.planning.cards import CARDS, GIB, Card
-from cluster.planning.memory import CONTEXT_BYTES, Need, learner_rank, pictures_at_once, rollout_worker
+from cluster.planning.memory import (
+    CONTEXT_BYTES,
+    Need,
+    NeedInTurns,
+    in_turns,
+    learner_rank,
+    pictures_at_once,
+    rollout_worker,
+)
 from cluster.planning.model_shape import ModelShape
 from cluster.planning.reward_models import reward_bytes, reward_dtype
 from cluster.planning.roofline import StepTimes, step_times
-from cluster.session.placement import Bundle, plan_placement
+from cluster.session.placement import COLOCATED, Bundle, plan_placement
 from configs.errors import ConfigError, PlacementError
 from configs.schema import RunConfig
 
@@ -43,6 +51,8 @@ def describe_gpu_plan(config: RunConfig, shape: ModelShape, card: Card) -> str:
     lines = [f"on {card.name}, {card.memory_bytes / GIB:.0f} GiB each:"]
     for load in loads:
         lines += _load_lines(load, card)
+    if config.rollout.colocate:
+        lines.append(_host_line(config, shape))
     lines += _time_lines(config, step_times(config, shape, card))
     if (advice := stage_advice(config, shape, card)) is not None:
         lines.append(advice)
@@ -97,6 +107,8 @@ def gpu_loads(config: RunConfig, shape: ModelShape, card: Card) -> list[GpuLoad]
 
 
 def _need(config: RunConfig, shape: ModelShape, card: Card, bundle: Bundle) -> Need | None:
+    if bundle.role == COLOCATED:
+        return in_turns(config, shape, card.memory_bytes)
     if bundle.role == "learner":
         return learner_rank(config, shape)
     if bundle.role == "rollout":
@@ -114,9 +126,24 @@ def _load_lines(load: GpuLoad, card: Card) -> Iterator[str]:
     for bundle, need in zip(load.bundles, load.needs, strict=True):
         if need is None:
             yield f"    {bundle.name}: not counted, its model is not known here"
+        elif isinstance(need, NeedInTurns):
+            for turn, during in need.turns.items():
+                yield f"    {bundle.name}, {turn}: {during.total / GIB:.1f}: {_parts(during)}"
         else:
-            parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in need.parts.items() if size > 0.05 * GIB)
-            yield f"    {bundle.name}: {parts}"
+            yield f"    {bundle.name}: {_parts(need)}"
+
+
+def _parts(need: Need) -> str:
+    return ", ".join(f"{name} {size / GIB:.1f}" for name, size in need.parts.items() if size > 0.05 * GIB)
+
+
+def _host_line(config: RunConfig, shape: ModelShape) -> str:
+    rank, worker = learner_rank(config, shape).parts, rollout_worker(config, shape, None).parts
+    return (
+        f"taking turns: host memory for each GPU holds {rank['optimizer'] / GIB:.1f} GiB of optimizer state while "
+        f"engines draw, {worker['weights'] / GIB:.1f} GiB of the engine's weights while the learner learns, and as "
+        "much for new weights"
+    )
 
 
 def _time_lines(config: RunConfig, times: StepTimes) -> Sequence[str]:
@@ -134,6 +161,11 @@ def _time_lines(config: RunConfig, times: StepTimes) -> Sequence[str]:
 def _remedy(config: RunConfig, shape: ModelShape, load: GpuLoad, excess: int) -> str:
     """The field whose change frees the most with the least harm, and the value that fits where one is known."""
     roles = {bundle.role for bundle in load.bundles}
+    for need in load.needs:
+        if isinstance(need, NeedInTurns):
+            if need.turns["learning"].total == need.total:
+                return "put rewards elsewhere, lower learner.micro_batch_size, or train with learner.lora"
+            return f"lower rollout.gpu_memory_utilization ({config.rollout.gpu_memory_utilization:g})"
     if "rollout" in roles:
         decoder = rollout_worker(config, shape, None).parts["VQ decoder"]
         per_picture = (decoder - shape.vq.parameters * 4) // config.rollout.decode_batch_size

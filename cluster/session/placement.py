@@ -18,6 +18,8 @@ from itertools import groupby
 from configs.errors import PlacementError
 from configs.schema import RunConfig
 
+COLOCATED = "learner + rollout"
+"""Role of a bundle in which a learner rank and a rollout worker take turns."""
 # Fractions of a GPU are multiples of this for Ray too.
 _RESOLUTION = 1e-4
 
@@ -27,7 +29,7 @@ class Bundle:
     """One actor's place."""
 
     role: str
-    """Config section that decides it: `learner`, `rollout`, `rewards.NAME`, or `service`."""
+    """Config section that decides it: `learner`, `rollout`, `rewards.NAME`, or `service`; or COLOCATED."""
     name: str
     cpus: float
     gpus: float
@@ -123,13 +125,7 @@ def check_labels(plan: PlacementPlan, nodes: Sequence[Mapping[str, str]]) -> Non
 
 
 def _bundles(config: RunConfig) -> Iterator[Bundle]:
-    learner, rollout = config.learner, config.rollout
-    for rank in range(learner.num_ranks):
-        yield Bundle("learner", f"learner-{rank}", learner.cpus_per_rank, learner.gpus_per_rank, learner.node_labels)
-    for worker in range(rollout.num_workers.min):
-        yield Bundle(
-            "rollout", f"rollout-{worker}", rollout.cpus_per_worker, rollout.gpus_per_worker, rollout.node_labels
-        )
+    yield from _bundles_in_turns(config) if config.rollout.colocate else _bundles_apart(config)
     for reward in config.rewards:
         for replica in range(reward.replicas.min):
             yield Bundle(
@@ -140,6 +136,23 @@ def _bundles(config: RunConfig) -> Iterator[Bundle]:
                 reward.node_labels,
             )
     yield Bundle("service", "trajectory-queue", 0.0, 0.0)  # it waits, and passes references on
+
+
+def _bundles_apart(config: RunConfig) -> Iterator[Bundle]:
+    learner, rollout = config.learner, config.rollout
+    for rank in range(learner.num_ranks):
+        yield Bundle("learner", f"learner-{rank}", learner.cpus_per_rank, learner.gpus_per_rank, learner.node_labels)
+    for worker in range(rollout.num_workers.min):
+        yield Bundle(
+            "rollout", f"rollout-{worker}", rollout.cpus_per_worker, rollout.gpus_per_worker, rollout.node_labels
+        )
+
+
+def _bundles_in_turns(config: RunConfig) -> Iterator[Bundle]:
+    learner, rollout = config.learner, config.rollout
+    cpus, gpus = learner.cpus_per_rank + rollout.cpus_per_worker, learner.gpus_per_rank + rollout.gpus_per_worker
+    for rank in range(learner.num_ranks):
+        yield Bundle(COLOCATED, f"learner-{rank} + rollout-{rank}", cpus, _total(iter((gpus,))), learner.node_labels)
 
 
 def _check_places(plan: PlacementPlan, resource: str, nodes: Sequence[float]) -> None:

@@ -18,15 +18,15 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from cluster.groups import Admission, GroupRoller, QueueClient
 from cluster.groups.parity_probes import ParityProbes
 from cluster.groups.roller import GroupGivenUpError, RolledGroup
-from cluster.learning import LearnerGroup, WeightSync
+from cluster.learning import LearnerGroup, NoTurns, Turns, WeightSync
 from cluster.learning.skipped_steps import SkippedSteps
 from cluster.pools import ActorPool
-from cluster.pools.cancellation import end_tasks
+from cluster.pools.cancellation import end_tasks, unless_set
 from cluster.reports.step_metrics import GroupTimes, StepClock, StepTimes, roller_metrics, step_metrics
 from cluster.state import RunState
 from cluster.state.ledger import GroupState
@@ -38,8 +38,6 @@ from rollout.records import GroupRequest, derive_seed
 if TYPE_CHECKING:
     from cluster.reports import RunLog
 
-Result = TypeVar("Result")
-
 
 @dataclass(frozen=True, slots=True)
 class Machinery:
@@ -50,6 +48,7 @@ class Machinery:
     queue: QueueClient
     learner: LearnerGroup
     weights: WeightSync
+    turns: Turns = field(default_factory=NoTurns)
 
 
 @dataclass(slots=True)
@@ -218,6 +217,7 @@ class Pipeline:
         skipped = SkippedSteps(self.config.run.steps)
         probes = ParityProbes(self.config, self.machinery.rollouts, self.log.note, self.start.step)
         clock = StepClock(self.machinery.roller.counts)
+        self.machinery.turns.take_times()  # those before are of no step
         for step in range(self.start.step, self.config.run.steps):
             self.log.check()
             times = clock.step()
@@ -231,8 +231,10 @@ class Pipeline:
             self._between_steps.clear()
             self.log.activity.phase("learning")
             groups = [self._rolled[sequence].scored.rollout for sequence in self._sequences(step)]
-            report = await self.machinery.learner.train_step(batch, await probes.of_step(step, groups, delivery))
-            times.learned = time.monotonic()
+            compared = await probes.of_step(step, groups, delivery)
+            async with self.machinery.turns.learning():
+                report = await self.machinery.learner.train_step(batch, compared)
+                times.learned = time.monotonic()
             self.log.activity.phase("syncing")
             if delivery is not None:
                 await delivery  # one version at a time: the store keeps the newest only
@@ -260,26 +262,12 @@ class Pipeline:
         """Reference to the batch of `step`, which itself does not pass through here; None when the run is to stop."""
         timeout_s = self.config.run.step_timeout_s
         try:
-            return await self._unless_stopped(self.machinery.queue.get_batch(step), timeout_s)
+            return await unless_set(self._stopping, self.machinery.queue.get_batch(step), timeout_s)
         except TimeoutError:
             raise RunError(
                 f"step {step} waited {timeout_s:g} s (run.step_timeout_s) for its groups; "
                 f"{self.machinery.rollouts.describe()}; {self.machinery.roller.rewards.describe()}"
             ) from None
-
-    async def _unless_stopped(self, work: Awaitable[Result], timeout_s: float | None = None) -> Result | None:
-        """What `work` returns; None when the run is told to stop before. Raises TimeoutError."""
-        task = asyncio.ensure_future(work)
-        stop = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait({task, stop}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if self._stopping.is_set():
-                return None
-            if not task.done():
-                raise TimeoutError
-            return task.result()
-        finally:
-            await end_tasks((task, stop))  # left behind, it would report the run's end as an error of its own
 
     async def _deliver(self) -> None:
         version = await self.machinery.weights.deliver(self.machinery.rollouts)
@@ -293,7 +281,7 @@ class Pipeline:
         started = time.monotonic()
         await delivery  # until the next step, every worker holds the version that is measured
         try:
-            return await self._unless_stopped(self.evaluate(num_steps)) or {}
+            return await unless_set(self._stopping, self.evaluate(num_steps)) or {}
         finally:
             self._started += time.monotonic() - started  # evaluations are no training time
 
@@ -307,7 +295,7 @@ class Pipeline:
         metrics = step_metrics(step, [group.scored for group in rolled], reported, times, group_times)
         metrics["groups_given_up"] = self._num_given_up
         metrics["groups_resampled"] = self._num_resampled
-        metrics |= roller_metrics(self.machinery.roller)
+        metrics |= roller_metrics(self.machinery.roller) | self.machinery.turns.take_times()
         self.log.write(metrics)
         for sequence in sequences:
             self._replaced.pop(sequence, None)

@@ -22,10 +22,11 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.actors import spawn_rollout
-from cluster.actors.dedicated_placement import OwnPlacement
+from cluster.actors.dedicated_placement import OwnPlacement, SharedPlaces
 from cluster.groups import GroupRoller, QueueClient, RewardPools
-from cluster.learning import BroadcastSync, LearnerGroup, ObjectStoreSync, WeightSync
+from cluster.learning import LearnerGroup, Turns, WeightSync, make_turns, make_weight_sync
 from cluster.learning.learner_group import LearnerLostError
+from cluster.learning.rank_placement import place_ranks
 from cluster.pools import ActorPool, Elasticity, Patience, PoolHooks
 from cluster.pools.cancellation import end_tasks
 from cluster.pools.elasticity import ElasticPool
@@ -60,7 +61,8 @@ class Run:
     _rollouts: ActorPool = field(init=False)
     _rewards: RewardPools = field(init=False)
     _weights: WeightSync = field(init=False)
-    _own_placement: OwnPlacement = field(default_factory=OwnPlacement, init=False)
+    _turns: Turns = field(init=False)
+    _placement: OwnPlacement | SharedPlaces = field(init=False)
     _model: StartingModel = field(init=False)
     _pipeline: Pipeline | None = field(default=None, init=False)
     _task: asyncio.Task[Any] | None = field(default=None, init=False)
@@ -89,7 +91,8 @@ class Run:
             cache_url=self.log.registry.url,
             one_group_a_time=self.config.run.deterministic,
         )
-        self._weights = self._make_weight_sync()
+        self._weights = make_weight_sync(self.config, self.log.note)
+        self._placement = SharedPlaces() if self.config.rollout.colocate else OwnPlacement()
         self._rollouts = ActorPool(
             "rollout",
             self.config.rollout.num_workers.min,
@@ -97,11 +100,13 @@ class Run:
             replace(
                 self._hooks(self._spawn_rollout, self._start_rollout),
                 weights=self._weights,
-                end=self._own_placement.end,
+                end=self._placement.end,
+                loading=lambda: self._turns.loading(),
                 give_up=ray.cancel,
             ),
             patience,
         )
+        self._turns = make_turns(self.config, self._rollouts, lambda: self._learner)
 
     @property
     def pools(self) -> tuple[ActorPool, ...]:
@@ -144,7 +149,7 @@ class Run:
         return summary
 
     async def _start(self) -> None:
-        await self._learner.start()
+        await self._place_learner()
         await self._model.prepare(self._learner)
         self.log.progress.stage("starting learner, rollout workers and rewards")
         timeout_s = self.config.run.start_timeout_s
@@ -163,13 +168,21 @@ class Run:
                 f"{self._rewards.describe()}; raise it, or see Ray's logs for what hangs"
             ) from error
 
+    async def _place_learner(self) -> None:
+        """In places of the ranks' own, or in those that they share with engines, which outlive a learner that dies."""
+        if isinstance(self._placement, SharedPlaces) and self._placement.group is None:
+            self._placement.group = await place_ranks(self.config, self.log.note)
+        await self._learner.start(self._placement.group)
+
     async def _set_up_learner(self) -> None:
-        """Load the policy, and where the run goes on, the checkpoint; then workers that join may have the weights."""
+        """Load the policy, and where the run goes on, the checkpoint; then workers that join may have the weights, and
+        engines that take turns with the learner may start."""
         await self._learner.setup(self._model.path)
         if self.checkpoint is not None:
             await self._learner.load_checkpoint(str(self.checkpoint / "state"))
         if self.checkpoint is not None or self._num_restarts:  # else workers begin with these weights by themselves
             await self._weights.restore(self._learner.ranks, self.state.step)
+        await self._turns.begin_drawing()
         self._live_weights.set()
 
     async def _drop_unfit_prompts(self) -> None:
@@ -207,7 +220,7 @@ class Run:
 
     async def _run_pipeline(self, roller: GroupRoller) -> bool:
         queue = await QueueClient(self.config, self._name_of_life, self.state.step, self.log.note).start()
-        machinery = Machinery(self._rollouts, roller, queue, self._learner, self._weights)
+        machinery = Machinery(self._rollouts, roller, queue, self._learner, self._weights, self._turns)
         source = PromptSource(self.train.prompts, self.config.run.seed, shuffle=self.config.data.shuffle)
         evaluate, is_due = functools.partial(self._evaluation.during, roller, self.evaluation), self._evaluation.is_due
         self._pipeline = pipeline = Pipeline(self.config, machinery, source, self.log, self.state, evaluate, is_due)
@@ -240,9 +253,10 @@ class Run:
         self.log.progress.stage("starting the learner again")
         self.log.activity.restart()
         await self._learner.close()
+        await self._turns.learner_lost()
         self._learner = LearnerGroup(self.config, self.log.directory.name, self._num_restarts, self.log.note)
         await self.log.rewind(self.state)
-        await self._learner.start()
+        await self._place_learner()
         await self._learner.check_shares(self.log.directory.path)
         await self._model.bring_to_ranks(self._learner)
         await self._set_up_learner()
@@ -276,17 +290,13 @@ class Run:
             for result in await asyncio.gather(*pools, return_exceptions=True):
                 if isinstance(result, Exception):
                     self.log.note(f"an actor could not be ended: {result}")
+            if isinstance(self._placement, SharedPlaces):
+                self._placement.close()
 
     @property
     def _has_new_steps(self) -> bool:
         """Whether the learner has made steps, and is where `state` says."""
         return self.state.step > 0 and self._pipeline is not None and self._pipeline.is_between_steps
-
-    def _make_weight_sync(self) -> WeightSync:
-        config, size = self.config.weight_sync, self.config.rollout.tensor_parallel_size
-        if self.config.weight_backend == "object_store":
-            return ObjectStoreSync(config)
-        return BroadcastSync(config, self.config.weight_backend, size, self.log.note)
 
     def _make_elasticity(self) -> Elasticity:
         def is_awaited() -> bool:
@@ -300,7 +310,7 @@ class Run:
         return PoolHooks(make_actor, start, self.log.worker, self.log.note, spawning=self._spawning)
 
     def _spawn_rollout(self, worker_id: str) -> ray.actor.ActorHandle:
-        return spawn_rollout(self.config, self._model.path, worker_id, self.log.directory.name, self._own_placement)
+        return spawn_rollout(self.config, self._model.path, worker_id, self.log.directory.name, self._placement)
 
     async def _start_rollout(self, handle: ray.actor.ActorHandle) -> None:
         await self._model.bring_to(handle)

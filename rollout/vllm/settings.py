@@ -127,7 +127,8 @@ def _on_a_cpu(config: RolloutConfig) -> dict[str, Any]:
 
 def _on_a_gpu(config: RolloutConfig) -> dict[str, Any]:
     cache = {} if config.kv_cache_bytes is None else {"kv_cache_memory_bytes": config.kv_cache_bytes}
-    return {"gpu_memory_utilization": config.gpu_memory_utilization, **cache}
+    memory = {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": config.colocate}
+    return {**memory, **cache}
 
 
 def num_streams(config: RolloutConfig) -> int:

@@ -192,6 +192,31 @@ async def test_new_weights_sample_and_score_as_the_learners_model_does(
     await engine.update_weights(2, _buckets_of(load_twin(folder, dtype), dtype))
 
 
+async def test_an_engine_that_sleeps_gives_its_memory_up_and_wakes_with_its_weights_graphs_and_staged_update(
+    folder: Path,
+) -> None:
+    config = CONFIG.model_copy(update={"colocate": True})
+    engine = await VllmEngine.start(EngineSettings(str(folder), config, "bfloat16"))
+    try:
+        twin = load_twin(folder, "bfloat16")
+        for name in ("first", "second"):
+            requests = [*requests_for(twin, "image", name), *requests_for(twin, "cot", name)]
+            assert_logprobs_agree(twin, requests, await generate(engine, requests), "bfloat16")
+            awake = torch.cuda.mem_get_info()[0]
+            await engine.sleep()
+            assert torch.cuda.mem_get_info()[0] - awake > 0.9 * (config.kv_cache_bytes or 0)
+            await engine.wake()
+        await engine.sleep()
+        updating = asyncio.create_task(engine.update_weights(1, _perturb(twin, "bfloat16")))
+        assert not (await asyncio.wait({updating}, timeout=2.0))[0]
+        await engine.wake()
+        await asyncio.wait_for(updating, 60)
+        requests = [*requests_for(twin, "image", "third"), *requests_for(twin, "cot", "third")]
+        assert_logprobs_agree(twin, requests, await generate(engine, requests), "bfloat16")
+    finally:
+        await engine.close()
+
+
 async def test_new_weights_come_by_cuda_ipc_from_another_process_on_the_card_and_one_that_dies_leaves_the_old_ones(
     engine_and_dtype: tuple[VllmEngine, str], folder: Path, tmp_path: Path
 ) -> None:

@@ -1,10 +1,11 @@
-"""Short runs of the launcher on GPUs: everything on one, with both ways for weights, and NCCL between two."""
+"""Short runs of the launcher on GPUs: everything on one, beside each other and in turns, and NCCL between two."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,53 @@ def test_learner_and_engine_share_one_gpu_and_agree_after_each_update(
     if backend == "ipc":
         assert "goes through the object store" not in printed
     assert_engine_follows_learner(rows)
+
+
+class FreeMemory:
+    """Watches the free memory of the first GPU, from a run's first step on."""
+
+    def __init__(self, metrics: Path) -> None:
+        self.seen: list[int] = []
+        self._metrics = metrics
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> FreeMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.01):
+            if self._metrics.is_file() and (written := self._metrics.read_text().count("\n")):
+                if written == NUM_STEPS:  # what follows is the end of the processes
+                    return
+                self.seen.append(torch.cuda.mem_get_info(0)[0])
+
+
+def test_an_engine_that_takes_turns_with_the_learner_gives_its_memory_up_and_follows_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    with FreeMemory(tmp_path / "on-gpu" / "metrics.jsonl") as free:
+        rows, printed = launch(
+            folder,
+            tmp_path,
+            "rollout.colocate=true",
+            "rollout.gpus_per_worker=0.4",
+            "rollout.gpu_memory_utilization=0.1",
+            "rollout.kv_cache_gib=2",
+            "learner.gpus_per_rank=0.4",
+            "weight_sync.backend=ipc",
+        )
+    assert "goes through the object store" not in printed
+    assert_engine_follows_learner(rows)
+    # The KV cache of 2 GiB is far more than all else that either of the two holds.
+    assert max(free.seen) - min(free.seen) > 1.5 * 2**30
+    for row in rows:
+        print({key: value for key, value in row.items() if key.startswith("turns/")})
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs: NCCL joins no two processes on one")

@@ -66,7 +66,7 @@ def deterministic_tree(name: str, directory: Path) -> dict[str, Any]:
         run={"steps": NUM_STEPS, "deterministic": True},
         algorithm={"max_staleness": 0, "groups_per_step": 3},
         rollout={"engine": "vllm"},
-        learner={"micro_batch_size": 3},
+        learner={"micro_batch_size": 3, "zero_stage": 1},
     )
 
 
@@ -221,6 +221,30 @@ def test_a_deterministic_run_equals_a_plain_loop_bit_for_bit(deterministic: Outc
 
     assert len(made_by(deterministic)) == NUM_STEPS
     assert made_by(deterministic) == asyncio.run(loop())
+
+
+def test_an_engine_and_a_learner_that_take_turns_make_the_same_run(deterministic: Outcome, tmp_path: Path) -> None:
+    tree = deterministic_tree("in-turns", tmp_path)
+    tree["rollout"]["colocate"] = True
+    tree["checkpoint"] = {"every_steps": 1}
+    tree["data"] |= {
+        "evaluation": {"heldout": "shapes:heldout"},
+        "num_evaluation_prompts": 2,
+        "evaluate_every_steps": 1,
+    }
+    colocated = asyncio.run(train(tree))
+    assert made_by(colocated) == made_by(deterministic)
+    assert [row["weight_version"] for row in colocated.rows] == [1, 2, 3]
+    assert colocated.snapshot is not None
+    counts = colocated.snapshot.group_counts
+    assert counts[GroupState.TRAINED] == NUM_STEPS * 3 == sum(counts.values())
+    assert [row["evaluation/heldout"] is not None for row in colocated.rows[:2]] == [True, True]
+    for row in colocated.rows:
+        assert all(row[f"turns/{turn}_s"] > 0 for turn in ("drawing", "to_learning", "learning", "to_drawing"))
+        assert row["turns/learning_s"] <= row["time/learn_s"]
+    assert not any("checkpoint" in note for note in colocated.log.notes)
+    folders = sorted(path.name for path in colocated.directory.checkpoints_dir.iterdir())
+    assert folders == ["step_000002", "step_000003"]
 
 
 @pytest.mark.proof

@@ -24,6 +24,8 @@ rewards:
     weight: 2
 """
 
+IN_TURNS = ("rollout.colocate=true", "algorithm.max_staleness=0", "learner.zero_stage=1")
+
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
@@ -43,6 +45,17 @@ def test_a_minimal_file_takes_all_other_values_from_the_defaults(config_file: Pa
     assert config.model.path == "models/janus"
     assert config.algorithm.group_size == 8
     assert [reward.weight for reward in config.rewards] == [1.0, 2.0]
+
+
+def test_taking_turns_on_a_cpu_is_said_to_free_nothing_and_on_gpus_nothing_is_said(config_file: Path):
+    (advice,) = load_config(config_file, IN_TURNS).advice
+    assert advice.startswith("rollout.colocate on a CPU: engines and learner take turns, and free nothing by it")
+    on_gpus = load_config(config_file, [*IN_TURNS, "rollout.gpus_per_worker=0.5", "learner.gpus_per_rank=0.5"])
+    assert on_gpus.advice == ()
+    assert on_gpus.weight_backend == "object_store"
+    assert load_config(config_file, ["weight_sync.backend=auto", *IN_TURNS]).weight_backend == "object_store"
+    by_ipc = on_gpus.model_copy(update={"weight_sync": on_gpus.weight_sync.model_copy(update={"backend": "auto"})})
+    assert by_ipc.weight_backend == "ipc"
 
 
 @pytest.mark.parametrize("text", ["2e-6", "2E-6", "2.0e-6", "0.000002", "+2e-6"])
@@ -192,6 +205,16 @@ def test_a_missing_field_is_refused_by_name(config_file: Path):
         (["model.path=tiny-janus", "model.tiny.num_codes=4"], "model.tiny builds a model with random weights; add a"),
         (["model.tiny.num_codes=4"], "model: tiny is set, but path is 'models/janus'"),
         (["weight_sync.backend=nccl"], "weight_sync.backend nccl needs learner and vLLM rollout workers on whole GPUs"),
+        (["rollout.colocate=true"], "rollout.colocate with algorithm.max_staleness 1: engines sleep while"),
+        ([*IN_TURNS, "rollout.num_workers=2"], "rollout.num_workers 2 and learner.num_ranks 1: each rank shares"),
+        ([*IN_TURNS, "rollout.num_workers={min: 1, max: 2}"], "rollout.num_workers 1 to 2 and learner.num_ranks 1"),
+        ([*IN_TURNS, "rollout.gpus_per_worker=2", "rollout.tensor_parallel_size=2"], "set tensor_parallel_size to 1"),
+        ([*IN_TURNS, "learner.gpus_per_rank=0.5"], "rollout.gpus_per_worker 0 and learner.gpus_per_rank 0.5: both are"),
+        ([*IN_TURNS, "learner.gpus_per_rank=0.5", "rollout.gpus_per_worker=0.6"], "set each to 0.5, or less"),
+        ([*IN_TURNS, "learner.zero_stage=3"], "rollout.colocate with learner.zero_stage 3: DeepSpeed moves"),
+        ([*IN_TURNS, "learner.zero_stage=0"], "set zero_stage to 2, or to 1"),
+        ([*IN_TURNS, "rollout.node_labels={zone: a}"], "and learner.node_labels {}: engine and rank are on one node"),
+        ([*IN_TURNS, "rollout.vllm={enable_sleep_mode: true}"], "enable_sleep_mode is decided by rollout.colocate"),
         (["rollout.gpus_per_worker=2"], "gpus_per_worker 2.0 differs from tensor_parallel_size 1"),
         (["rollout.tensor_parallel_size=2"], "tensor_parallel_size 2 needs as many GPUs"),
         (["rollout.instruction=Describe it."], "must hold the placeholder {prompt}"),

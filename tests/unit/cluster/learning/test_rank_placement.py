@@ -48,6 +48,18 @@ def test_a_rank_that_asks_for_nothing_still_has_a_place() -> None:
     assert bundle_of(config_of(cpus_per_rank=0)) == {"CPU": 0.001}
 
 
+def in_turns(**learner: float) -> RunConfig:
+    config = config_of(num_ranks=2, zero_stage=2, **learner)
+    rollout = {"colocate": True, "num_workers": 2, "gpus_per_worker": learner.get("gpus_per_rank", 0.0)}
+    tree = config.model_dump() | {"rollout": rollout, "algorithm": {"max_staleness": 0}}
+    return RunConfig.model_validate(tree)
+
+
+def test_a_rank_that_takes_turns_has_a_place_with_room_for_its_engine() -> None:
+    assert bundle_of(in_turns(gpus_per_rank=0.5, cpus_per_rank=2)) == {"CPU": 3.0, "GPU": 1.0}
+    assert bundle_of(in_turns()) == {"CPU": 2.0}
+
+
 class SlowHead:
     """Stands in for Ray where it waits for its head: until `is_back`."""
 
@@ -59,6 +71,8 @@ class SlowHead:
         monkeypatch.setattr(learner_group, "remove_placement_group", self._remove_group)
         monkeypatch.setattr(learner_group, "spawn_rank", self._spawn)
         monkeypatch.setattr("ray.kill", lambda handle: self.asked.append(f"kill {handle}"))
+
+    bundle_count = 2
 
     async def ready(self) -> None:
         """Of the group: there is room."""
@@ -117,6 +131,19 @@ async def test_a_rank_that_comes_when_nobody_wants_it_any_more_is_ended(monkeypa
     async with asyncio.timeout(WAIT_S):
         while "kill run-learner-0" not in head.asked:
             await asyncio.sleep(0.001)
+
+
+async def test_a_place_that_engines_share_outlives_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = SlowHead(monkeypatch)
+    head.is_back.set()
+    monkeypatch.setattr(rank_placement, "usable_nodes", lambda: [{"Resources": {"CPU": 8.0}, "Labels": {}}])
+    place = await rank_placement.place_ranks(in_turns(), pytest.fail)
+    for life in range(2):
+        group = LearnerGroup(in_turns(), "run", life)
+        await asyncio.wait_for(group.start(place), WAIT_S)
+        await asyncio.wait_for(group.close(), WAIT_S)
+    assert head.asked.count("group") == 1
+    assert "remove" not in head.asked
 
 
 async def _clearing(event: threading.Event) -> None:

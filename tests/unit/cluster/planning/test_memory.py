@@ -13,16 +13,19 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, JanusVQVAEConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from cluster.planning.known_models import shape_of
 from cluster.planning.memory import (
     BUFFER_ELEMENTS,
     GATHERED_ELEMENTS,
     decoder_activations,
+    in_turns,
     learner_activations,
     learner_rank,
     rollout_worker,
 )
 from cluster.planning.model_shape import ModelShape
-from cluster.session.gpu_plan import card_of, describe_gpu_plan, stage_advice
+from cluster.session.gpu_plan import card_of, check_memory, describe_gpu_plan, gpu_loads, stage_advice
+from configs.errors import PlacementError
 from configs.load import load_config
 from configs.schema import RunConfig
 from learner.zero import engine as deepspeed_engine
@@ -184,6 +187,47 @@ def test_stage_2_is_recommended_in_place_of_3_where_it_fits() -> None:
     assert "learner.zero_stage: 2 fits as well, in 44.7 GiB a rank" in advice
     assert advice in describe_gpu_plan(third, shape, h100)
     assert stage_advice(third, shape, card_of("rtx4090")) is None, "there it does not"
+
+
+def in_turns_1b(**fields: Any) -> tuple[RunConfig, ModelShape]:
+    shape = shape_of("deepseek-community/Janus-Pro-1B")
+    assert shape is not None
+    overrides = ["rollout.colocate=true", *(f"{name}={value}" for name, value in fields.items())]
+    return load_config(ROOT / "configs" / "janus_pro_1b_1gpu.yaml", overrides), shape
+
+
+def test_taking_turns_a_gpu_holds_the_larger_of_both_and_never_their_sum() -> None:
+    config, shape = in_turns_1b()
+    card = card_of("h100")
+    need = in_turns(config, shape, card.memory_bytes)
+    rank, worker = learner_rank(config, shape), rollout_worker(config, shape, card.memory_bytes)
+    assert need.total == max(turn.total for turn in need.turns.values()) < rank.total + worker.total
+    learning, drawing = need.turns["learning"].parts, need.turns["drawing"].parts
+    assert "KV cache" not in learning
+    assert not {"optimizer", "gradients", "activations"} & set(drawing)
+    assert (drawing["learner's weights"], drawing["weights"]) == (rank.parts["weights"], worker.parts["weights"])
+    assert learning["context"] == drawing["context"] == rank.parts["context"] + worker.parts["context"]
+    both = rank.total + worker.total
+    (load,) = gpu_loads(config, shape, card)
+    (apart,) = gpu_loads(load_config(ROOT / "configs" / "janus_pro_1b_1gpu.yaml"), shape, card)
+    assert apart.total - load.total == both - need.total
+    plan = describe_gpu_plan(config, shape, card)
+    assert "learner-0 + rollout-0, drawing: 34.3: weights 3.2, KV cache" in plan
+    assert "learner-0 + rollout-0, learning: 36.8: weights 3.2, gradients" in plan
+    assert "18.5 GiB of optimizer state while engines draw, 3.2 GiB of the engine's weights" in plan
+
+
+@pytest.mark.parametrize(
+    ("card", "fields", "remedy"),
+    [
+        ("h100", {"rollout.gpu_memory_utilization": 0.9}, r"lower rollout\.gpu_memory_utilization \(0\.9\)"),
+        ("l40s", {}, "put rewards elsewhere, lower learner.micro_batch_size, or train with learner.lora"),
+    ],
+)
+def test_the_remedy_is_for_the_turn_that_does_not_fit(card: str, fields: dict[str, float], remedy: str) -> None:
+    config, shape = in_turns_1b(**fields)
+    with pytest.raises(PlacementError, match=remedy):
+        check_memory(config, shape, card_of(card))
 
 
 def test_adapters_are_all_that_is_trained_and_an_engine_holds_them_joined() -> None:

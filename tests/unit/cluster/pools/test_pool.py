@@ -87,6 +87,8 @@ class Scene:
     hear: Callable[[str], Any] = lambda state: None
     """What hearing of a state does, beside writing it down."""
     weights: Weights = field(default_factory=Weights)
+    make: Callable[[], Worker] = Worker
+    loading: Callable[[], Any] = contextlib.nullcontext
     workers: list[Worker] = field(default_factory=list)
     actors: list[LocalActor] = field(default_factory=list)
     changes: list[tuple[str, str]] = field(default_factory=list)
@@ -107,6 +109,7 @@ class Scene:
             on_change=self._hear,
             note=self.notes.append,
             weights=self.weights,
+            loading=self.loading,
             end=LocalActor.kill,
             give_up=self.given_up.append,
         )
@@ -126,7 +129,7 @@ class Scene:
 
     def _spawn(self, worker_id: str) -> LocalActor:
         self.head_answers.wait(WAIT_S)
-        worker = Worker()
+        worker = self.make()
         worker.released.set()
         worker.listens.set()
         if self.has_room:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from cluster.session import plan_placement
 from cluster.session.nodes import check_registry_is_reached
-from cluster.session.placement import PlacementPlan, check_fits, check_labels
+from cluster.session.placement import COLOCATED, PlacementPlan, check_fits, check_labels
 from configs.errors import PlacementError
 from configs.schema import RunConfig
 
@@ -19,12 +19,14 @@ def plan_of(
     learner: Mapping[str, Any] | None = None,
     rollout: Mapping[str, Any] | None = None,
     rewards: Sequence[Mapping[str, Any]] = ({"name": "shapes"},),
+    **algorithm: Any,
 ) -> PlacementPlan:
     return plan_placement(
         RunConfig.model_validate(
             {
                 "model": {"path": "janus", "dtype": "float32"},
                 "data": {"train": "prompts.txt"},
+                "algorithm": algorithm,
                 "learner": learner or {},
                 "rollout": rollout or {},
                 "rewards": list(rewards),
@@ -49,6 +51,18 @@ def test_every_actor_has_a_bundle_with_a_name_of_its_own():
         "rewards.m:C",
         "service",
     ]
+
+
+def test_who_takes_turns_is_planned_as_one_and_on_one_gpu():
+    learner = {"num_ranks": 2, "gpus_per_rank": 0.5, "cpus_per_rank": 2, "zero_stage": 2, "node_labels": {"zone": "a"}}
+    rollout = {"num_workers": 2, "gpus_per_worker": 0.4, "colocate": True, "node_labels": {"zone": "a"}}
+    plan = plan_of(learner, rollout, [{"name": "shapes", "gpus_per_replica": 0.1, "replicas": 2}], max_staleness=0)
+    pairs = [bundle for bundle in plan.bundles if bundle.role == COLOCATED]
+    assert [bundle.name for bundle in pairs] == ["learner-0 + rollout-0", "learner-1 + rollout-1"]
+    assert {(bundle.cpus, bundle.gpus) for bundle in pairs} == {(3.0, 0.9)}
+    assert all(bundle.labels == {"zone": "a"} for bundle in pairs)
+    shares = [[bundle.name for bundle in gpu] for gpu in plan.shared_gpus]
+    assert shares == [["learner-0 + rollout-0", "shapes-0"], ["learner-1 + rollout-1", "shapes-1"]]
 
 
 def test_cpus_add_up_and_are_rounded_up_once():
