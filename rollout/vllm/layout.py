@@ -14,7 +14,10 @@ ENGINE_METHODS = (
     "update_weights", "finish_weight_update", "update_weight_version", "init_weight_transfer_engine", "collective_rpc",
     "errored", "shutdown", "sleep", "wake_up",
 )  # fmt: skip
-CPU_KERNELS = ("rms_norm", "fused_add_rms_norm", "fused_gumbel_argmax")
+CPU_KERNELS = (
+    "rms_norm", "fused_add_rms_norm", "fused_gumbel_argmax",
+    "cpu_attn_reshape_and_cache", "cpu_attention_with_kv_cache",
+)  # fmt: skip
 LOGPROBS_FIELDS = ("logprob_token_ids", "logprobs", "sampled_token_ranks")
 RUNNER_OUTPUT_FIELDS = ("logprobs", "req_id_to_index")
 COMPLETION_FIELDS = ("token_ids", "logprobs", "finish_reason", "weight_versions")

@@ -34,12 +34,14 @@ from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.models.llama import LlamaMLP
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
 from configs.learner_sections import LoraConfig
 from rollout.guidance import unconditional_ids
 from rollout.janus_checkpoint import SpecialIds
 from rollout.vllm.model.adapters import Adapters
+from rollout.vllm.model.cpu_attention import CpuAttention
 from rollout.vllm.model.one_kernel import OneKernelRMSNorm
 from rollout.vllm.model.sampler import TokenSampler
 from rollout.weights.manifest import ENGINE_PARTS
@@ -75,6 +77,7 @@ class TwinAttention(nn.Module):
             cache_config=vllm_config.cache_config,
             prefix=f"{prefix}.attn",
         )
+        self._on_cpu = CpuAttention(self.attn) if current_platform.is_cpu() else None
 
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """positions: int64 [T S]; hidden_states: [T S, d], the streams of a token one behind the other."""
@@ -82,7 +85,8 @@ class TwinAttention(nn.Module):
         query, key, value = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
         query, key = self.rotary_emb(positions, query, key)
         num_tokens = hidden_states.shape[0] // self.num_streams
-        output = self.attn(*(heads.reshape(num_tokens, -1) for heads in (query, key, value)))
+        attend = self.attn if self._on_cpu is None or torch.compiler.is_compiling() else self._on_cpu
+        output = attend(*(heads.reshape(num_tokens, -1) for heads in (query, key, value)))
         output, _ = self.o_proj(output.view(-1, self.q_size))
         return output
 
