@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cluster.benchmarks.models import LARGER, PRO_1B, make_model, shapes_config
+from cluster.benchmarks.models import HUNDRED_MB, LARGER, PRO_1B, make_model, shapes_config
 from cluster.benchmarks.report import Scope, Table, ratio, spread
 from configs.schema import RolloutConfig, RunConfig, TinyJanusConfig
 from learner.janus_policy import load_janus
@@ -113,8 +113,9 @@ class Rates:
 
 
 def measure(scope: Scope) -> list[Table]:
-    """Both tables, for two sizes of model, on a GPU for Janus-Pro-1B's."""
-    shapes = {"pro-1b": PRO_1B} if scope.on_gpu else {"tiny": TinyJanusConfig(), "larger": LARGER}
+    """Both tables, for three sizes of model, two where it is to be quick, on a GPU for Janus-Pro-1B's."""
+    on_cpu = {"tiny": TinyJanusConfig(), "larger": LARGER} | ({} if scope.quick else {"largest": HUNDRED_MB})
+    shapes = {"pro-1b": PRO_1B} if scope.on_gpu else on_cpu
     num_image_tokens = max((shape.image_size // shape.patch_size) ** 2 for shape in shapes.values())
     how = "bfloat16 on one GPU" if scope.on_gpu else f"float32, {scope.num_threads} thread(s) each"
     pictures: list[tuple[str, ...]] = []
