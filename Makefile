@@ -14,7 +14,7 @@ VENV := .venv
 PYTHON_BIN := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-$(EXTRA)
 
-.PHONY: help setup train test test-unit test-integration test-hosts test-all check docs docs-serve format boards bench clean
+.PHONY: help setup triton train test test-unit test-integration test-hosts test-all check docs docs-serve format boards bench clean
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -45,7 +45,7 @@ test-hosts: setup  ## run all stories of several hosts, in network namespaces (L
 	$(PYTHON_BIN) -m pytest tests/hosts $(ARGS)
 
 test-all: export BICOT_FUZZ_EXAMPLES ?= 10000
-test-all: test-unit test-hosts  ## run everything, the long proofs too
+test-all: test-unit test-hosts triton  ## run everything, the long proofs too
 	$(PYTHON_BIN) -m pytest tests/unit -m proof $(ARGS)
 	$(PYTHON_BIN) -m pytest tests/integration $(wildcard tests/gpu) $(ARGS)
 
@@ -54,6 +54,9 @@ check: setup  ## lint, format, types, rules of rooms and imports, shipped config
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(PYTHON_BIN) -m pytest -q tests/unit/test_imports.py tests/unit/configs/test_shipped_configs.py tests/unit/docs
+
+triton: setup  ## fetch Triton beside the environment, for a proof of the newer model runner on a CPU
+	$(VENV)/bin/python -m pip install --quiet --no-deps --target build/triton triton==3.9.0
 
 docs: setup  ## build the documentation into build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(PYTHON_BIN) -m mkdocs build --strict

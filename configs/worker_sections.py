@@ -82,6 +82,9 @@ _INEXACT = {
 class VllmOptions(Section):
     """Arguments of vLLM's engine, by vLLM's names and handed to it as they are. null: vLLM's own, or bicot's."""
 
+    model_runner: Literal["first", "second"] = Field(
+        "first", description="which of vLLM's model runners; the second, its newer one, needs Triton, so a GPU"
+    )
     block_size: int | None = Field(
         None, ge=1, le=4096, description="tokens a block of the KV cache; null: 32 on a CPU, vLLM's own on a GPU"
     )
@@ -111,8 +114,8 @@ class VllmOptions(Section):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Those that are set."""
-        return self.model_dump(exclude_none=True)
+        """Of vLLM's engine, those that are set."""
+        return self.model_dump(exclude_none=True, exclude={"model_runner"})
 
     @property
     def rounds_kv_cache(self) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from configs.errors import LibraryError
+from configs.errors import ConfigError, LibraryError
 from configs.library_layout import library_error, require_attributes, require_parameters
+from rollout.vllm.settings import MODEL_RUNNER_VARIABLE
 
 ENGINE_METHODS = (
     "from_engine_args", "add_request", "abort", "pause_generation", "resume_generation", "start_weight_update",
@@ -23,11 +24,11 @@ RUNNER_OUTPUT_FIELDS = ("logprobs", "req_id_to_index")
 COMPLETION_FIELDS = ("token_ids", "logprobs", "finish_reason", "weight_versions")
 
 
-def check_vllm(variables: Iterable[str]) -> None:
+def check_vllm(variables: Mapping[str, str]) -> None:
     """Raises LibraryError, which names the version, unless vLLM has all that this room uses of it.
 
-    variables: names of the environment variables that are set for vLLM. It ignores one that it does not know, so a
-    variable that a release has dropped would silently change what is sampled.
+    variables: environment variables that are set for vLLM. It ignores one that it does not know, so a variable that a
+    release has dropped would silently change what is sampled. ConfigError for a model runner that cannot run here.
     """
     try:
         import torch
@@ -36,13 +37,15 @@ def check_vllm(variables: Iterable[str]) -> None:
         from vllm.model_executor.models.llama import LlamaMLP
         from vllm.outputs import CompletionOutput
         from vllm.platforms import current_platform
+        from vllm.triton_utils import HAS_TRITON
         from vllm.v1.core.sched.async_scheduler import AsyncScheduler
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.core_client import AsyncMPClient
         from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
-        from rollout.vllm.model.first_runner import GuidedWorker
+        from rollout.vllm.model.first_runner import FirstRunnerWorker
         from rollout.vllm.model.guided_janus import GuidedJanus
+        from rollout.vllm.model.second_runner import GuidedModelState
         from rollout.vllm.plugin import JanusOverride
         from rollout.vllm.weights import BicotWeightEngine
     except ImportError as error:
@@ -60,14 +63,16 @@ def check_vllm(variables: Iterable[str]) -> None:
     require_parameters("vllm", AsyncLLM.sleep, ["level", "mode"])
     require_parameters("vllm", LlamaMLP.__init__, ["hidden_size", "intermediate_size", "hidden_act", "prefix"])
     require_attributes("vllm", RMSNorm, ["forward_cpu"])
-    require_attributes("vllm", GuidedWorker, ["load_model"])
+    require_attributes("vllm", FirstRunnerWorker, ["load_model", "execute_model", "sample_tokens"])
+    if variables.get(MODEL_RUNNER_VARIABLE) == "1" and not HAS_TRITON:
+        raise ConfigError("rollout.vllm.model_runner: the second is written in Triton, which is not here; use first")
     require_attributes("vllm", AsyncScheduler, ["update_from_output", "finish_requests"], "its scheduler")
     _require("a field of ModelRunnerOutput", set(RUNNER_OUTPUT_FIELDS) - _field_names(ModelRunnerOutput))
     require_attributes("vllm", LogprobsLists, LOGPROBS_FIELDS)
     if current_platform.is_cpu():
         require_attributes("vllm", torch.ops._C, CPU_KERNELS, "its CPU kernels")
     _require("a field of CompletionOutput", set(COMPLETION_FIELDS) - _field_names(CompletionOutput))
-    for own in (GuidedWorker, GuidedJanus, BicotWeightEngine, JanusOverride):
+    for own in (FirstRunnerWorker, GuidedModelState, GuidedJanus, BicotWeightEngine, JanusOverride):
         if lacking := sorted(getattr(own, "__abstractmethods__", ())):
             raise library_error("vllm", f"asks {', '.join(lacking)} of {own.__name__}'s base, which bicot has not")
 

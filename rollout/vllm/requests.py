@@ -36,7 +36,7 @@ def sampling_params(request: SequenceRequest, checkpoint: JanusCheckpoint) -> Sa
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    from rollout.vllm.model.first_runner import extra_args
+    from rollout.vllm.model.row_settings import extra_args
 
     draws = request.phase == "image"
     return SamplingParams(

@@ -19,6 +19,8 @@ _MIN_BATCHED_TOKENS = 8192
 _CPU_BLOCK_TOKENS = 32
 """Tokens a block of the KV cache, the least that vLLM's kernel for CPUs takes. With vLLM's own 128, attention and the
 writing of keys take longer, and a prompt shorter than a block is never found in the prefix cache."""
+MODEL_RUNNER_VARIABLE = "VLLM_USE_V2_MODEL_RUNNER"
+_WORKERS = {"first": "first_runner.FirstRunnerWorker", "second": "guided_worker.GuidedWorker"}
 
 
 def context_length(config: RolloutConfig, checkpoint: JanusCheckpoint) -> int:
@@ -58,8 +60,8 @@ def environment(config: RolloutConfig) -> dict[str, str]:
     variables = {
         **quiet_environment(),
         "VLLM_NO_USAGE_STATS": "1",
-        # `rollout.vllm.model.first_runner` speaks the interface of the first model runner.
-        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        # Left to itself, vLLM chooses by what a model is.
+        MODEL_RUNNER_VARIABLE: "1" if config.vllm.model_runner == "second" else "0",
         # A forked engine core cannot use CUDA where this process has as much as counted the GPUs.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
@@ -94,7 +96,8 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
     of_platform = _on_a_cpu(config) if _on_cpu(config) else _on_a_gpu(config)
     # On a CPU there is no device that would compute meanwhile.
     schedules_ahead = not (_on_cpu(config) or settings.deterministic)
-    scheduler = "BurstScheduler" if _on_cpu(config) else f"Holding{'Async' if schedules_ahead else ''}Scheduler"
+    bursts = _on_cpu(config) and config.vllm.model_runner == "first"
+    scheduler = "BurstScheduler" if bursts else f"Holding{'Async' if schedules_ahead else ''}Scheduler"
     arguments: dict[str, Any] = {
         "model": str(checkpoint.folder),
         "hf_overrides": JanusOverride(checkpoint.special_ids, num_streams(config), settings.lora),
@@ -111,7 +114,7 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
         "enforce_eager": config.enforce_eager,
         "tensor_parallel_size": config.tensor_parallel_size,
         "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else "uni",
-        "worker_cls": "rollout.vllm.model.first_runner.GuidedWorker",
+        "worker_cls": f"rollout.vllm.model.{_WORKERS[config.vllm.model_runner]}",
         # "Raw" is what the policy gives, before guidance and temperature; "processed" is what is sampled from.
         "logprobs_mode": "processed_logprobs" if settings.sampled_logprobs else "raw_logprobs",
         "weight_transfer_config": WeightTransferConfig(backend=WEIGHT_BACKEND),

@@ -20,7 +20,7 @@ from transformers import JanusForConditionalGeneration
 
 from configs.errors import WeightSyncError
 from configs.local.ports import free_port
-from configs.schema import RolloutConfig, TinyJanusConfig
+from configs.schema import RolloutConfig, TinyJanusConfig, VllmOptions
 from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.guidance import guided_logits
@@ -63,10 +63,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["float32", "bfloat16"])
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=[("float32", "first"), ("bfloat16", "first"), ("bfloat16", "second")]
+)
 async def engine_and_dtype(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[tuple[VllmEngine, str]]:
-    engine = await VllmEngine.start(EngineSettings(str(folder), CONFIG, request.param))
-    yield engine, request.param
+    dtype, model_runner = request.param
+    config = CONFIG.model_copy(update={"vllm": VllmOptions(model_runner=model_runner)})
+    engine = await VllmEngine.start(EngineSettings(str(folder), config, dtype))
+    yield engine, dtype
     await engine.close()
 
 

@@ -1,11 +1,7 @@
 """vLLM's first model runner with `TokenSampler` in the place of its own sampler. With `bursts`, all that knows it.
 
-    GuidedWorker.load_model ─► model runner ─ hidden states ─► RunnerSampler ─► TokenSampler ─► vLLM's SamplerOutput
-                                                              rollout.vllm.model.bursts: more tokens in the same step
-
-`rollout.vllm.settings` names `GuidedWorker` as vLLM's `worker_cls` and asks for this runner by name
-(`VLLM_USE_V2_MODEL_RUNNER=0`). A request's seed and guidance scale travel in `SamplingParams.extra_args`: with
-a seed in its own field, vLLM would carry a generator for it from step to step.
+FirstRunnerWorker.load_model ─► model runner ─ hidden states ─► RunnerSampler ─► TokenSampler ─► vLLM's output
+                                                          rollout.vllm.model.bursts: more tokens in the same step
 """
 
 from __future__ import annotations
@@ -14,21 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from vllm import SamplingParams
-from vllm.platforms import current_platform
 from vllm.v1.outputs import LogprobsTensors, ModelRunnerOutput, SamplerOutput
 
 from configs.library_layout import require_attributes
 from rollout.vllm.model.bursts import Burst, first_token_of, tokens_a_row
+from rollout.vllm.model.guided_worker import GuidedWorker
+from rollout.vllm.model.row_settings import settings_of
 from rollout.vllm.model.sampler import Batch, RowSettings, Sampled, TokenSampler
 
-if current_platform.is_cpu():
-    from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
-else:
-    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
-
-SEED, GUIDANCE_SCALE = "seed", "guidance_scale"
-"""Keys in `extra_args`; a request without a scale writes text."""
 _RUNNER_PARTS = ("sampler", "model", "input_batch", "requests", "seq_lens", "device")
 _BATCH_PARTS = ("sampling_metadata", "req_ids")
 
@@ -80,8 +69,8 @@ class RunnerSampler(torch.nn.Module):
         return _as_vllms(sampled)
 
 
-class GuidedWorker(PlatformWorker):
-    """vLLM's worker of this platform, with Janus's sampler."""
+class FirstRunnerWorker(GuidedWorker):
+    """vLLM's worker with the first model runner and Janus's sampler."""
 
     def load_model(self, **arguments: Any) -> None:
         super().load_model(**arguments)
@@ -101,15 +90,6 @@ class GuidedWorker(PlatformWorker):
         assert isinstance(output, ModelRunnerOutput)
         return self._burst.go_on(output, self._tokens_a_row)
 
-    def connect_stager(self, path: str) -> bool:
-        """See `rollout.vllm.weights.stager`; False where this worker's weights cannot be staged."""
-        return self.weight_transfer_engine.connect_stager(path)
-
-    def swap_staged_weights(self) -> None:
-        """Called while nothing is computed."""
-        self.weight_transfer_engine.swap_staged()
-        self.model_runner.reset_lora_state()
-
 
 def _as_vllms(sampled: Sampled) -> SamplerOutput:
     token_ids = sampled.token_ids.to(torch.int32).unsqueeze(-1)
@@ -117,16 +97,3 @@ def _as_vllms(sampled: Sampled) -> SamplerOutput:
     columns = token_ids.expand(-1, 2).contiguous()
     ranks = torch.zeros(len(token_ids), dtype=torch.int32, device=token_ids.device)
     return SamplerOutput(token_ids, LogprobsTensors(columns, sampled.logprobs, ranks))
-
-
-def extra_args(seed: int, guidance_scale: float | None) -> dict[str, Any]:
-    """`SamplingParams.extra_args` of a request."""
-    scale = {} if guidance_scale is None else {GUIDANCE_SCALE: guidance_scale}
-    return {SEED: seed, **scale}
-
-
-def settings_of(params: SamplingParams) -> RowSettings:
-    """How a request is sampled; what `extra_args` gave."""
-    extra = params.extra_args or {}
-    # vLLM's 0 is all tokens.
-    return RowSettings(extra.get(SEED, 0), params.temperature, extra.get(GUIDANCE_SCALE), params.top_k or None)

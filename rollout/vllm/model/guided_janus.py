@@ -15,12 +15,13 @@ One vocabulary holds all: text ids as they are, VQ codes behind them. The heads 
 While text is decoded, the unconditional stream is computed without being used: its KV cache is not needed later, since
 a picture is a request of its own. This is the cost of having both phases in one batch.
 
-This file and `rollout.vllm.model.first_runner` are all that depends on vLLM's model internals.
+This file, `first_runner` and `second_runner` beside it are all that depends on vLLM's model internals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -239,6 +240,13 @@ class GuidedJanus(nn.Module):
             num_streams=self.model.num_streams,
             sampled_logprobs=sampled_logprobs,
         )
+
+    @staticmethod
+    def get_model_state_cls() -> Any:
+        """For vLLM's newer model runner, whose modules need Triton."""
+        from rollout.vllm.model.second_runner import GuidedModelState
+
+        return GuidedModelState
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load what the engine runs (`ENGINE_PARTS`), and adapters; the vision and VQ models stay behind."""
