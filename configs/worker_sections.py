@@ -82,9 +82,6 @@ _INEXACT = {
 class VllmOptions(Section):
     """Arguments of vLLM's engine, by vLLM's names and handed to it as they are. null: vLLM's own, or bicot's."""
 
-    model_runner: Literal["first", "second"] = Field(
-        "first", description="which of vLLM's model runners; the second, its newer one, needs Triton, so a GPU"
-    )
     block_size: int | None = Field(
         None, ge=1, le=4096, description="tokens a block of the KV cache; null: 32 on a CPU, vLLM's own on a GPU"
     )
@@ -114,8 +111,8 @@ class VllmOptions(Section):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of vLLM's engine, those that are set."""
-        return self.model_dump(exclude_none=True, exclude={"model_runner"})
+        """Those that are set."""
+        return self.model_dump(exclude_none=True)
 
     @property
     def rounds_kv_cache(self) -> bool:
@@ -168,6 +165,9 @@ class RolloutConfig(Section):
         True,
         description="compute the keys and values of running sequences again under new weights; false: the vLLM engine "
         "keeps them, which saves the prefill, and tokens after a swap are sampled with a stale context",
+    )
+    model_runner: Literal["first", "second"] = Field(
+        "first", description="which of vLLM's model runners; the second, its newer one, needs Triton, so a GPU"
     )
     vllm: VllmOptions = Field(VllmOptions(), description="further arguments of vLLM's engine")
     max_attempts: int = Field(4, ge=1, description="times a group is rolled before its prompt is given up")

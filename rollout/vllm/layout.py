@@ -65,7 +65,7 @@ def check_vllm(variables: Mapping[str, str]) -> None:
     require_attributes("vllm", RMSNorm, ["forward_cpu"])
     require_attributes("vllm", FirstRunnerWorker, ["load_model", "execute_model", "sample_tokens"])
     if variables.get(MODEL_RUNNER_VARIABLE) == "1" and not HAS_TRITON:
-        raise ConfigError("rollout.vllm.model_runner: the second is written in Triton, which is not here; use first")
+        raise ConfigError("rollout.model_runner: the second is written in Triton, which is not here; use first")
     require_attributes("vllm", AsyncScheduler, ["update_from_output", "finish_requests"], "its scheduler")
     _require("a field of ModelRunnerOutput", set(RUNNER_OUTPUT_FIELDS) - _field_names(ModelRunnerOutput))
     require_attributes("vllm", LogprobsLists, LOGPROBS_FIELDS)

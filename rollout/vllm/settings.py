@@ -61,7 +61,7 @@ def environment(config: RolloutConfig) -> dict[str, str]:
         **quiet_environment(),
         "VLLM_NO_USAGE_STATS": "1",
         # Left to itself, vLLM chooses by what a model is.
-        MODEL_RUNNER_VARIABLE: "1" if config.vllm.model_runner == "second" else "0",
+        MODEL_RUNNER_VARIABLE: "1" if config.model_runner == "second" else "0",
         # A forked engine core cannot use CUDA where this process has as much as counted the GPUs.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
@@ -96,7 +96,7 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
     of_platform = _on_a_cpu(config) if _on_cpu(config) else _on_a_gpu(config)
     # On a CPU there is no device that would compute meanwhile.
     schedules_ahead = not (_on_cpu(config) or settings.deterministic)
-    bursts = _on_cpu(config) and config.vllm.model_runner == "first"
+    bursts = _on_cpu(config) and config.model_runner == "first"
     scheduler = "BurstScheduler" if bursts else f"Holding{'Async' if schedules_ahead else ''}Scheduler"
     arguments: dict[str, Any] = {
         "model": str(checkpoint.folder),
@@ -114,7 +114,7 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
         "enforce_eager": config.enforce_eager,
         "tensor_parallel_size": config.tensor_parallel_size,
         "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else "uni",
-        "worker_cls": f"rollout.vllm.model.{_WORKERS[config.vllm.model_runner]}",
+        "worker_cls": f"rollout.vllm.model.{_WORKERS[config.model_runner]}",
         # "Raw" is what the policy gives, before guidance and temperature; "processed" is what is sampled from.
         "logprobs_mode": "processed_logprobs" if settings.sampled_logprobs else "raw_logprobs",
         "weight_transfer_config": WeightTransferConfig(backend=WEIGHT_BACKEND),

@@ -20,7 +20,7 @@ from transformers import JanusForConditionalGeneration
 
 from configs.errors import WeightSyncError
 from configs.local.ports import free_port
-from configs.schema import RolloutConfig, TinyJanusConfig, VllmOptions
+from configs.schema import RolloutConfig, TinyJanusConfig
 from learner.warm_start.tiny_janus import save_random_tiny_janus
 from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.guidance import guided_logits
@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 async def engine_and_dtype(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[tuple[VllmEngine, str]]:
     dtype, model_runner = request.param
-    config = CONFIG.model_copy(update={"vllm": VllmOptions(model_runner=model_runner)})
+    config = CONFIG.model_copy(update={"model_runner": model_runner})
     engine = await VllmEngine.start(EngineSettings(str(folder), config, dtype))
     yield engine, dtype
     await engine.close()

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from transformers import JanusForConditionalGeneration
 
-from configs.schema import VllmOptions
 from rollout.engine import EngineSettings
 from rollout.vllm import VllmEngine
 from tests.integration.test_vllm_engine import CONFIG, buckets_of, generate, ragged_prompts, requests_for
@@ -25,7 +24,7 @@ async def draw(runner: Literal["first", "second"]) -> dict[str, np.ndarray]:
     folder = tiny_janus_folder(num_kv_heads=2)
     janus = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     prompts = {phase: ragged_prompts(5, 3, janus, phase == "image") for phase in ("cot", "image")}
-    config = CONFIG.model_copy(update={"vllm": VllmOptions(model_runner=runner)})
+    config = CONFIG.model_copy(update={"model_runner": runner})
     engine = await VllmEngine.start(EngineSettings(str(folder), config))
     try:
         requests = [request for phase in prompts for request in requests_for(prompts[phase], phase, "both")]

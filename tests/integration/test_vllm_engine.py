@@ -45,7 +45,7 @@ CONFIG = RolloutConfig(
     kv_cache_gib=0.25,
     enforce_eager=True,
     threads_per_worker=1,
-    vllm=VllmOptions(model_runner=os.environ.get("BICOT_MODEL_RUNNER", "first")),
+    model_runner=os.environ.get("BICOT_MODEL_RUNNER", "first"),
 )
 """`tests/integration/test_second_runner.py` runs this file with vLLM's newer model runner."""
 NUM_IMAGE_TOKENS = 64

@@ -12,7 +12,7 @@ from vllm.model_executor.models.llama import LlamaMLP
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from configs.errors import ConfigError, LibraryError
-from configs.schema import RolloutConfig, VllmOptions
+from configs.schema import RolloutConfig
 from rollout.engine import EngineSettings
 from rollout.janus_checkpoint import JanusCheckpoint
 from rollout.vllm import VllmEngine, layout
@@ -77,8 +77,8 @@ def test_what_is_missing_is_named_with_the_version(
 
 def test_the_newer_model_runner_is_refused_where_there_is_no_triton(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(triton_utils, "HAS_TRITON", False)
-    second = CONFIG.model_copy(update={"vllm": VllmOptions(model_runner="second")})
-    with pytest.raises(ConfigError, match=r"rollout\.vllm\.model_runner: the second is written in Triton"):
+    second = CONFIG.model_copy(update={"model_runner": "second"})
+    with pytest.raises(ConfigError, match=r"rollout\.model_runner: the second is written in Triton"):
         check_vllm(environment(second))
 
 
