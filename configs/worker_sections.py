@@ -130,9 +130,7 @@ class RolloutConfig(Section):
         0.0, ge=0, le=1024, description="0: on CPU; must equal tensor_parallel_size when above 1"
     )
     tensor_parallel_size: int = Field(1, ge=1, le=1024, description="GPUs over which one engine splits the model")
-    threads_per_worker: int | None = Field(
-        None, ge=1, le=4096, description="OpenMP threads of the engine; null: 1 on CPU"
-    )
+    threads_per_worker: int | None = Field(None, ge=1, le=4096, description="OpenMP threads; null: 1 on a CPU")
     env_vars: EnvironmentVariables = Field(
         default_factory=dict,
         description="of its processes, such as NCCL_SOCKET_IFNAME or HF_HOME; before bicot's own",
@@ -166,9 +164,7 @@ class RolloutConfig(Section):
         description="compute the keys and values of running sequences again under new weights; false: the vLLM engine "
         "keeps them, which saves the prefill, and tokens after a swap are sampled with a stale context",
     )
-    model_runner: Literal["first", "second"] = Field(
-        "first", description="which of vLLM's model runners; the second, its newer one, needs Triton, so a GPU"
-    )
+    model_runner: Literal["first", "second"] = Field("first", description="of vLLM's two; the newer one needs a GPU")
     vllm: VllmOptions = Field(VllmOptions(), description="further arguments of vLLM's engine")
     max_attempts: int = Field(4, ge=1, description="times a group is rolled before its prompt is given up")
     group_timeout_s: float = Field(
