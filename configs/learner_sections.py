@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -161,3 +161,16 @@ class WeightSyncConfig(Section):
     )
     bucket_mb: int = Field(64, ge=1, le=2**16, description="size of the pieces in which weights travel")
     timeout_s: float = Field(300.0, gt=0, description="how long one transfer may take")
+    delta: bool = Field(
+        False,
+        description="object_store: send what a step has changed; takes one more copy of the trained weights in the "
+        "host's memory of learner rank 0 and of each rollout worker",
+    )
+
+    @model_validator(mode="after")
+    def _delta_has_a_carrier(self) -> Self:
+        if self.delta and self.backend != "object_store":
+            raise ValueError(
+                f"delta: true needs backend: object_store, not {self.backend}: a broadcast sends all weights to all"
+            )
+        return self

@@ -18,7 +18,8 @@ from cluster.actors.usage import Usage, UsageRecord
 from configs.errors import LearnerError
 from configs.local.ports import free_port
 from configs.schema import RunConfig
-from rollout.records import GroupPlace, GroupRollout, TrajectoryBatch, WeightBucket
+from rollout.records import GroupPlace, GroupRollout, TrajectoryBatch, WeightBucket, WeightVersion
+from rollout.weights.delta import DeltaBucket, DeltaEncoder, DeltaSummary
 
 if TYPE_CHECKING:
     from learner.worker import LearnerWorker, StepReport
@@ -47,6 +48,7 @@ class LearnerActor:
         self._stage: Stage | None = None
         self._worker: LearnerWorker | None = None
         self._usage = UsageRecord()
+        self._delta = DeltaEncoder()
 
     def __repr__(self) -> str:
         return own_name()
@@ -145,6 +147,13 @@ class LearnerActor:
             num_buckets += 1
             yield bucket
         yield num_buckets
+
+    def export_changes(
+        self, version: WeightVersion, base: WeightVersion | None
+    ) -> Iterator[WeightBucket | DeltaBucket | DeltaSummary]:
+        """`export_weights` as changes of `base`, or whole, see `DeltaEncoder.encode`; at the end what that came to."""
+        yield from self._delta.encode(version, base, self._started.export_weights(version.number))
+        yield self._delta.summary
 
     def weight_layout(self) -> list[tuple[str, str, tuple[int, ...]]]:
         return self._started.weight_layout()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -30,9 +30,13 @@ from rollout.records import (
     WeightVersion,
 )
 from rollout.weights.arriving import ArrivingVersion
+from rollout.weights.delta import UnfitDeltaError, WeightReplica
 
 if TYPE_CHECKING:
     from rollout.worker import RolloutWorker
+
+SentVersion = tuple[WeightVersion, Sequence["ray.ObjectRef[Any]"]]
+"""A version and all of its buckets."""
 
 
 class RolloutActor:
@@ -56,6 +60,8 @@ class RolloutActor:
         self._loading = asyncio.Lock()
         self._arriving: tuple[ArrivingVersion, asyncio.Task[WeightVersion]] | None = None
         self._worker: RolloutWorker | None = None
+        self._replica = WeightReplica() if config.weight_sync.delta else None
+        self._num_unfit_deltas = 0
         self._telling: asyncio.Task[None] | None = None
         self._usage = UsageRecord()
 
@@ -101,24 +107,48 @@ class RolloutActor:
             return await worker.probe(request, num_tokens)
 
     async def expect_weights(
-        self, version: WeightVersion, first: int, references: Sequence[ray.ObjectRef[WeightBucket]]
+        self,
+        version: WeightVersion,
+        first: int,
+        references: Sequence[ray.ObjectRef[Any]],
+        base: WeightVersion | None = None,
     ) -> None:
         """Buckets of `version`, from number `first` on, have been exported: load them while the others are.
-        `update_weights` ends what this begins, and does all of it where this was never heard."""
-        if version > self._held:
+        `update_weights` ends what this begins, and does all of it where this was never heard.
+
+        base: the version that they are changes of; a worker that does not hold it passes them over."""
+        is_begun = self._arriving is not None and self._arriving[0].version == version
+        is_fit = base is None or is_begun or (self._replica is not None and self._replica.version == base)
+        if version > self._held and is_fit:
             arriving, _ = self._arrival_of(version)
             arriving.told(first, references)
 
     async def update_weights(
-        self, version: WeightVersion, references: Sequence[ray.ObjectRef[WeightBucket]]
+        self, version: WeightVersion, references: Sequence[ray.ObjectRef[Any]], earlier: Sequence[SentVersion] = ()
     ) -> WeightVersion:
         """Fetch the buckets of `version`, which are all of them, and load them; returns the version now held, which may
         be a newer one.
 
+        earlier: where the buckets are changes, the versions before: a whole one, then those of which each is the
+        changes of the one before it. What this worker lacks of them is fetched, too; and all of them where the changes
+        do not fit what it holds.
+
         One after the other: a version that was long on its way must not replace what came after it, above all not
         one of a learner that has died since.
         """
-        arriving, loading = self._arrival_of(version)
+        try:
+            return await self._load_all(version, references, earlier)
+        except UnfitDeltaError:
+            if self._replica is None or not earlier:
+                raise
+            self._num_unfit_deltas += 1
+            self._replica.forget()
+        return await self._load_all(version, references, earlier)
+
+    async def _load_all(
+        self, version: WeightVersion, references: Sequence[ray.ObjectRef[Any]], earlier: Sequence[SentVersion]
+    ) -> WeightVersion:
+        arriving, loading = self._arrival_of(version, earlier)
         arriving.told_all(references)
         try:
             return await loading
@@ -126,7 +156,9 @@ class RolloutActor:
             if self._arriving is not None and self._arriving[0] is arriving:
                 self._arriving = None
 
-    def _arrival_of(self, version: WeightVersion) -> tuple[ArrivingVersion, asyncio.Task[WeightVersion]]:
+    def _arrival_of(
+        self, version: WeightVersion, earlier: Sequence[SentVersion] = ()
+    ) -> tuple[ArrivingVersion, asyncio.Task[WeightVersion]]:
         """A version that is being loaded, or has its turn to be. An earlier one of which not all is known is given up:
         its learner has died."""
         if self._arriving is not None and not (before := self._arriving[0]).is_known:
@@ -135,20 +167,42 @@ class RolloutActor:
             if before.version < version:
                 before.give_up()
         arriving = ArrivingVersion(version, self._config.weight_sync.timeout_s)
-        loading = asyncio.create_task(self._load(arriving), name=f"load weight version {version.number}")
+        loading = asyncio.create_task(self._load(arriving, earlier), name=f"load weight version {version.number}")
         loading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # of one given up nobody asks
         if self._arriving is None or self._arriving[0].version <= version:
             self._arriving = arriving, loading
         return arriving, loading
 
-    async def _load(self, arriving: ArrivingVersion) -> WeightVersion:
+    async def _load(self, arriving: ArrivingVersion, earlier: Sequence[SentVersion]) -> WeightVersion:
         async with self._loading:
             if arriving.version > self._held:
-                async with aclosing(arriving.buckets()) as buckets:
+                await self._catch_up(earlier)
+                async with self._whole(arriving) as buckets:
                     with self._ending_with_engine() as worker:
                         await worker.update_weights(arriving.version.number, buckets)
                 self._held = arriving.version
         return self._held
+
+    async def _catch_up(self, earlier: Sequence[SentVersion]) -> None:
+        """Bring the replica to the last of these versions; the engine stays as it is."""
+        held = self._replica.version if self._replica is not None else None
+        known = [version for version, _ in earlier]
+        for version, references in earlier[known.index(held) + 1 if held in known else 0 :]:
+            arriving = ArrivingVersion(version, self._config.weight_sync.timeout_s)
+            arriving.told_all(references)
+            async with self._whole(arriving) as buckets:
+                async for _ in buckets:
+                    pass
+
+    @asynccontextmanager
+    async def _whole(self, arriving: ArrivingVersion) -> AsyncIterator[AsyncIterator[WeightBucket]]:
+        """The buckets of a version with all of its weights, whatever they come as."""
+        async with aclosing(arriving.buckets()) as buckets:
+            if self._replica is None:
+                yield buckets
+            else:
+                async with aclosing(self._replica.follow(arriving.version, buckets)) as followed:
+                    yield followed
 
     async def join_collective(self, place: GroupPlace) -> str:
         """Join a weight-transfer group. Returns why that failed, or ""."""
@@ -199,6 +253,7 @@ class RolloutActor:
         exporter = Exporter(self._run)
         while True:
             export_figures(exporter, worker, self._worker_id)
+            exporter.count_to("bicot_unfit_deltas", self._num_unfit_deltas, worker=self._worker_id)
             exporter.resend()
             await asyncio.sleep(RESEND_S)
 

@@ -31,8 +31,11 @@ from rollout.weights.manifest import tensor_bytes
 IN_A_PAUSE: Final = "object store, in a pause"
 STAGED: Final = "object store, staged"
 BY_IPC: Final = "IPC, staged"
+CHANGES: Final = "object store, staged, changes alone"
+LR: Final = 1e-6
+"""Of the step before each version: how much changes depends on it."""
 ON_GPU: Final = (
-    *("rollout.gpus_per_worker=0.4", "rollout.gpu_memory_utilization=0.3", "rollout.threads_per_worker=null"),
+    *("rollout.gpus_per_worker=0.26", "rollout.gpu_memory_utilization=0.3", "rollout.threads_per_worker=null"),
     "rollout.kv_cache_gib=1",  # two engines that size their caches on one card at a time disturb each other
     "learner.gpus_per_rank=0.2",
 )
@@ -47,6 +50,8 @@ class SyncTimes:
     publish_s: list[float] = field(default_factory=list)
     deliver_s: list[float] = field(default_factory=list)
     pause_s: list[float] = field(default_factory=list)
+    sent_mb: list[float] = field(default_factory=list)
+    """In units of 10**6 bytes."""
 
     @property
     def together_s(self) -> list[float]:
@@ -93,25 +98,29 @@ def _staged_against_plain(directory: Path, scope: Scope) -> Table:
         folder, _ = make_model(directory, f"{megabytes}-mb", wide_model(megabytes), in_bfloat16=True)
         shared = [
             "model.dtype=bfloat16", "learner.zero_stage=1", "learner.cpus_per_rank=0.5",
-            "rollout.num_workers=2", "rollout.cpus_per_worker=0.5", "rollout.max_num_seqs=8",
+            "rollout.num_workers=3", "rollout.cpus_per_worker=0.4", "rollout.max_num_seqs=8",
             f"cluster.object_store_gib={2 + 2 * megabytes / 1000:g}",
             f"weight_sync.bucket_mb={min(64, max(8, megabytes // 8))}", *(ON_GPU if scope.on_gpu else ()),
         ]  # fmt: skip
-        staged, plain = (
-            shapes_config(folder, [f"run.name={name}", f"weight_sync.staged={name == 'staged'}", *shared])
-            for name in ("staged", "plain")
-        )
+        plain, staged, changes = (
+            shapes_config(folder, [f"run.name={name}", *own, *shared])
+            for name, own in (
+                ("plain", ["weight_sync.staged=false"]), ("staged", []), ("changes", ["weight_sync.delta=true"])
+            )
+        )  # fmt: skip
         with ray_session(staged.cluster, plan_placement(staged), directory / f"{megabytes}-logs"):
-            times = asyncio.run(_measure_ways(folder, staged, plain, num_rounds=scope.pick(quick=3, full=5)))
+            times = asyncio.run(_measure_ways(folder, (plain, staged, changes), scope.pick(quick=3, full=5)))
         rows += _rows(times)
     return Table(
-        "Weight sync, staged against in a pause, by the object store and by IPC",
-        "A process that gives random bfloat16 weights to two idle vLLM rollout workers, in turns: one that loads new "
+        "Weight sync, staged against in a pause, by the object store and by IPC; all weights against changes",
+        "A process that gives random bfloat16 weights to three idle vLLM rollout workers, in turns: one that loads new "
         "weights beside the old ones, from the first bucket that is published, and pauses to swap them; and one that "
         "pauses while it loads them (`weight_sync.staged: false`), once all are published. The first gets them through "
         "Ray's object store and by `weight_sync.backend: ipc`, in turns; by IPC it has them when they are published. "
+        "The third has `weight_sync.delta`: it is sent what a step of AdamW on noise at a learning rate of "
+        f"{LR:g} changes. "
         "Together: publish and deliver. In brackets, times of the one that pauses.",
-        ("weights", "way", "publish, ms", "deliver, ms", "together, ms", "GB/s", "sampling pauses, ms"),
+        ("weights", "way", "sent, MB", "publish, ms", "deliver, ms", "together, ms", "GB/s", "sampling pauses, ms"),
         tuple(rows),
     )
 
@@ -126,6 +135,7 @@ def _rows(times: Mapping[str, SyncTimes]) -> Iterator[tuple[str, ...]]:
         yield (
             f"{own.num_bytes / 1e6:,.0f} MB",
             way,
+            spread(own.sent_mb),
             *(spread([1000 * value for value in values]) for values in (own.publish_s, own.deliver_s)),
             together,
             spread([own.num_bytes / 1e9 / value for value in own.together_s]),
@@ -147,7 +157,10 @@ class MeasuredRollout(RolloutActor):
         return 0.0 if figures is None else figures.weight_pause_s
 
 
-async def _measure_ways(folder: str, staged: RunConfig, plain: RunConfig, num_rounds: int) -> dict[str, SyncTimes]:
+async def _measure_ways(
+    folder: str, configs: tuple[RunConfig, RunConfig, RunConfig], num_rounds: int
+) -> dict[str, SyncTimes]:
+    plain, staged, changes = configs
     source = spawn(
         WeightSource,
         *(folder, staged.weight_sync.bucket_mb, staged.learner.gpus_per_rank > 0),
@@ -157,10 +170,11 @@ async def _measure_ways(folder: str, staged: RunConfig, plain: RunConfig, num_ro
         threads=1,
         concurrency_groups=CONCURRENCY_GROUPS,
     )
-    pools = [ActorPool("rollout", 1, 1, _hooks(folder, config, MeasuredRollout)) for config in (plain, staged)]
+    pools = [ActorPool("rollout", 1, 1, _hooks(folder, config, MeasuredRollout)) for config in configs]
     ways: dict[str, tuple[ActorPool, WeightSync]] = {
         IN_A_PAUSE: (pools[0], ObjectStoreSync(plain.weight_sync)),
         STAGED: (pools[1], ObjectStoreSync(staged.weight_sync)),
+        CHANGES: (pools[2], ObjectStoreSync(changes.weight_sync)),
         BY_IPC: (pools[1], BroadcastSync(staged.weight_sync, "ipc", 1, _refuse)),
     }
     times = {way: SyncTimes(await source.num_bytes.remote()) for way in ways}
@@ -171,14 +185,18 @@ async def _measure_ways(folder: str, staged: RunConfig, plain: RunConfig, num_ro
             for way, (pool, sync) in ways.items():
                 (member,) = pool.members
                 paused_s = await member.handle.pause_s.remote()
+                if way == CHANGES:
+                    await source.step.remote(LR)
                 started_s = time.perf_counter()
                 listening = cast(ActorPool, _Nobody()) if way == IN_A_PAUSE else pool
                 await sync.publish([source], next(numbers), listening)
                 publish_s = time.perf_counter() - started_s
                 await sync.deliver(pool)
                 deliver_s = time.perf_counter() - started_s - publish_s
-                await sync.close()  # two versions in the store would take twice the memory
+                if way != CHANGES:  # which goes on from what is in the store
+                    await sync.close()  # two versions in the store would take twice the memory
                 if round_number:  # the first one opens what stays open
+                    times[way].sent_mb.append(sync.figures.get("sync/sent_mb", times[way].num_bytes / 1e6))
                     times[way].publish_s.append(publish_s)
                     times[way].deliver_s.append(deliver_s)
                     times[way].pause_s.append(await member.handle.pause_s.remote() - paused_s)

@@ -11,9 +11,10 @@ import torch
 
 from cluster.actors.spawning import node_id
 from configs.local.ports import free_port
-from rollout.records import GroupPlace, TensorInfo, WeightBucket
+from rollout.records import GroupPlace, TensorInfo, WeightBucket, WeightVersion
 from rollout.weights import WeightManifest
 from rollout.weights.buckets import view_bucket
+from rollout.weights.delta import DeltaBucket, DeltaEncoder, DeltaSummary
 from rollout.weights.groups import WeightGroup
 from rollout.weights.lending import LentMemory
 from rollout.weights.manifest import tensor_bytes
@@ -35,6 +36,9 @@ class WeightSource:
         largest = max(tensor_bytes(shape, "bfloat16") for shape in self._shapes.values())
         values = 0.02 * torch.randn(largest // 2, generator=torch.Generator().manual_seed(0))
         self._values = values.to(self._device, torch.bfloat16)
+        self._master: torch.Tensor | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._delta = DeltaEncoder()
         self._lent = LentMemory(self._device)
         self._group: WeightGroup | None = None
 
@@ -54,6 +58,22 @@ class WeightSource:
             yield view_bucket(tensors)
             num_buckets += 1
         yield num_buckets
+
+    def step(self, lr: float) -> None:
+        """Move the weights as an optimizer does whose gradients are noise, in float32."""
+        if self._master is None or self._optimizer is None:
+            self._master = self._values.float().requires_grad_(True)
+            self._optimizer = torch.optim.AdamW([self._master], lr=lr, weight_decay=0.0)
+        self._master.grad = torch.randn_like(self._master)
+        self._optimizer.step()
+        self._values = self._master.detach().bfloat16()
+
+    def export_changes(
+        self, version: WeightVersion, base: WeightVersion | None
+    ) -> Iterator[WeightBucket | DeltaBucket | DeltaSummary]:
+        whole = (bucket for bucket in self.export_weights(version.number) if isinstance(bucket, WeightBucket))
+        yield from self._delta.encode(version, base, whole)
+        yield self._delta.summary
 
     def node(self) -> str:
         return node_id()

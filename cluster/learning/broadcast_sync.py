@@ -15,7 +15,7 @@ processes of rank 0's node, which open its memory by CUDA IPC. Workers on other 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from ray.actor import ActorHandle
@@ -111,6 +111,10 @@ class BroadcastSync:
         except LearnerError:
             return NO_VERSION  # the learner has made another step meanwhile, so the pool asks for that one now
         return await self._store.catch_up(worker)
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        return {}
 
     async def close(self) -> None:
         await self._store.close()

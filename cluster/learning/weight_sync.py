@@ -13,8 +13,8 @@ so owns them: they outlive a learner that dies.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
 import ray
 from ray.actor import ActorHandle
@@ -27,6 +27,10 @@ from cluster.pools.remote_errors import resolve
 from configs.errors import WeightSyncError
 from configs.schema import WeightSyncConfig
 from rollout.records import WeightVersion
+from rollout.weights.delta import DeltaSummary
+
+_LONGEST_CHANGES: Final = 0.5
+"""Bytes of changes since a version that was sent whole, over its own, after which the next one is."""
 
 
 class WeightSync(Protocol):
@@ -53,8 +57,20 @@ class WeightSync(Protocol):
     async def catch_up(self, worker: ActorHandle) -> WeightVersion:
         """Load the published version into one worker that joins; returns the version it holds."""
 
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """Metrics of the version that was published last, see `cluster.reports.metrics`."""
+
     async def close(self) -> None:
         """Free the weights."""
+
+
+class _Sent(NamedTuple):
+    """A version in the store, whole or as changes of the one before."""
+
+    version: WeightVersion
+    buckets: list[ray.ObjectRef]
+    num_bytes: int
 
 
 class ObjectStoreSync:
@@ -62,8 +78,12 @@ class ObjectStoreSync:
 
     def __init__(self, config: WeightSyncConfig) -> None:
         self._timeout_s = config.timeout_s
+        self._sends_changes = config.delta
+        self._is_next_whole = False
         self._version = WeightVersion()
-        self._buckets: list[ray.ObjectRef] = []
+        self._sent: list[_Sent] = []
+        """What makes up `version`: a whole one, then those of which each is the changes of the one before it."""
+        self._summary: DeltaSummary | None = None
 
     @property
     def version(self) -> WeightVersion:
@@ -81,28 +101,41 @@ class ObjectStoreSync:
     ) -> None:
         """Put `version` into the store; workers that are listening begin to load it meanwhile. Raises LearnerError when
         the learner is at another, WeightSyncError."""
+        base = self._base_for(version)
         buckets: list[ray.ObjectRef] = []
         try:
             async with asyncio.timeout(self._timeout_s):
-                async for bucket in _exported(ranks, version.number):
+                async for bucket in self._exported(ranks, version, base):
                     for worker in listening:
-                        worker.expect_weights.remote(version, len(buckets), [bucket])
+                        worker.expect_weights.remote(version, len(buckets), [bucket], base)
                     buckets.append(bucket)
         except TimeoutError as error:
             raise WeightSyncError(
                 f"weight version {version.number} was not exported within weight_sync.timeout_s {self._timeout_s:g} s"
             ) from error
-        self._version, self._buckets = version, buckets
+        summary = self._summary
+        is_whole = summary is None or summary.is_whole
+        self._version, self._is_next_whole = version, False
+        self._sent = [*([] if is_whole else self._sent), _Sent(version, buckets, summary.num_bytes if summary else 0)]
+
+    def _base_for(self, version: WeightVersion) -> WeightVersion | None:
+        """The version of which `version` is best sent as changes; None: it is best sent whole."""
+        if not self._sends_changes or not self._sent or self._is_next_whole or version.life != self._version.life:
+            return None
+        whole, *changes = self._sent
+        # A worker that joins fetches all of them.
+        is_long = sum(sent.num_bytes for sent in changes) > _LONGEST_CHANGES * whole.num_bytes
+        return None if is_long else self._version
 
     async def deliver(self, pool: ActorPool) -> int:
-        version, buckets = self._version, self._buckets
+        version, sent = self._version, self._arguments()
 
         async def update_one(member: Member) -> None:
-            held = await pool.load(
-                member, lambda handle: handle.update_weights.remote(version, buckets), self._timeout_s
-            )
+            held = await pool.load(member, lambda handle: handle.update_weights.remote(*sent), self._timeout_s)
             if held is not None:
                 member.health.holds(held, self._version)
+            else:
+                self._is_next_whole = True  # should changes have been at fault, no other worker is lost to them
 
         started: list[asyncio.Task[None]] = []
         try:
@@ -116,10 +149,10 @@ class ObjectStoreSync:
         return version.number
 
     async def catch_up(self, worker: ActorHandle) -> WeightVersion:
-        if not self._buckets:
+        if not self._sent:
             return self._version  # nothing was published yet: these are the weights that every worker starts with
         version = self._version
-        answer = asyncio.ensure_future(resolve(worker.update_weights.remote(version, self._buckets)))
+        answer = asyncio.ensure_future(resolve(worker.update_weights.remote(*self._arguments())))
         try:
             if not (await asyncio.wait({answer}, timeout=self._timeout_s))[0]:
                 raise LateWeightsError(
@@ -129,8 +162,45 @@ class ObjectStoreSync:
         finally:
             answer.cancel()
 
+    @property
+    def figures(self) -> Mapping[str, float]:
+        summary = self._summary
+        if summary is None:
+            return {}
+        share = {} if summary.is_whole else {"sync/changed_share": summary.num_changed / max(1, summary.num_values)}
+        return {"sync/sent_mb": summary.num_bytes / 1e6, **share}
+
     async def close(self) -> None:
-        self._buckets = []
+        self._sent = []
+
+    def _arguments(self) -> tuple[Any, ...]:
+        """Of `RolloutActor.update_weights`, for the published version."""
+        *earlier, last = self._sent or [_Sent(self._version, [], 0)]
+        return last.version, last.buckets, [(each.version, each.buckets) for each in earlier]
+
+    async def _exported(
+        self, ranks: Sequence[ActorHandle], version: WeightVersion, base: WeightVersion | None
+    ) -> AsyncIterator[ray.ObjectRef]:
+        """Buckets of `version`, each as soon as it is in the store: all ranks enter (ZeRO-3 gathers), rank 0 gives
+        them."""
+
+        def begin(rank: ActorHandle) -> Any:
+            if self._sends_changes:
+                return rank.export_changes.options(num_returns="streaming").remote(version, base)
+            return rank.export_weights.options(num_returns="streaming").remote(version.number)
+
+        summary: DeltaSummary | None = None
+        for index, stream in enumerate([begin(rank) for rank in ranks]):
+            last: ray.ObjectRef | None = None
+            async for reference in stream:
+                if last is not None:
+                    yield last
+                last = reference
+            if last is not None:
+                end = await last  # which raises what the export raised
+                if self._sends_changes and index == 0:
+                    summary = end
+        self._summary = summary
 
 
 async def _mostly_done(loading: Sequence[asyncio.Task[None]]) -> None:
@@ -143,16 +213,3 @@ async def _mostly_done(loading: Sequence[asyncio.Task[None]]) -> None:
 
 def _waves_of(pool: ActorPool) -> Iterator[list[Member]]:
     return waves((member.node_id, member) for member in pool.members)
-
-
-async def _exported(ranks: Sequence[ActorHandle], version: int) -> AsyncIterator[ray.ObjectRef]:
-    """Buckets of `version`, each as soon as it is in the store: all ranks enter (ZeRO-3 gathers), rank 0 gives them."""
-    streams = [rank.export_weights.options(num_returns="streaming").remote(version) for rank in ranks]
-    for stream in streams:
-        last: ray.ObjectRef | None = None
-        async for reference in stream:
-            if last is not None:
-                yield last
-            last = reference
-        if last is not None:
-            await last  # the end, which raises what the export raised

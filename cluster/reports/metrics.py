@@ -82,6 +82,8 @@ METRICS: Final[Mapping[str, str]] = {
     "time/wait_s": "of which the learner waited for groups",
     "time/learn_s": "of which the learner computed",
     "time/sync_s": "of which new weights were on their way to the rollout workers",
+    "sync/sent_mb": "with weight_sync.delta: size of the version that was sent to the rollout workers, in 10^6 bytes",
+    "sync/changed_share": "where it was sent as changes: share of the values that the step has changed",
     "time/rollout_s": "mean time a group took to roll; overlaps with other groups and with learning",
     "time/reward_s": "mean time from the end of a group's rollout to its last score; overlaps likewise",
     "critical/rollout_s": "what the run waited for since the end of the step before, seconds: the drawing of the "

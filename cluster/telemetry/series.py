@@ -88,6 +88,7 @@ SERIES: Final = tuple(
         ("bicot_engine_prefix_queries", "counter", "tokens looked up in the prefix cache", ("worker",)),
         ("bicot_engine_prefix_hits", "counter", "tokens found there", ("worker",)),
         ("bicot_engine_weight_pause_seconds", "counter", "seconds sampling stood still for new weights", ("worker",)),
+        ("bicot_unfit_deltas", "counter", "weight versions whose changes did not fit, and came whole", ("worker",)),
     )
 )  # fmt: skip
 BY_NAME: Final[Mapping[str, Series]] = {series.name: series for series in SERIES}

@@ -243,10 +243,10 @@ class Pipeline:
             if self.config.algorithm.max_staleness == 0:
                 await delivery
             clock.end(times)
-            evaluated = await self._evaluate(step + 1, delivery)
+            others = {**self.machinery.weights.figures, **await self._evaluate(step + 1, delivery)}
             clock.restart()  # an evaluation is part of no step
             notes = (report.note, skipped.count(step + 1, report))
-            await self._finish_step(step, {**report.metrics, **evaluated}, notes, times)
+            await self._finish_step(step, {**report.metrics, **others}, notes, times)
             skipped.check(step + 1)
 
     def _sequences(self, step: int) -> range:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +18,9 @@ from cluster.learning import ObjectStoreSync
 from cluster.pools import ActorPool
 from cluster.pools.member import Member
 from configs.schema import RunConfig, WeightSyncConfig
-from rollout.records import BucketStream, WeightBucket
+from rollout.records import BucketStream, WeightBucket, WeightVersion
 from rollout.weights.buckets import each_bucket, pack_bucket, view_bucket
+from rollout.weights.delta import Changes, DeltaBucket, DeltaEncoder, DeltaSummary
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -111,3 +113,143 @@ async def test_a_worker_loads_the_first_buckets_while_the_learner_exports_the_la
     assert await sync.deliver(pool) == 1
     assert await rollout.names.remote() == ["first", "second", "third"]
     assert pool.members[0].health.held_version == sync.version
+
+
+class SmallSteps:
+    """A float32 master that AdamW moves at a learning rate of 1e-6, exported as bfloat16."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self._master = (0.02 * torch.randn(400, 500)).bfloat16().float().requires_grad_(True)
+        self._adamw = torch.optim.AdamW([self._master], lr=1e-6, weight_decay=0.0)
+        self._encoder = DeltaEncoder()
+        self.damages = False
+
+    def export_changes(
+        self, version: WeightVersion, base: WeightVersion | None
+    ) -> Iterator[WeightBucket | DeltaBucket | DeltaSummary]:
+        for bucket in self._encoder.encode(version, base, self._buckets()):
+            yield _damaged(bucket) if self.damages and isinstance(bucket, DeltaBucket) else bucket
+        yield self._encoder.summary
+
+    def step(self) -> None:
+        self._master.grad = torch.randn_like(self._master)
+        self._adamw.step()
+
+    def weights(self) -> list[bytes]:
+        return [array.tobytes() for bucket in self._buckets() for array in bucket.arrays]
+
+    def damage(self, damages: bool) -> None:
+        self.damages = damages
+
+    def _buckets(self) -> Iterator[WeightBucket]:
+        exported = self._master.detach().bfloat16()
+        for rows in (exported[:100], exported[100:]):
+            yield view_bucket([(f"rows-{len(rows)}", rows)])
+
+
+def _damaged(bucket: DeltaBucket) -> DeltaBucket:
+    """With one value that is another one."""
+    (changes,) = bucket.contents
+    assert isinstance(changes, Changes)
+    values = changes.values.copy()
+    values[0] ^= 1
+    return replace(bucket, contents=(replace(changes, values=values),))
+
+
+class Follower(RolloutActor):
+    """A rollout worker whose engine keeps what it was given."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config, "model", "rollout-0")
+        self._worker = cast(Any, self)
+        self.is_usable = True
+        self._loads: list[list[bytes]] = []
+
+    async def update_weights(self, version: Any, *sent: Any) -> Any:
+        if isinstance(version, WeightVersion):
+            return await super().update_weights(version, *sent)
+        self._loads.append([each.tobytes() async for bucket in each_bucket(sent[0]) for each in bucket.arrays])
+        return None
+
+    async def weights(self) -> list[bytes]:
+        return self._loads[-1]
+
+    async def forget_a_value(self) -> None:
+        """What it keeps is not what it was sent."""
+        assert self._replica is not None
+        for kept in self._replica._kept.values():
+            kept[:] ^= 1
+
+    async def num_unfit_deltas(self) -> int:
+        return self._num_unfit_deltas
+
+
+def _delta_config() -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "model": {"path": "janus", "dtype": "float32"},
+            "data": {"train": "prompts.txt"},
+            "rewards": [{"name": "shapes"}],
+            "weight_sync": {"delta": True, "timeout_s": 60},
+        }
+    )
+
+
+async def test_workers_that_took_changes_have_the_bits_of_one_that_took_all_weights() -> None:
+    """One takes every version; one misses two; one keeps wrong values; and one joins at the end."""
+    config = _delta_config()
+    learner = ray.remote(SmallSteps).options(num_cpus=0.1).remote()
+    steady, lazy, wrong, late = (ray.remote(Follower).options(num_cpus=0.1).remote(config) for _ in range(4))
+    sync = ObjectStoreSync(config.weight_sync)
+    pools = {name: cast(ActorPool, Pool(each)) for name, each in (("steady", steady), ("lazy", lazy), ("wrong", wrong))}
+    sizes = []
+    for number in range(1, 5):
+        await learner.step.remote()
+        await sync.publish([learner], number, pools["steady"])
+        sizes.append(sync.figures["sync/sent_mb"])
+        if number == 3:
+            await wrong.forget_a_value.remote()
+        for name, pool in pools.items():
+            if name != "lazy" or number in (1, 4):
+                assert await sync.deliver(pool) == number
+        assert await steady.weights.remote() == await learner.weights.remote()
+    assert await sync.catch_up(late) == sync.version
+    expected = await learner.weights.remote()
+    assert [await each.weights.remote() for each in (lazy, wrong, late)] == [expected] * 3
+    unfit = [await each.num_unfit_deltas.remote() for each in (steady, lazy, wrong, late)]
+    assert unfit == [0, 0, 1, 0]
+    assert 0 < sync.figures["sync/changed_share"] < 0.03
+    assert sizes[0] == pytest.approx(0.4)
+    assert max(sizes[1:]) < 0.06 * sizes[0]
+
+
+async def test_damaged_changes_are_never_loaded_and_the_next_version_comes_whole() -> None:
+    config = _delta_config()
+    learner = ray.remote(SmallSteps).options(num_cpus=0.1).remote()
+    worker = ray.remote(Follower).options(num_cpus=0.1).remote(config)
+    sync, pool = ObjectStoreSync(config.weight_sync), cast(ActorPool, ForgivingPool(worker))
+    await sync.publish([learner], 1, pool)
+    assert await sync.deliver(pool) == 1
+    first = await learner.weights.remote()
+    await learner.damage.remote(True)
+    await learner.step.remote()
+    await sync.publish([learner], 2, pool)
+    await sync.deliver(pool)
+    assert (await worker.weights.remote(), pool.members[0].health.held_version.number) == (first, 1)
+    await learner.step.remote()
+    await sync.publish([learner], 3, pool)
+    assert "sync/changed_share" not in sync.figures
+    assert await sync.deliver(pool) == 3
+    assert await worker.weights.remote() == await learner.weights.remote()
+
+
+class ForgivingPool(Pool):
+    """Keeps a worker that could not load what it was given."""
+
+    async def load(self, member: Member, invoke: Any, timeout_s: float) -> Any:
+        answer = (await asyncio.gather(super().load(member, invoke, timeout_s), return_exceptions=True))[0]
+        if isinstance(answer, ray.exceptions.RayTaskError):
+            assert "are damaged" in str(answer)
+            return None
+        return answer
