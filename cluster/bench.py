@@ -25,7 +25,7 @@ BENCHMARKS = {
     "rollout": "image tokens and pictures a second: the vLLM engine against transformers' own loop",
     "overlap": "steps a second of the whole system: max_staleness 0 against 1",
     "pipeline": "pictures a second of training end to end: T2I-R1's way against bicot's",
-    "sync": "milliseconds and MB/s of weight sync; staged against in a pause, the object store against IPC",
+    "sync": "milliseconds and MB/s of weight sync; staged against in a pause, the object store against IPC, all against changes",
     "learner": "peak memory of chunked log-probabilities, and tokens a second of the learner",
     "rewards": "pictures a second of the reward pool against one picture at a time, and the pool's own latency",
     "reward_models": "pictures a second of each reward by itself, batched against one at a time",
@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="MB",
-        help="sync alone: sizes of the weights; takes about six times as much memory",
+        help="sync alone: sizes of the weights; takes about eleven times as much memory",
     )
     return parser
 

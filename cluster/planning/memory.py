@@ -77,6 +77,7 @@ def learner_rank(config: RunConfig, shape: ModelShape) -> Need:
         "reference": _reference(config, shape, trained) * size,
         "activations": learner_activations(config, shape),
         "context": CONTEXT_BYTES if learner.gpus_per_rank > 0 else 0,
+        "kept version": trained * size if config.weight_sync.delta and learner.gpus_per_rank == 0 else 0,
     }
     return Need(parts)
 
@@ -198,10 +199,12 @@ def rollout_worker(config: RunConfig, shape: ModelShape, device_bytes: int | Non
         cache = max(0, int(rollout.gpu_memory_utilization * (device_bytes or 0)) - weights - CONTEXT_BYTES)
     decoder = shape.vq.parameters * FLOAT32 + decoder_activations(shape, rollout.decode_batch_size)
     is_staged = device_bytes is None and rollout.engine == "vllm" and config.weight_sync.staged
+    keeps_version = device_bytes is None and config.weight_sync.delta
     return Need(
         {
             "weights": weights,
             "staged weights": weights if is_staged else 0,
+            "kept version": trained_parameters(config, shape) * size if keeps_version else 0,
             "KV cache": cache,
             "VQ decoder": decoder,
             "context": 0 if device_bytes is None else 2 * CONTEXT_BYTES,

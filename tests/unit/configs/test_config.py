@@ -438,6 +438,13 @@ def test_variables_in_paths_are_put_in_and_refused_where_they_are_not_set(
     assert "run.dir = '$NOT_SET/runs': the environment variable NOT_SET is not set" in refusal
 
 
+@pytest.mark.parametrize("backend", ["nccl", "ipc", "auto"])
+def test_changes_alone_are_not_broadcast(config_file: Path, backend: str):
+    assert load_config(config_file, ["weight_sync.delta=true"]).weight_sync.delta
+    refusal = refusal_of(config_file, "weight_sync.delta=true", f"weight_sync.backend={backend}")
+    assert f"delta: true needs backend: object_store, not {backend}" in refusal
+
+
 @pytest.mark.parametrize(
     ("overrides", "best", "possible"),
     [

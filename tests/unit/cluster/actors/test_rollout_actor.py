@@ -6,12 +6,14 @@ import asyncio
 from typing import Any, cast
 
 import pytest
+import torch
 
 from cluster.actors import RolloutActor
 from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RunConfig
 from rollout.records import BucketStream, WeightVersion
-from rollout.weights.buckets import each_bucket
+from rollout.weights.buckets import each_bucket, pack_bucket
+from rollout.weights.delta import DeltaEncoder
 
 
 class Engine:
@@ -167,3 +169,31 @@ async def test_a_version_of_many_buckets_is_never_held_whole() -> None:
     await actor_with(Engine()).update_weights(WeightVersion(0, 1), references)
     assert 1 <= Bucket.most <= 5
     assert Bucket.alive == 0
+
+
+async def test_changes_of_a_version_that_a_worker_does_not_hold_are_not_begun_and_then_fetched_with_all_before() -> (
+    None
+):
+    def sent(bucket: Any) -> Any:
+        future: Any = asyncio.get_running_loop().create_future()
+        future.set_result(bucket)
+        return future
+
+    engine = Engine()
+    config = CONFIG.model_copy(update={"weight_sync": CONFIG.weight_sync.model_copy(update={"delta": True})})
+    actor = RolloutActor(config, "~/model", "rollout-0")
+    actor._worker = cast(Any, engine)
+    encoder, weight = DeltaEncoder(), torch.zeros(100)
+    versions, buckets = [WeightVersion(0, number) for number in (1, 2, 3)], []
+    for number, version in enumerate(versions):
+        weight[number] = 1
+        base = versions[number - 1] if number else None
+        buckets += encoder.encode(version, base, [pack_bucket([("w", weight)])])
+    await actor.expect_weights(versions[2], 0, [sent(buckets[2])], versions[1])
+    assert actor._arriving is None
+    earlier = [(version, [sent(bucket)]) for version, bucket in zip(versions[:2], buckets[:2], strict=True)]
+    assert await actor.update_weights(versions[2], [sent(buckets[2])], earlier) == versions[2]
+    assert engine.loaded == [3]
+    assert actor._replica is not None
+    assert actor._replica.version == versions[2]
+    assert actor._replica._kept["w"].tobytes() == weight.numpy().tobytes()
