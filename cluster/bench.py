@@ -25,7 +25,7 @@ BENCHMARKS = {
     "rollout": "image tokens and pictures a second: the vLLM engine against transformers' own loop",
     "overlap": "steps a second of the whole system: max_staleness 0 against 1",
     "pipeline": "pictures a second of training end to end: T2I-R1's way against bicot's",
-    "sync": "milliseconds and MB/s of weight sync; staged against in a pause, the object store against IPC, all against changes",
+    "sync": "milliseconds and MB/s of weight sync; staged or in a pause, by store or IPC, all or changes",
     "learner": "peak memory of chunked log-probabilities, and tokens a second of the learner",
     "rewards": "pictures a second of the reward pool against one picture at a time, and the pool's own latency",
     "reward_models": "pictures a second of each reward by itself, batched against one at a time",
