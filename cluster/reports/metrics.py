@@ -82,8 +82,6 @@ METRICS: Final[Mapping[str, str]] = {
     "time/wait_s": "of which the learner waited for groups",
     "time/learn_s": "of which the learner computed",
     "time/sync_s": "of which new weights were on their way to the rollout workers",
-    "sync/sent_mb": "with weight_sync.delta: size of the version that was sent to the rollout workers, in 10^6 bytes",
-    "sync/changed_share": "where it was sent as changes: share of the values that the step has changed",
     "time/rollout_s": "mean time a group took to roll; overlaps with other groups and with learning",
     "time/reward_s": "mean time from the end of a group's rollout to its last score; overlaps likewise",
     "critical/rollout_s": "what the run waited for since the end of the step before, seconds: the drawing of the "
@@ -121,6 +119,8 @@ METRIC_PREFIXES: Final[Mapping[str, str]] = {
     "turns/": "with rollout.colocate, whose turn it was since the last step was told, seconds: turns/drawing_s the "
     "engines' (sampling, scores, weights on their way, evaluations), turns/to_learning_s engines on their way to sleep "
     "and the optimizer's state back to the learner, turns/learning_s the learner's, turns/to_drawing_s both ways back",
+    "sync/": "with weight_sync.delta: sync/sent_mb the size of the version that was sent to the rollout workers, in "
+    "10^6 bytes; where it was sent as changes, sync/changed_share the share of the values that the step has changed",
     "staleness/share_": "histogram: share of trajectories that lag so many weight versions",
 }
 """Families of keys whose names depend on the config."""
