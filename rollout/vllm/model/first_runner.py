@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from vllm.v1.outputs import LogprobsTensors, ModelRunnerOutput, SamplerOutput
+from vllm.v1.outputs import ModelRunnerOutput, SamplerOutput
 
 from configs.library_layout import require_attributes
 from rollout.vllm.model.bursts import Burst, first_token_of, tokens_a_row
 from rollout.vllm.model.guided_worker import GuidedWorker
-from rollout.vllm.model.row_settings import settings_of
+from rollout.vllm.model.row_settings import logprobs_tensors, settings_of
 from rollout.vllm.model.sampler import Batch, RowSettings, Sampled, TokenSampler
 
 _RUNNER_PARTS = ("sampler", "model", "input_batch", "requests", "seq_lens", "device")
@@ -92,8 +92,4 @@ class FirstRunnerWorker(GuidedWorker):
 
 
 def _as_vllms(sampled: Sampled) -> SamplerOutput:
-    token_ids = sampled.token_ids.to(torch.int32).unsqueeze(-1)
-    # Two columns, of which vLLM hands on whatever number there is; ranks are not asked for.
-    columns = token_ids.expand(-1, 2).contiguous()
-    ranks = torch.zeros(len(token_ids), dtype=torch.int32, device=token_ids.device)
-    return SamplerOutput(token_ids, LogprobsTensors(columns, sampled.logprobs, ranks))
+    return SamplerOutput(sampled.token_ids.to(torch.int32).unsqueeze(-1), logprobs_tensors(sampled))

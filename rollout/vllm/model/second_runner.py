@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from vllm import SamplingParams
-from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.input_batch import InputBatch, get_num_sampled_and_rejected
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from configs.library_layout import require_attributes
-from rollout.vllm.model.row_settings import settings_of
+from rollout.vllm.model.row_settings import logprobs_tensors, settings_of
 from rollout.vllm.model.sampler import Batch, RowSettings
 
 _SAMPLER_PARTS = ("add_request", "apply_staged_writes", "logprobs_mode", "penalties_state", "req_states")
@@ -56,10 +55,6 @@ class RunnerSampler:
         """logits: what `GuidedJanus.compute_logits` returned, hidden states [B, S d]."""
         seq_lens = input_batch.seq_lens[: input_batch.num_reqs]
         sampled = self._sample(logits, self._batch_of(input_batch, logits.device), seq_lens.long())
-        token_ids = sampled.token_ids.unsqueeze(-1)
-        # Two columns, of which vLLM hands on whatever number there is; ranks are not asked for.
-        columns = token_ids.to(torch.int32).expand(-1, 2).contiguous()
-        ranks = torch.zeros(len(token_ids), dtype=torch.int32, device=logits.device)
         # A row whose prompt is not read to its end has sampled nothing.
         num_sampled, num_rejected = get_num_sampled_and_rejected(
             seq_lens.new_ones(input_batch.num_reqs),
@@ -69,7 +64,7 @@ class RunnerSampler:
             self._prefill_len.gpu,
         )
         return SamplerOutput(
-            token_ids, LogprobsTensors(columns, sampled.logprobs, ranks), None, num_sampled, num_rejected
+            sampled.token_ids.unsqueeze(-1), logprobs_tensors(sampled), None, num_sampled, num_rejected
         )
 
     def _batch_of(self, input_batch: InputBatch, device: torch.device) -> Batch:
