@@ -79,6 +79,7 @@ class FakeWeights:
 
     def __init__(self) -> None:
         self.version = 0
+        self.figures: dict[str, float] = {}
 
     async def publish(self, ranks: object, version: int, pool: object) -> None:
         self.version = version
