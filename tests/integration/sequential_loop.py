@@ -49,4 +49,4 @@ class SequentialLoop:
         rolled, pictures = await rollout.roll_group(request)
         scores = await reward.score(pictures, [request.prompt] * size)
         rewards = np.array([score.value for score in scores], np.float32)
-        return ScoredGroup(rolled, rewards, {"shapes": rewards}, ("",) * size, scored_s=0.0)
+        return ScoredGroup(rolled, rewards, {config.rewards[0].name: rewards}, ("",) * size, scored_s=0.0)

@@ -60,6 +60,8 @@ def asynchronous(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def deterministic_tree(name: str, directory: Path) -> dict[str, Any]:
+    """Rewarded by brightness, which any two pictures differ in: what is drawn without training deserves 0 for shapes,
+    and would teach nothing."""
     return run_tree(
         name,
         directory,
@@ -67,6 +69,7 @@ def deterministic_tree(name: str, directory: Path) -> dict[str, Any]:
         algorithm={"max_staleness": 0, "groups_per_step": 3},
         rollout={"engine": "vllm"},
         learner={"micro_batch_size": 3, "zero_stage": 1},
+        rewards=[{"name": BRIGHTNESS, "cpus_per_replica": 0.1}],
     )
 
 
@@ -202,7 +205,7 @@ def test_the_same_seed_gives_the_same_groups_whatever_else_a_run_does(
     theirs = asynchronous.log.groups[1]
     for mine, twin in zip(deterministic.log.groups[1][: len(theirs)], theirs, strict=True):
         assert mine.rollout.request == twin.rollout.request
-        np.testing.assert_array_equal(mine.reward_columns["shapes"], twin.reward_columns["shapes"])
+        np.testing.assert_array_equal(mine.reward_columns[BRIGHTNESS], twin.reward_columns[BRIGHTNESS])
         for one, other in zip(mine.rollout.trajectories, twin.rollout.trajectories, strict=True):
             np.testing.assert_array_equal(one.cot_ids, other.cot_ids)
             np.testing.assert_array_equal(one.image_ids, other.image_ids)
@@ -220,6 +223,7 @@ def test_a_deterministic_run_equals_a_plain_loop_bit_for_bit(deterministic: Outc
         return made
 
     assert len(made_by(deterministic)) == NUM_STEPS
+    assert all(row["grad_norm"] for row in deterministic.rows), "its weights change"
     assert made_by(deterministic) == asyncio.run(loop())
 
 
@@ -245,6 +249,17 @@ def test_an_engine_and_a_learner_that_take_turns_make_the_same_run(deterministic
     assert not any("checkpoint" in note for note in colocated.log.notes)
     folders = sorted(path.name for path in colocated.directory.checkpoints_dir.iterdir())
     assert folders == ["step_000002", "step_000003"]
+
+
+def test_weights_that_are_sent_as_changes_make_the_same_run(deterministic: Outcome, tmp_path: Path) -> None:
+    tree = deterministic_tree("changes", tmp_path)
+    tree["weight_sync"] = {"delta": True}
+    changes = asyncio.run(train(tree))
+    assert made_by(changes) == made_by(deterministic)
+    shares = [row.get("sync/changed_share") for row in changes.rows]
+    assert shares[0] is None, "the first version has none before it"
+    assert shares[1] is not None
+    assert 0 < shares[1] < 1
 
 
 @pytest.mark.proof

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -27,13 +27,15 @@ from learner.janus_policy import JanusPolicy
 from learner.objective.phase_tokens import LogprobRequest, PhaseTokens
 from rollout.engine import EngineSettings, SequenceRequest, SequenceResult
 from rollout.janus_checkpoint import JanusCheckpoint
-from rollout.records import GroupPlace, Int32Array, TensorInfo, WeightBucket
+from rollout.records import GroupPlace, Int32Array, TensorInfo, WeightBucket, WeightVersion
 from rollout.transformers_engine import TransformersEngine
 from rollout.vllm import VllmEngine
 from rollout.vllm.scratch import PREFIX, SHARED_MEMORY, sweep_scratch
 from rollout.vllm.settings import environment
 from rollout.weights.buckets import pack_bucket
+from rollout.weights.delta import DeltaBucket, DeltaEncoder, WeightReplica
 from rollout.weights.groups import WeightGroup
+from tests.integration.engine_weights import assert_has_bits, weights_of
 from tests.tiny_models import tiny_janus_folder
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
@@ -81,10 +83,12 @@ def perturbed(janus: JanusForConditionalGeneration) -> Iterator[JanusForConditio
 async def engine(folder: Path) -> AsyncIterator[VllmEngine]:
     variables = environment(CONFIG)
     before = [os.environ.get(name) for name in variables]
-    engine = await VllmEngine.start(EngineSettings(str(folder), CONFIG, counts=True))
-    assert [os.environ.get(name) for name in variables] == before
-    yield engine
-    await engine.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # for `weights_of`
+        engine = await VllmEngine.start(EngineSettings(str(folder), CONFIG, counts=True))
+        assert [os.environ.get(name) for name in variables] == before
+        yield engine
+        await engine.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -377,6 +381,34 @@ async def test_new_weights_sample_and_score_as_the_learners_model_does(
     assert_teacher_forcing_agrees(perturbed, requests, results)
     assert restored.weight_version == version
     assert {(r.oldest_weight_version, r.newest_weight_version) for r in results} == {(version, version)}
+
+
+async def test_an_engine_that_was_sent_changes_alone_computes_with_the_learners_weights_to_the_bit(
+    restored: VllmEngine, perturbed: JanusForConditionalGeneration
+) -> None:
+    encoder, replica = DeltaEncoder(), WeightReplica()
+    generator = torch.Generator().manual_seed(7)
+    base: WeightVersion | None = None
+    for _ in range(3):
+        version = WeightVersion(0, restored.weight_version + 1)
+        sent = list(encoder.encode(version, base, buckets_of(perturbed)))
+
+        async def arriving(sent: Sequence[WeightBucket | DeltaBucket] = sent) -> AsyncIterator[Any]:
+            for bucket in sent:
+                yield bucket
+
+        await restored.update_weights(version.number, replica.follow(version, arriving()))
+        (held,) = await restored._llm.collective_rpc(weights_of)
+        assert_has_bits(held, perturbed, TRAINABLE)
+        base = version
+        for name, parameter in perturbed.named_parameters():
+            if name.startswith(TRAINABLE):  # a hundredth of the values, by their last bit
+                bits = parameter.data.view(torch.int32)
+                bits ^= (torch.rand(bits.shape, generator=generator) < 0.01).int()
+    assert not encoder.summary.is_whole
+    assert 0.005 < encoder.summary.num_changed / encoder.summary.num_values < 0.02
+    with pytest.raises(AssertionError, match="Mismatched elements"):  # the learner has taken one more step
+        assert_has_bits(held, perturbed, TRAINABLE)
 
 
 @pytest.mark.parametrize("transport", ["nccl", "ipc"])
