@@ -252,6 +252,12 @@ HEALTH: Final = Row(
             "percent",
         ),
         Panel(
+            "Memory",
+            "GB that processes hold each for itself; of workers the largest. One that grows without end leaks.",
+            (gauge("memory_gb", "{{run}} {{process}}", "process"),),
+            "decgbytes",
+        ),
+        Panel(
             "Nodes' memory",
             "Share in use.",
             (Query(f"ray_node_mem_used{{{NODE}}} / ray_node_mem_total{{{NODE}}}", "{{instance}}"),),

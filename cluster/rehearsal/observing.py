@@ -11,7 +11,7 @@ from typing import Any, Final
 import ray
 from ray.exceptions import RayError
 
-from cluster.actors.usage import Usage
+from cluster.actors.usage import Usage, ask_usage
 from cluster.reports import Progress
 
 USAGE_TIMEOUT_S: Final = 20.0
@@ -46,7 +46,7 @@ class Life:
         """Ask every actor of the run that still lives, and can be asked."""
         self.enter(self.stage)
         handles = {name.removeprefix(f"{run_name}-"): ray.get_actor(name) for name in ray.util.list_named_actors()}
-        asked = {name: ask for name, handle in handles.items() if (ask := _usage_of(handle)) is not None}
+        asked = {name: ask for name, handle in handles.items() if (ask := ask_usage(handle)) is not None}
         answers = await asyncio.gather(*(_answer(ask) for ask in asked.values()))
         self.usages.update({name: usage for name, usage in zip(asked, answers, strict=True) if usage is not None})
 
@@ -65,15 +65,6 @@ class _ObservedProgress(Progress):
         self._life.enter(TRAINING, metrics.get("time/step_s", 0.0) if is_first else 0.0)
         self._life.steps.append(dict(metrics))
         super().step(metrics)
-
-
-def _usage_of(handle: Any) -> Any:
-    """A call for the actor's usage; None for an actor that keeps none."""
-    method = getattr(handle, "usage", None)
-    if method is None:
-        return None
-    is_learner = getattr(handle, "pulse", None) is not None  # which computes, and answers in a thread of its own
-    return method.options(concurrency_group="pulse").remote() if is_learner else method.remote()
 
 
 async def _answer(reference: Any) -> Usage | None:

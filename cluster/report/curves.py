@@ -11,6 +11,7 @@ from cluster.report.charts import Chart, Line
 from cluster.report.view import RunView
 from cluster.reports.curves import evaluations_during, moving_mean
 
+MEMORY: Final = ("launcher", "rollout", "learner", "rewards")
 PARTS: Final = {"": "all tokens", "cot": "semantic CoT", "image": "image tokens"}
 
 
@@ -37,6 +38,8 @@ def charts_of(views: Sequence[RunView]) -> list[Chart]:
                 meaning="the greatest is the pipeline's efficiency: 1 when the slowest stage never waits"),
         _simple(views, "A group's way", "seconds", ("time/rollout_s", "time/reward_s"), from_zero=True,
                 meaning="mean time of a group's rollout, and from its end to the last score"),
+        _simple(views, "Memory", "GB", tuple(f"memory/{process}_gb" for process in MEMORY), from_zero=True,
+                labels=MEMORY, meaning="what processes hold each for itself; of workers and ranks the largest"),
         _simple(views, "Staleness", "weight versions", ("staleness/mean", "staleness/max"), from_zero=True),
     ]  # fmt: skip
     return [chart for chart in charts if not chart.is_empty]

@@ -121,6 +121,10 @@ METRIC_PREFIXES: Final[Mapping[str, str]] = {
     "and the optimizer's state back to the learner, turns/learning_s the learner's, turns/to_drawing_s both ways back",
     "sync/": "with weight_sync.delta: sync/sent_mb the size of the version that was sent to the rollout workers, in "
     "10^6 bytes; where it was sent as changes, sync/changed_share the share of the values that the step has changed",
+    "memory/": "what processes hold each for itself at the step, in 10^9 bytes: heaps and stacks, without the pages of "
+    "files and of shared memory, such as Ray's object store. memory/launcher_gb the launcher, memory/rollout_gb the "
+    "largest rollout worker with its engine, memory/rewards_gb the largest replica of a reward, memory/learner_gb the "
+    "largest rank; memory/learner_gpu_gb what PyTorch reserves on its GPU. Of who has answered: nobody is waited for",
     "staleness/share_": "histogram: share of trajectories that lag so many weight versions",
 }
 """Families of keys whose names depend on the config."""

@@ -126,6 +126,7 @@ FAMILIES: Final = tuple(
             ("set", "reward"),
             "evaluation/SET/NAME/change",
         ),
+        (r"memory/(?P<process>\w+)_gb", "bicot_memory_gb", ("process",), "memory/…_gb"),
         (r"staleness/share_(?P<lag>\d+)", "bicot_staleness_share", ("lag",), "staleness/share_…"),
     )
 )

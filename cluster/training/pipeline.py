@@ -30,6 +30,7 @@ from cluster.pools.cancellation import end_tasks, unless_set
 from cluster.reports.step_metrics import GroupTimes, StepClock, StepTimes, roller_metrics, step_metrics
 from cluster.state import RunState
 from cluster.state.ledger import GroupState
+from cluster.training.run_memory import MemoryWatch
 from configs.errors import RunError
 from configs.schema import RunConfig
 from rollout.prompts import PromptSource
@@ -217,6 +218,7 @@ class Pipeline:
         skipped = SkippedSteps(self.config.run.steps)
         probes = ParityProbes(self.config, self.machinery.rollouts, self.log.note, self.start.step)
         clock = StepClock(self.machinery.roller.counts)
+        memory = MemoryWatch(self.machinery.rollouts, self.machinery.roller.rewards, self.machinery.learner)
         self.machinery.turns.take_times()  # those before are of no step
         for step in range(self.start.step, self.config.run.steps):
             self.log.check()
@@ -230,6 +232,7 @@ class Pipeline:
             times.batch_arrived = time.monotonic()
             self._between_steps.clear()
             self.log.activity.phase("learning")
+            memory.ask()
             groups = [self._rolled[sequence].scored.rollout for sequence in self._sequences(step)]
             compared = await probes.of_step(step, groups, delivery)
             async with self.machinery.turns.learning():
@@ -243,7 +246,7 @@ class Pipeline:
             if self.config.algorithm.max_staleness == 0:
                 await delivery
             clock.end(times)
-            others = {**self.machinery.weights.figures, **await self._evaluate(step + 1, delivery)}
+            others = {**self.machinery.weights.figures, **await self._evaluate(step + 1, delivery), **memory.take()}
             clock.restart()  # an evaluation is part of no step
             notes = (report.note, skipped.count(step + 1, report))
             await self._finish_step(step, {**report.metrics, **others}, notes, times)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -96,7 +97,8 @@ def test_the_run_directory_holds_config_metrics_pictures_and_curves(asynchronous
     of_each = (*health, "/queue_ms", "/batch_ms", "/images_per_s", "/failed", "/repeated")
     of_rewards = {f"reward/{name}{suffix}" for name in ("shapes", BRIGHTNESS) for suffix in of_each}
     correlation = f"reward_correlation/shapes~{BRIGHTNESS}"
-    assert {*METRICS, *of_rewards, correlation, "staleness/share_0"} == set(asynchronous.rows[0])
+    always = {*METRICS, *of_rewards, correlation, "staleness/share_0"}
+    assert always == {key for key in asynchronous.rows[0] if not key.startswith("memory/")}
     for step in range(1, NUM_STEPS + 1):
         with Image.open(directory.samples_path(step)) as picture:
             assert min(picture.size) > 32
@@ -113,6 +115,15 @@ def test_the_run_directory_holds_config_metrics_pictures_and_curves(asynchronous
     )
     assert {"starting", "waiting", "learning", "syncing", "evaluating"} <= view.phases.keys()
     assert directory.report_path.stat().st_size > 50_000
+
+
+def test_the_memory_of_launcher_workers_and_learner_is_among_the_metrics(asynchronous: Outcome) -> None:
+    seen = [(key, value) for row in asynchronous.rows for key, value in row.items() if key.startswith("memory/")]
+    processes = ("launcher", "rollout", "rewards", "learner")
+    assert {key for key, _ in seen} == {f"memory/{process}_gb" for process in processes}
+    assert all(value is not None and 50e6 < value * 1e9 < psutil.virtual_memory().total for _, value in seen)
+    largest = {key: max(value or 0.0 for other, value in seen if other == key) for key, _ in seen}
+    assert largest["memory/rollout_gb"] > largest["memory/rewards_gb"], "its engine's processes count, too"
 
 
 def test_the_timeline_holds_every_group_and_can_be_opened(asynchronous: Outcome) -> None:

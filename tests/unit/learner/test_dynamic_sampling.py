@@ -47,7 +47,9 @@ class FakeRoller:
 
     has_spread: Callable[[GroupRequest], bool]
     requests: list[GroupRequest] = field(default_factory=list)
-    rewards: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(num_cached=0, take_figures=dict))
+    rewards: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(num_cached=0, take_figures=dict, elastic_pools=())
+    )
     counts: RollCounts = field(default_factory=RollCounts)
 
     async def roll(self, request: GroupRequest) -> RolledGroup:
@@ -132,7 +134,8 @@ async def run(config: RunConfig, has_spread: Callable[[GroupRequest], bool]) -> 
     """The whole loop, in bounded time."""
     fakes = Fakes(FakeRoller(has_spread))
     queue = TrajectoryQueue(config.max_queued_groups, GROUPS_PER_STEP, 0)
-    machinery = Machinery(SimpleNamespace(num_ready=1, members=()), fakes.roller, queue, fakes.learner, FakeWeights())
+    rollouts = SimpleNamespace(num_ready=1, members=(), started=())
+    machinery = Machinery(rollouts, fakes.roller, queue, fakes.learner, FakeWeights())
     prompts = PromptSource([Prompt(f"test:{number}", f"prompt {number}") for number in range(1000)], seed=0)
     finished = await asyncio.wait_for(Pipeline(config, machinery, prompts, fakes.log).run(), timeout=30)
     assert finished
