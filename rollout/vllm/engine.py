@@ -252,7 +252,9 @@ class VllmEngine:
 
     async def _sample(self, llm: AsyncLLM, request: SequenceRequest, submitted: asyncio.Event) -> CompletionOutput:
         """Submit a request and wait for its end: vLLM's own `generate` in two parts, of which the first can be seen."""
-        prompt = {"prompt_token_ids": request.prompt_ids.tolist(), **self._weights.prefix_key}
+        # A plan's blocks may lack the unconditional stream, which a picture reads: neither finds the other's prefix.
+        salt = f"{request.phase} {self._weights.prefix_key}"
+        prompt = {"prompt_token_ids": request.prompt_ids.tolist(), "cache_salt": salt}
         try:
             try:
                 parameters = sampling_params(request, self._checkpoint)

@@ -17,7 +17,7 @@ ENGINE_METHODS = (
 )  # fmt: skip
 CPU_KERNELS = (
     "rms_norm", "fused_add_rms_norm", "fused_gumbel_argmax",
-    "cpu_attn_reshape_and_cache", "cpu_attention_with_kv_cache",
+    "cpu_attn_reshape_and_cache", "cpu_attention_with_kv_cache", "get_scheduler_metadata",
 )  # fmt: skip
 LOGPROBS_FIELDS = ("logprob_token_ids", "logprobs", "sampled_token_ranks")
 RUNNER_OUTPUT_FIELDS = ("logprobs", "req_id_to_index")

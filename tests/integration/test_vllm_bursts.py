@@ -71,8 +71,10 @@ class Core:
         new = length or (NUM_IMAGE_TOKENS if draws else CONFIG.max_cot_tokens)
         request = SequenceRequest(name, "image" if draws else "cot", np.array(ids, np.int32), new, 1.0, 5.0, seed)
         params = sampling_params(request, self.checkpoint)
-        hasher = self.core.request_block_hasher
-        self.core.add_request(Request(name, ids, params, None, arrival_time=float(seed), block_hasher=hasher))
+        hasher, salt = self.core.request_block_hasher, request.phase
+        self.core.add_request(
+            Request(name, ids, params, None, arrival_time=float(seed), cache_salt=salt, block_hasher=hasher)
+        )
 
     def run(self, at_step: Callable[[Sampled], None] = lambda _: None, sampled: Sampled | None = None) -> Sampled:
         """Until nothing is left to do; `at_step` is called before each step. sampled: what came before."""

@@ -177,22 +177,26 @@ def assert_teacher_forcing_agrees(
         np.testing.assert_allclose(result.logprobs, expected.numpy(), atol=TOLERANCE, err_msg=request.request_id)
 
 
+def drawn_greedily_by_transformers(janus: JanusForConditionalGeneration, prompt: Int32Array) -> list[int]:
+    ids = torch.from_numpy(prompt).long().unsqueeze(0)
+    drawn = janus.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        generation_mode="image",
+        guidance_scale=GUIDANCE,
+        do_sample=False,
+        max_new_tokens=NUM_IMAGE_TOKENS,
+    )
+    return drawn[0].tolist()
+
+
 async def test_greedy_pictures_equal_transformers_own_guided_generation(
     engine: VllmEngine, janus: JanusForConditionalGeneration
 ) -> None:
     requests = requests_for(ragged_prompts(32, 0, janus, image=True), "image", "greedy", temperature=0.0)
     results = await generate(engine, requests)
     for request, result in zip(requests, results, strict=True):
-        ids = torch.from_numpy(request.prompt_ids).long().unsqueeze(0)
-        expected = janus.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_mode="image",
-            guidance_scale=GUIDANCE,
-            do_sample=False,
-            max_new_tokens=NUM_IMAGE_TOKENS,
-        )
-        assert result.token_ids.tolist() == expected[0].tolist(), request.request_id
+        assert result.token_ids.tolist() == drawn_greedily_by_transformers(janus, request.prompt_ids)
 
 
 async def test_greedy_cots_equal_transformers_own_generation_up_to_and_with_eos(
@@ -356,6 +360,18 @@ async def test_pictures_of_one_plan_share_its_keys_and_values(
     assert engine.figures.prefix_hits - hits == 3 * ((len(plan) - 1) // 32 * 32)
     assert len({result.token_ids.tobytes() for result in results}) == 4
     assert_teacher_forcing_agrees(janus, requests, results)
+
+
+async def test_a_picture_whose_prompt_begins_as_a_text_did_has_its_own_keys_and_values(
+    engine: VllmEngine, janus: JanusForConditionalGeneration
+) -> None:
+    """On a CPU the text's blocks hold nothing of the unconditional stream."""
+    words = np.random.default_rng(25).integers(20, janus.config.text_config.vocab_size, size=50)
+    end = ragged_prompts(1, 26, janus, image=True)[0]
+    prompt = np.concatenate([end[:1], words, end[1:]]).astype(np.int32)
+    await engine.generate(requests_for([prompt[:-1]], "cot", "same start")[0])
+    drawn = await engine.generate(requests_for([prompt], "image", "same start", temperature=0.0)[0])
+    assert drawn.token_ids.tolist() == drawn_greedily_by_transformers(janus, prompt)
 
 
 async def test_the_likeliest_tokens_alone_are_sampled_and_scored_among_all(

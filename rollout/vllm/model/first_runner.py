@@ -39,25 +39,33 @@ class RunnerSampler(torch.nn.Module):
 
     def forward(self, logits: torch.Tensor, sampling_metadata: Any, **_: Any) -> SamplerOutput:
         """logits: what `GuidedJanus.compute_logits` returned, hidden states [B, S d]."""
-        runner = self._runner
-        if sampling_metadata is not runner.input_batch.sampling_metadata:
+        if sampling_metadata is not self._runner.input_batch.sampling_metadata:
             return self._rehearse(logits)
-        if sampling_metadata is not self._seen:  # vLLM makes another one when, and only when, rows change
-            params = [runner.requests[request_id].sampling_params for request_id in runner.input_batch.req_ids]
-            self._batch = Batch([settings_of(of_row) for of_row in params], logits.device)
-            self._seen = sampling_metadata
-            self._stops = [(row, of_row.stop_token_ids) for row, of_row in enumerate(params) if of_row.stop_token_ids]
         return _as_vllms(self.sample_rows(logits))
 
+    def rows_that_draw(self) -> torch.Tensor | None:
+        """Of the runner's present batch, int64 [n]; None: all."""
+        drawing = self._present_batch().drawing
+        return torch.empty(0, dtype=torch.int64) if drawing is None else drawing.rows
+
     def sample_rows(self, hidden: torch.Tensor) -> Sampled:
-        """One token for each row of the batch that was sampled last; hidden: its states [B, S d]."""
-        assert self._batch is not None
+        """One token for each row of the runner's present batch; hidden: its states [B, S d]."""
         # The tokens so far: those that are computed before this step and those that it computes.
-        return self._sample(hidden, self._batch, self._runner.seq_lens[: hidden.shape[0]].long())
+        return self._sample(hidden, self._present_batch(), self._runner.seq_lens[: hidden.shape[0]].long())
 
     def ends_a_row(self, tokens: np.ndarray) -> bool:
         """Whether one of these tokens [B] is its row's last."""
         return any(tokens[row] in stops for row, stops in self._stops)
+
+    def _present_batch(self) -> Batch:
+        runner = self._runner
+        metadata = runner.input_batch.sampling_metadata
+        if self._batch is None or metadata is not self._seen:  # vLLM makes another one when, and only when, rows change
+            params = [runner.requests[request_id].sampling_params for request_id in runner.input_batch.req_ids]
+            self._batch = Batch([settings_of(of_row) for of_row in params], runner.device)
+            self._seen = metadata
+            self._stops = [(row, of_row.stop_token_ids) for row, of_row in enumerate(params) if of_row.stop_token_ids]
+        return self._batch
 
     def _rehearse(self, hidden: torch.Tensor) -> SamplerOutput:
         """vLLM's trial run, by which it sizes its KV cache: all rows write, then all draw."""
@@ -75,6 +83,7 @@ class FirstRunnerWorker(GuidedWorker):
     def load_model(self, **arguments: Any) -> None:
         super().load_model(**arguments)
         self.model_runner.sampler = sampler = RunnerSampler(self.model_runner)
+        self.model_runner.model.model.rows_that_draw = sampler.rows_that_draw
         self._burst = Burst(self.model_runner, sampler)
         self._tokens_a_row = 1
 

@@ -12,15 +12,16 @@ compute.
 One vocabulary holds all: text ids as they are, VQ codes behind them. The heads are not run here, as vLLM's models do in
 `compute_logits`: which of them a row needs, its phase says, and `rollout.vllm.model.sampler` knows it.
 
-While text is decoded, the unconditional stream is computed without being used: its KV cache is not needed later, since
-a picture is a request of its own. This is the cost of having both phases in one batch.
+Text needs no unconditional stream: its KV cache is not read later, since a picture is a request of its own. On a GPU it
+is computed all the same, the cost of having both phases in one batch. On a CPU it is not (`cpu_attention`), and the
+streams of a token lie apart: all rows of the first, then those of the second.
 
 This file, `first_runner` and `second_runner` beside it are all that depends on vLLM's model internals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ from configs.learner_sections import LoraConfig
 from rollout.guidance import unconditional_ids
 from rollout.janus_checkpoint import SpecialIds
 from rollout.vllm.model.adapters import Adapters
-from rollout.vllm.model.cpu_attention import CpuAttention
+from rollout.vllm.model.cpu_attention import CpuAttention, StreamRows
 from rollout.vllm.model.one_kernel import OneKernelRMSNorm
 from rollout.vllm.model.sampler import TokenSampler
 from rollout.weights.manifest import ENGINE_PARTS
@@ -78,16 +79,22 @@ class TwinAttention(nn.Module):
             cache_config=vllm_config.cache_config,
             prefix=f"{prefix}.attn",
         )
-        self._on_cpu = CpuAttention(self.attn) if current_platform.is_cpu() else None
+        self.on_cpu = CpuAttention(self.attn, self.num_streams) if current_platform.is_cpu() else None
 
-    def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """positions: int64 [T S]; hidden_states: [T S, d], the streams of a token one behind the other."""
+    def forward(
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, rows: StreamRows | None = None
+    ) -> torch.Tensor:
+        """positions: int64 [T S]; hidden_states: [T S, d], the streams of a token one behind the other, or as `rows`
+        has them."""
         qkv, _ = self.qkv_proj(hidden_states)
         query, key, value = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
         query, key = self.rotary_emb(positions, query, key)
-        num_tokens = hidden_states.shape[0] // self.num_streams
-        attend = self.attn if self._on_cpu is None or torch.compiler.is_compiling() else self._on_cpu
-        output = attend(*(heads.reshape(num_tokens, -1) for heads in (query, key, value)))
+        if rows is None:
+            num_tokens = hidden_states.shape[0] // self.num_streams
+            output = self.attn(*(heads.reshape(num_tokens, -1) for heads in (query, key, value)))
+        else:
+            assert self.on_cpu is not None
+            output = self.on_cpu(query, key, value, rows)
         output, _ = self.o_proj(output.view(-1, self.q_size))
         return output
 
@@ -104,15 +111,19 @@ class TwinLayer(nn.Module):
         self.post_attention_layernorm = OneKernelRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
+        self,
+        positions: torch.Tensor,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor | None,
+        rows: StreamRows | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """hidden_states and residual: [T S, d]; both may be changed in place."""
+        """hidden_states and residual: [T S, d], or as `rows` has them; both may be changed in place."""
         if residual is None:
             residual = hidden_states
             hidden_states = self.input_layernorm(hidden_states)
         else:
             hidden_states, residual = self.input_layernorm(hidden_states, residual)
-        hidden_states = self.self_attn(positions, hidden_states)
+        hidden_states = self.self_attn(positions, hidden_states, rows)
         hidden_states, residual = self.post_attention_layernorm(hidden_states, residual)
         return self.mlp(hidden_states), residual
 
@@ -152,6 +163,10 @@ class GuidedJanusModel(nn.Module):
         self.generation_embeddings = nn.Embedding(self.num_codes, vq_config.embed_dim)
         self.generation_aligner = JanusVQVAEAlignerMLP(vq_config)
         self.generation_head = JanusVQVAEHead(vq_config)
+        first_layer: Any = self.language_model.layers[0]
+        self._on_cpu: CpuAttention | None = first_layer.self_attn.on_cpu
+        self.rows_that_draw: Callable[[], torch.Tensor | None] = lambda: None
+        """int64 [n], ascending: of the batch that is computed; None: all of them may."""
 
     def forward(
         self,
@@ -161,13 +176,32 @@ class GuidedJanusModel(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """input_ids, positions: int64 [T]. Returns [T, S d]: conditional, then unconditional hidden states."""
+        if self._on_cpu is not None and not torch.compiler.is_compiling():
+            return self._forward_on_cpu(input_ids, positions, self._on_cpu.rows(len(input_ids), self.rows_that_draw()))
         hidden_states = self._embed(self._streams(input_ids))
-        positions = positions.repeat_interleave(self.num_streams)
+        hidden_states = self._run_layers(hidden_states, positions.repeat_interleave(self.num_streams))
+        return hidden_states.view(input_ids.shape[0], -1)
+
+    def _forward_on_cpu(self, input_ids: torch.Tensor, positions: torch.Tensor, rows: StreamRows) -> torch.Tensor:
+        hidden_states = self._embed(input_ids)
+        if self.num_streams == 2:
+            # Each of the second stream's tokens is the first one's or padding.
+            ids = rows.of_second(input_ids)
+            is_same = unconditional_ids(ids, self.special_ids, self.text_vocab_size) == ids
+            padding = self.language_model.embed_tokens(ids.new_tensor([self.special_ids.pad]))
+            second = torch.where(is_same.unsqueeze(-1), rows.of_second(hidden_states), padding)
+            hidden_states = torch.cat([hidden_states, second])
+            positions = torch.cat([positions, rows.of_second(positions)])
+        return rows.by_token(self._run_layers(hidden_states, positions, rows))
+
+    def _run_layers(
+        self, hidden_states: torch.Tensor, positions: torch.Tensor, rows: StreamRows | None = None
+    ) -> torch.Tensor:
         residual = None
         for layer in self.language_model.layers:
-            hidden_states, residual = layer(positions, hidden_states, residual)
+            hidden_states, residual = layer(positions, hidden_states, residual, rows)
         hidden_states, _ = self.language_model.norm(hidden_states, residual)
-        return hidden_states.view(input_ids.shape[0], -1)
+        return hidden_states
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[T, d]: the conditional embeddings."""

@@ -59,10 +59,10 @@ class EngineWeights:
         return None if self._recomputes else self.version
 
     @property
-    def prefix_key(self) -> dict[str, str]:
-        """Part of a prompt: what else must be equal for its prefix to be found in the cache, which then holds keys and
-        values of several versions."""
-        return {} if self._recomputes else {"cache_salt": str(self.version)}
+    def prefix_key(self) -> str:
+        """What must be equal for a prompt's prefix to be found in the cache, where that holds keys and values of
+        several versions."""
+        return "" if self._recomputes else str(self.version)
 
     async def update(self, version: int, buckets: BucketStream) -> None:
         """See `Engine.update_weights`."""
