@@ -12,14 +12,16 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from cluster.reports.progress import format_duration
 from cluster.studies.definitions import STUDIES
 from cluster.studies.report import EVALUATIONS, draw, markdown
-from cluster.studies.runs import Outcome, Plan, run_study
+from cluster.studies.runs import Outcome, Plan, Study, run_study
 from configs.command_line import exit_code_of
+from configs.errors import ConfigError
 from configs.load import DEFAULT_CONFIG, load_config
 
 
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _study(options: argparse.Namespace, command: str) -> int:
-    study = STUDIES[options.name]
+    study = _of_arms(STUDIES[options.name], options.arms)
     directory = Path(options.output_dir or f"runs/study_{options.name}").absolute()
     plan = Plan(Path(options.config), directory, tuple(range(options.seeds)), options.steps, tuple(options.set))
     for arm in study.arms:  # a wrong override is refused now, and not after an hour
@@ -47,6 +49,17 @@ def _study(options: argparse.Namespace, command: str) -> int:
         draw(directory / "curves.png", study, outcomes)
     print(f"\n{markdown(options.name, study, outcomes, command)}\ncurves  {directory / 'curves.png'}")
     return 0
+
+
+def _of_arms(study: Study, names: Sequence[str] | None) -> Study:
+    """The study with the arms of these names alone; None: with all. Raises ConfigError."""
+    if names is None:
+        return study
+    known = [arm.name for arm in study.arms]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--arms {name}: the study has no such arm; its arms are {', '.join(known)}")
+    return replace(study, arms=tuple(arm for arm in study.arms if arm.name in names))
 
 
 def _describe(latest: Outcome, outcomes: Sequence[Outcome], num_runs: int) -> str:
@@ -73,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help="default: the shapes world on CPU")
     parser.add_argument("--seeds", type=_positive, default=3, metavar="N", help="runs of each arm (default 3)")
     parser.add_argument("--steps", type=_positive, default=60, metavar="N", help="optimizer steps a run (default 60)")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="some of the study's arms only; default: all")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="for all arms; repeatable")
     parser.add_argument("--output-dir", metavar="DIR", help="default runs/study_NAME")
     return parser

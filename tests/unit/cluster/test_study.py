@@ -98,3 +98,18 @@ def test_a_wrong_override_is_refused_before_any_run(tmp_path: Path, capsys: pyte
     assert main(arguments) == 2
     assert "learner.no_such" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_some_arms_of_a_study_can_be_run_alone(tmp_path: Path) -> None:
+    for name in ("exact-1", "naive-1"):
+        write_run(tmp_path, f"{name}-seed0", "finished")
+    chosen = ["--arms", "naive-1", "exact-1", "--seeds", "1", "--output-dir", str(tmp_path)]
+    assert main(["staleness", "--config", str(SHAPES), *chosen]) == 0
+    rows = [line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| exact-1", "| naive-1"]
+
+
+def test_an_arm_that_a_study_does_not_have_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["phases", "--arms", "both", "plans", "--output-dir", str(tmp_path / "out")]) == 2
+    assert "--arms plans: the study has no such arm; its arms are semantic, image, both" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
