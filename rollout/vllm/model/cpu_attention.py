@@ -97,19 +97,20 @@ class CpuAttention:
         slots, table, starts, lengths = step.slot_mapping, step.block_table, step.query_start_loc, step.seq_lens
         tokens = None
         if self._num_streams == 2:
-            counts = starts.diff()
-            if drawing is not None:
-                is_drawing = torch.zeros(len(counts), dtype=torch.bool).index_fill_(0, drawing, True)
-                tokens = is_drawing.repeat_interleave(counts).nonzero().squeeze(-1)
-                table_of_second, lengths_of_second, counts = table[drawing], lengths[drawing], counts[drawing]
-            else:
-                table_of_second, lengths_of_second = table, lengths
             block_size = self._attention.kv_cache.shape[2]
             slots = slots + slots.div(block_size, rounding_mode="floor") * block_size
-            slots = torch.cat([slots, (slots if tokens is None else slots[tokens]) + block_size])
-            table = torch.cat([table * 2, table_of_second * 2 + 1])
-            starts = torch.cat([starts, starts[-1] + counts.cumsum(0, dtype=torch.int32)])
-            lengths = torch.cat([lengths, lengths_of_second])
+            table = table * 2
+            second = slots, table, starts[1:], lengths
+            if drawing is not None:
+                counts = starts.diff()
+                is_drawing = torch.zeros(len(counts), dtype=torch.bool).index_fill_(0, drawing, True)
+                tokens = is_drawing.repeat_interleave(counts).nonzero().squeeze(-1)
+                ends = counts[drawing].cumsum(0, dtype=torch.int32)
+                second = slots[tokens], table[drawing], ends, lengths[drawing]
+            slots = torch.cat([slots, second[0] + block_size])
+            table = torch.cat([table, second[1] + 1])
+            starts = torch.cat([starts, second[2] + num_tokens])
+            lengths = torch.cat([lengths, second[3]])
         plan = self._plan(starts, lengths)
         return StreamRows(num_tokens, self._num_streams, tokens, _Sequences(slots, table, starts, lengths, plan))
 
