@@ -483,7 +483,9 @@ async def test_an_engine_that_sleeps_samples_nothing_and_takes_new_weights_when_
     restored: VllmEngine, folder: Path, perturbed: JanusForConditionalGeneration
 ) -> None:
     old = restored.weight_version
-    requests = requests_for(ragged_prompts(4, 12, perturbed, image=True), "image", "asleep")
+    pictures = requests_for(ragged_prompts(4, 12, perturbed, image=True), "image", "asleep")
+    # Twice as long as a picture, to be there when the engine is told to sleep.
+    requests = [replace(one, max_new_tokens=2 * NUM_IMAGE_TOKENS) for one in pictures]
     running = [asyncio.create_task(restored.generate(request)) for request in requests]
     clock = replace(requests_for(ragged_prompts(1, 11, perturbed, image=False), "cot", "tick")[0], max_new_tokens=8)
     await restored.generate(clock)
