@@ -139,7 +139,7 @@ class RolloutActor:
         try:
             return await self._load_all(version, references, earlier)
         except UnfitDeltaError:
-            if self._replica is None or not earlier:
+            if self._replica is None:
                 raise
             self._num_unfit_deltas += 1
             self._replica.forget()

@@ -55,7 +55,7 @@ class BroadcastSync:
         self._bucket_bytes = config.bucket_mb * 2**20
         self._workers_per_engine = workers_per_engine
         self._note = note
-        self._store = ObjectStoreSync(config)
+        self._store = ObjectStoreSync(config, note)
         self._ranks: tuple[ActorHandle, ...] = ()
         self._version = WeightVersion()
         self._group: tuple[str, ...] = ()
@@ -221,7 +221,7 @@ class BroadcastSync:
 def make_weight_sync(config: RunConfig, note: Callable[[str], None]) -> WeightSync:
     """The way that `weight_sync.backend` asks for."""
     if config.weight_backend == "object_store":
-        return ObjectStoreSync(config.weight_sync)
+        return ObjectStoreSync(config.weight_sync, note)
     return BroadcastSync(config.weight_sync, config.weight_backend, config.rollout.tensor_parallel_size, note)
 
 

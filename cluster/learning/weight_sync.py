@@ -8,26 +8,31 @@ slow, dead or joining worker holds up nobody else's copy. Nodes are asked to in 
 have a version serve it to the next ones. The first wave loads bucket k while the learner exports k + 1: each bucket is
 told to it at once, as a hint that may be lost, and `deliver` tells all of them. The launcher asks for the buckets and
 so owns them: they outlive a learner that dies.
+
+Buckets that one worker finds damaged or lost are of no use to the next one either: the learner exports the version once
+more, whole. Where it has made another step meanwhile, or has died, workers wait for the version that comes of that.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import ObjectLostError, RayError
 
 from cluster.learning.waves import waves
 from cluster.pools import ActorPool
 from cluster.pools.cancellation import end_tasks
 from cluster.pools.member import LateWeightsError, Member
-from cluster.pools.remote_errors import resolve
-from configs.errors import WeightSyncError
+from cluster.pools.remote_errors import raised_by, resolve, told
+from configs.errors import BicotError, WeightSyncError
 from configs.schema import WeightSyncConfig
-from rollout.records import WeightVersion
-from rollout.weights.delta import DeltaSummary
+from rollout.records import NO_VERSION, WeightVersion
+from rollout.weights.delta import DeltaSummary, UnfitDeltaError
 
 _LONGEST_CHANGES: Final = 0.5
 """Bytes of changes since a version that was sent whole, over its own, after which the next one is."""
@@ -76,14 +81,19 @@ class _Sent(NamedTuple):
 class ObjectStoreSync:
     """Weights through Ray's object store. Works everywhere; workers may come and go."""
 
-    def __init__(self, config: WeightSyncConfig) -> None:
+    def __init__(self, config: WeightSyncConfig, note: Callable[[str], None] = lambda text: None) -> None:
         self._timeout_s = config.timeout_s
         self._sends_changes = config.delta
+        self._note = note
+        self._ranks: tuple[ActorHandle, ...] = ()
         self._is_next_whole = False
         self._version = WeightVersion()
         self._sent: list[_Sent] = []
         """What makes up `version`: a whole one, then those of which each is the changes of the one before it."""
         self._summary: DeltaSummary | None = None
+        self._taking = asyncio.Lock()
+        self._news = asyncio.Event()
+        """Set, and replaced, when something else is sent than before."""
 
     @property
     def version(self) -> WeightVersion:
@@ -101,6 +111,12 @@ class ObjectStoreSync:
     ) -> None:
         """Put `version` into the store; workers that are listening begin to load it meanwhile. Raises LearnerError when
         the learner is at another, WeightSyncError."""
+        async with self._taking:
+            await self._take(ranks, version, listening)
+
+    async def _take(
+        self, ranks: Sequence[ActorHandle], version: WeightVersion, listening: Sequence[ActorHandle]
+    ) -> None:
         base = self._base_for(version)
         buckets: list[ray.ObjectRef] = []
         try:
@@ -115,8 +131,10 @@ class ObjectStoreSync:
             ) from error
         summary = self._summary
         is_whole = summary is None or summary.is_whole
-        self._version, self._is_next_whole = version, False
+        self._ranks, self._version, self._is_next_whole = tuple(ranks), version, False
         self._sent = [*([] if is_whole else self._sent), _Sent(version, buckets, summary.num_bytes if summary else 0)]
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _base_for(self, version: WeightVersion) -> WeightVersion | None:
         """The version of which `version` is best sent as changes; None: it is best sent whole."""
@@ -128,10 +146,10 @@ class ObjectStoreSync:
         return None if is_long else self._version
 
     async def deliver(self, pool: ActorPool) -> int:
-        version, sent = self._version, self._arguments()
+        version = self._version
 
         async def update_one(member: Member) -> None:
-            held = await pool.load(member, lambda handle: handle.update_weights.remote(*sent), self._timeout_s)
+            held = await pool.load(member, self._load, self._timeout_s)
             if held is not None:
                 member.health.holds(held, self._version)
             else:
@@ -151,16 +169,48 @@ class ObjectStoreSync:
     async def catch_up(self, worker: ActorHandle) -> WeightVersion:
         if not self._sent:
             return self._version  # nothing was published yet: these are the weights that every worker starts with
-        version = self._version
-        answer = asyncio.ensure_future(resolve(worker.update_weights.remote(*self._arguments())))
+        version, news = self._version, self._news
+        loading = asyncio.ensure_future(self._load(worker))
         try:
-            if not (await asyncio.wait({answer}, timeout=self._timeout_s))[0]:
+            if not (await asyncio.wait({loading}, timeout=self._timeout_s))[0]:
                 raise LateWeightsError(
                     f"weight version {version.number} was not loaded within weight_sync.timeout_s {self._timeout_s:g} s"
                 )
-            return WeightVersion(*answer.result())
+            if isinstance(loading.exception(), LateWeightsError):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._timeout_s):
+                        await news.wait()
+                    return NO_VERSION  # so the pool asks for the newer one
+            return loading.result()
         finally:
-            answer.cancel()
+            loading.cancel()
+
+    async def _load(self, worker: ActorHandle) -> WeightVersion:
+        """Have a worker load the published version, which is sent once more where it cannot be used.
+
+        Raises what the worker raises, and LateWeightsError where the learner cannot give this version any more."""
+        sent = self._sent
+        try:
+            return WeightVersion(*await resolve(worker.update_weights.remote(*self._arguments())))
+        except Exception as error:
+            if not isinstance(raised_by(error), UnfitDeltaError | ObjectLostError):
+                raise
+            await self._send_whole(sent, told(error))
+        return WeightVersion(*await resolve(worker.update_weights.remote(*self._arguments())))
+
+    async def _send_whole(self, sent: Sequence[_Sent], why: str) -> None:
+        """Have the learner export the published version as a whole, once for all workers that could not use `sent`."""
+        async with self._taking:
+            if self._sent[:1] != sent[:1]:
+                return  # all of it has been sent anew
+            number, self._is_next_whole = self._version.number, True
+            try:
+                await self._take(self._ranks, self._version, ())
+            except (BicotError, RayError) as error:
+                raise LateWeightsError(
+                    f"weight version {number} is damaged or lost: {why}; it cannot be sent again: {told(error)}"
+                ) from error
+            self._note(f"weight version {number} is damaged or lost: {why}; it was sent again, whole")
 
     @property
     def figures(self) -> Mapping[str, float]:

@@ -20,7 +20,7 @@ from rollout.records import WeightVersion
 
 
 class LateWeightsError(WeightSyncError):
-    """A worker has not loaded a weight version in time. It may be at it, over a slow link."""
+    """A worker has not loaded a weight version in time. It may be at it, over a slow link, or wait for another one."""
 
 
 class LiveWeights(Protocol):

@@ -264,8 +264,11 @@ class Pipeline:
     async def _next_batch(self, step: int) -> Any:
         """Reference to the batch of `step`, which itself does not pass through here; None when the run is to stop."""
         timeout_s = self.config.run.step_timeout_s
+        groups = self.machinery.queue.get_batch(step)
         try:
-            return await unless_set(self._stopping, self.machinery.queue.get_batch(step), timeout_s)
+            # With the learner workers may have lost the weights that they need to go on: nothing else would tell of it.
+            watched = self.machinery.learner.watched(groups, f"waiting for the groups of step {step}")
+            return await unless_set(self._stopping, watched, timeout_s)
         except TimeoutError:
             raise RunError(
                 f"step {step} waited {timeout_s:g} s (run.step_timeout_s) for its groups; "

@@ -48,7 +48,7 @@ class Changes:
     values: Words
     """[changed] the bits of the new ones."""
     checksum: int
-    """CRC-32 over the old values at these positions, then `counts`, `offsets` and `values`."""
+    """CRC-32, begun with `block`, over the old values at these positions, `counts`, `offsets` and `values`."""
 
     @property
     def nbytes(self) -> int:
@@ -144,7 +144,9 @@ class WeightReplica:
         """
         before, self.version = self.version, None
         async for bucket in buckets:
-            yield await asyncio.to_thread(self._take, before, bucket)
+            whole = await asyncio.to_thread(self._take, before, bucket)
+            del bucket  # else it would be held while the next one is waited for
+            yield whole
         self.version = version
 
     def forget(self) -> None:
@@ -182,7 +184,7 @@ def changes_at(positions: npt.NDArray[np.intp], old: Words, new: Words) -> Chang
     counts = np.bincount(positions // block, minlength=math.ceil(old.size / block)).astype(count)
     offsets = (positions % block).astype(offset)
     values = new[positions]
-    return Changes(block, counts, offsets, values, _checksum(old[positions], counts, offsets, values))
+    return Changes(block, counts, offsets, values, _checksum(block, old[positions], counts, offsets, values))
 
 
 def apply_changes(changes: Changes, kept: Words, name: str) -> None:
@@ -192,15 +194,15 @@ def apply_changes(changes: Changes, kept: Words, name: str) -> None:
     if fits and changes.values.dtype == kept.dtype:
         positions = np.repeat(starts, changes.counts) + changes.offsets
         if not positions.size or positions.max() < kept.size:
-            own = _checksum(kept[positions], changes.counts, changes.offsets, changes.values)
+            own = _checksum(changes.block, kept[positions], changes.counts, changes.offsets, changes.values)
             if own == changes.checksum:
                 kept[positions] = changes.values
                 return
     raise UnfitDeltaError(f"the changes of weight '{name}' were made of other values than are held, or are damaged")
 
 
-def _checksum(old: Words, *arrays: Words) -> int:
-    checksum = zlib.crc32(old.view(np.uint8).data)
+def _checksum(block: int, *arrays: Words) -> int:
+    checksum = block
     for array in arrays:
         checksum = zlib.crc32(array.view(np.uint8).data, checksum)
     return checksum

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.exceptions import ObjectLostError
 
 from cluster.actors import RolloutActor
 from cluster.learning import ObjectStoreSync
-from cluster.pools import ActorPool
+from cluster.pools import ActorPool, PoolHooks
 from cluster.pools.member import Member
 from configs.schema import RunConfig, WeightSyncConfig
 from rollout.records import BucketStream, WeightBucket, WeightVersion
@@ -172,6 +173,9 @@ class Follower(RolloutActor):
         self._loads.append([each.tobytes() async for bucket in each_bucket(sent[0]) for each in bucket.arrays])
         return None
 
+    async def check_alive(self) -> None:
+        """It is."""
+
     async def weights(self) -> list[bytes]:
         return self._loads[-1]
 
@@ -224,32 +228,61 @@ async def test_workers_that_took_changes_have_the_bits_of_one_that_took_all_weig
     assert max(sizes[1:]) < 0.06 * sizes[0]
 
 
-async def test_damaged_changes_are_never_loaded_and_the_next_version_comes_whole() -> None:
-    config = _delta_config()
+async def test_versions_that_are_lost_or_damaged_in_the_store_come_again_whole_and_no_worker_is_lost() -> None:
+    config, notes = _delta_config(), list[str]()
     learner = ray.remote(SmallSteps).options(num_cpus=0.1).remote()
-    worker = ray.remote(Follower).options(num_cpus=0.1).remote(config)
-    sync, pool = ObjectStoreSync(config.weight_sync), cast(ActorPool, ForgivingPool(worker))
-    await sync.publish([learner], 1, pool)
-    assert await sync.deliver(pool) == 1
-    first = await learner.weights.remote()
-    await learner.damage.remote(True)
-    await learner.step.remote()
-    await sync.publish([learner], 2, pool)
-    await sync.deliver(pool)
-    assert (await worker.weights.remote(), pool.members[0].health.held_version.number) == (first, 1)
-    await learner.step.remote()
-    await sync.publish([learner], 3, pool)
-    assert "sync/changed_share" not in sync.figures
-    assert await sync.deliver(pool) == 3
-    assert await worker.weights.remote() == await learner.weights.remote()
+    sync = ObjectStoreSync(config.weight_sync, notes.append)
+
+    async def nothing(*_: Any) -> None:
+        """The worker has started, or is in another state."""
+
+    spawn = ray.remote(Follower).options(num_cpus=0.1).remote
+    pool = ActorPool("rollout", 2, 1, PoolHooks(lambda worker_id: spawn(config), nothing, nothing, notes.append, sync))
+    try:
+        await asyncio.wait_for(pool.start(), 60)
+        handles = [member.handle for member in pool.members]
+        for number, is_whole in ((1, True), (2, True), (3, False)):
+            await learner.step.remote()
+            await learner.damage.remote(number == 2)
+            await sync.publish([learner], number, cast(ActorPool, Nobody()))
+            if number == 1:
+                sync._sent[0].buckets[1] = lost_bucket()
+            assert await asyncio.wait_for(sync.deliver(pool), 60) == number
+            expected = await learner.weights.remote()
+            assert [await handle.weights.remote() for handle in handles] == [expected] * 2
+            assert ("sync/changed_share" not in sync.figures) == is_whole
+        assert ([member.handle for member in pool.members], pool.num_lost) == (handles, 0)
+    finally:
+        await pool.close()
+    lost, damaged = notes
+    assert lost.startswith("weight version 1 is damaged or lost: ")
+    assert damaged.startswith("weight version 2 is damaged or lost: the changes of weight 'rows-100' were made of")
 
 
-class ForgivingPool(Pool):
-    """Keeps a worker that could not load what it was given."""
+class Owner:
+    """Of a bucket that goes with it."""
 
-    async def load(self, member: Member, invoke: Any, timeout_s: float) -> Any:
-        answer = (await asyncio.gather(super().load(member, invoke, timeout_s), return_exceptions=True))[0]
-        if isinstance(answer, ray.exceptions.RayTaskError):
-            assert "are damaged" in str(answer)
-            return None
-        return answer
+    def put(self) -> list[Any]:
+        return [ray.put(pack_bucket([("w", torch.ones(100_000))]))]
+
+
+def lost_bucket() -> Any:
+    owner = ray.remote(Owner).options(num_cpus=0.1).remote()
+    (reference,) = ray.get(owner.put.remote())
+    ray.kill(owner)
+
+    def is_lost() -> bool:
+        try:
+            ray.get(reference)
+        except ObjectLostError:
+            return True
+        return False
+
+    wait_until(is_lost, 30, "Ray has not noticed that the owner is gone")
+    return reference
+
+
+class Nobody:
+    """A pool of which no worker listens while a version is exported."""
+
+    members = ()

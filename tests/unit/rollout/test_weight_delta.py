@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
@@ -76,14 +77,16 @@ def test_few_changes_take_two_bytes_of_position_each_and_many_take_one() -> None
     assert (many.offsets.itemsize, many.counts.nbytes) == (1, 4096 * 2)
 
 
-@pytest.mark.parametrize("damage", ["values", "offsets", "counts", "base", "cut", "beyond"])
+@pytest.mark.parametrize("damage", ["values", "offsets", "counts", "block", "base", "cut", "beyond"])
 def test_damaged_changes_and_those_of_other_values_are_refused_and_change_nothing(damage: str) -> None:
-    old = words(np.uint16, 1000, 0)
+    old = np.full(1000, 7, np.uint16)  # as of a layer norm: of the old values none says where it stands
     new = old.copy()
     new[::10] += 1
     changes = changes_at(np.flatnonzero(old != new), old, new)
     if damage == "base":
         old[500] ^= 1
+    elif damage == "block":
+        changes = dataclasses.replace(changes, block=changes.block - 1)
     elif damage == "cut":
         changes = dataclasses.replace(changes, values=changes.values[:-1])
     elif damage == "beyond":
@@ -169,3 +172,19 @@ def test_an_export_that_was_broken_off_is_followed_by_a_whole_one() -> None:
     (sent,) = encoder.encode(SECOND, FIRST, [pack_bucket(tensors(2))])
     assert isinstance(sent, WeightBucket)
     assert encoder.summary.is_whole
+
+
+def test_a_bucket_that_was_applied_is_let_go_before_the_next_one_is_there() -> None:
+    replica, arrived = WeightReplica(), []
+
+    async def buckets() -> AsyncIterator[WeightBucket]:
+        for name in ("a", "b"):
+            assert all(array() is None for array in arrived), "one is held while the next is waited for"
+            waiting = [pack_bucket([(name, torch.ones(10))])]
+            arrived.append(weakref.ref(waiting[0].arrays[0]))
+            yield waiting.pop()
+
+    async def take() -> list[tuple[str, ...]]:
+        return [bucket.names async for bucket in replica.follow(FIRST, buckets())]
+
+    assert asyncio.run(take()) == [("a",), ("b",)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -13,7 +14,7 @@ from configs.errors import RolloutError, WeightSyncError
 from configs.schema import RunConfig
 from rollout.records import BucketStream, WeightVersion
 from rollout.weights.buckets import each_bucket, pack_bucket
-from rollout.weights.delta import DeltaEncoder
+from rollout.weights.delta import Changes, DeltaBucket, DeltaEncoder
 
 
 class Engine:
@@ -196,4 +197,26 @@ async def test_changes_of_a_version_that_a_worker_does_not_hold_are_not_begun_an
     assert engine.loaded == [3]
     assert actor._replica is not None
     assert actor._replica.version == versions[2]
+    assert actor._replica._kept["w"].tobytes() == weight.numpy().tobytes()
+
+
+async def test_a_version_that_was_begun_with_damaged_changes_is_loaded_when_it_comes_again_whole() -> None:
+    """It was told of the changes early, was out of sight when the others found them damaged, and is told of the whole
+    version now."""
+    engine, weight, encoder = Engine(), torch.zeros(100), DeltaEncoder()
+    config = CONFIG.model_copy(update={"weight_sync": CONFIG.weight_sync.model_copy(update={"delta": True})})
+    actor = RolloutActor(config, "~/model", "rollout-0")
+    actor._worker = cast(Any, engine)
+    first, second = WeightVersion(0, 1), WeightVersion(0, 2)
+    (whole,) = encoder.encode(first, None, [pack_bucket([("w", weight)])])
+    assert await actor.update_weights(first, [told(whole)]) == first
+    weight[5] = 1
+    (changed,) = encoder.encode(second, first, [pack_bucket([("w", weight)])])
+    assert isinstance(changed, DeltaBucket)
+    (changes,) = changed.contents
+    assert isinstance(changes, Changes)
+    damaged = replace(changed, contents=(replace(changes, values=changes.values ^ 1),))
+    await actor.expect_weights(second, 0, [told(damaged)], first)
+    assert await actor.update_weights(second, [told(pack_bucket([("w", weight)]))]) == second
+    assert actor._replica is not None
     assert actor._replica._kept["w"].tobytes() == weight.numpy().tobytes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from cluster.actors import learner as learner_actor
 from cluster.actors.learner import LearnerActor
 from cluster.groups.queue_client import spawn_queue
 from cluster.groups.roller import RollCounts
+from cluster.learning.learner_group import LearnerLostError
 from cluster.learning.rank_placement import spawn_rank
 from cluster.reports import Progress, RunLog
 from cluster.reports.metrics_file import MetricsWriter
@@ -71,26 +72,42 @@ async def test_who_stops_a_run_that_writes_its_last_checkpoint_is_told_and_may_d
     assert finishing.cancelled()
 
 
-async def test_a_step_that_waits_in_vain_names_every_pool_with_its_workers(run: Run, config: RunConfig) -> None:
-    rollouts, rewards = run.pools[0], run._rewards
+def waiting(run: Run, config: RunConfig, watched: Any) -> Pipeline:
+    """One whose groups never come. watched: of the learner."""
     never = asyncio.Event()
 
     async def roll(request: Any) -> Any:
         await never.wait()
 
-    roller = SimpleNamespace(roll=roll, rewards=rewards, counts=RollCounts())
-    queue = SimpleNamespace(get_batch=lambda step: never.wait())
-
     async def group(*_: Any) -> None:
         """The registry is not there."""
 
-    log = SimpleNamespace(activity=run.log.activity, check=lambda: None, note=run.log.note, group=group)
-    machinery: Any = Machinery(rollouts, roller, queue, SimpleNamespace(ranks=()), SimpleNamespace())
-    waiting = Pipeline(config, machinery, PromptSource(PROMPTS, seed=0), log)  # type: ignore[arg-type]
+    roller = SimpleNamespace(roll=roll, rewards=run._rewards, counts=RollCounts())
+    queue = SimpleNamespace(get_batch=lambda step: never.wait())
+    log: Any = SimpleNamespace(activity=run.log.activity, check=lambda: None, note=run.log.note, group=group)
+    learner: Any = SimpleNamespace(ranks=(), watched=watched)
+    machinery: Any = Machinery(run.pools[0], roller, queue, learner, SimpleNamespace())  # type: ignore[arg-type]
+    return Pipeline(config, machinery, PromptSource(PROMPTS, seed=0), log)
+
+
+async def test_a_step_that_waits_in_vain_names_every_pool_with_its_workers(run: Run, config: RunConfig) -> None:
     with pytest.raises(RunError) as raised:
-        await asyncio.wait_for(waiting.run(), WAIT_S)
+        await asyncio.wait_for(waiting(run, config, lambda work, what: work).run(), WAIT_S)
     assert "step 0 waited 0.05 s (run.step_timeout_s) for its groups; " in str(raised.value)
     assert "rollout: 0 of 1 READY; reward-shapes: 0 of 1 READY" in str(raised.value)
+
+
+async def test_a_learner_that_is_lost_while_its_groups_are_waited_for_is_noticed(run: Run, config: RunConfig) -> None:
+    """Its workers may wait for weights that are lost with it, so that no group would ever come."""
+
+    async def watched(work: Awaitable[Any], what: str) -> Any:
+        end_of_work = asyncio.ensure_future(work)
+        await asyncio.sleep(0)
+        end_of_work.cancel()
+        raise LearnerLostError(f"a learner rank died during {what}")
+
+    with pytest.raises(LearnerLostError, match="died during waiting for the groups of step 0"):
+        await asyncio.wait_for(waiting(run, config, watched).run(), WAIT_S)
 
 
 class Asked(list[tuple[str, dict[str, Any]]]):
