@@ -267,7 +267,7 @@ class Pipeline:
         groups = self.machinery.queue.get_batch(step)
         try:
             # With the learner workers may have lost the weights that they need to go on: nothing else would tell of it.
-            watched = self.machinery.learner.watched(groups, f"waiting for the groups of step {step}")
+            watched = self.machinery.learner.watched(groups, f"the wait for the groups of step {step}")
             return await unless_set(self._stopping, watched, timeout_s)
         except TimeoutError:
             raise RunError(

@@ -106,7 +106,7 @@ async def test_a_learner_that_is_lost_while_its_groups_are_waited_for_is_noticed
         end_of_work.cancel()
         raise LearnerLostError(f"a learner rank died during {what}")
 
-    with pytest.raises(LearnerLostError, match="died during waiting for the groups of step 0"):
+    with pytest.raises(LearnerLostError, match="died during the wait for the groups of step 0"):
         await asyncio.wait_for(waiting(run, config, watched).run(), WAIT_S)
 
 
