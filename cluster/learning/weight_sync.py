@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
 import ray
@@ -27,11 +26,11 @@ from ray.exceptions import ObjectLostError, RayError
 from cluster.learning.waves import waves
 from cluster.pools import ActorPool
 from cluster.pools.cancellation import end_tasks
-from cluster.pools.member import LateWeightsError, Member
+from cluster.pools.member import LateWeightsError, LostWeightsError, Member
 from cluster.pools.remote_errors import raised_by, resolve, told
 from configs.errors import BicotError, WeightSyncError
 from configs.schema import WeightSyncConfig
-from rollout.records import NO_VERSION, WeightVersion
+from rollout.records import WeightVersion
 from rollout.weights.delta import DeltaSummary, UnfitDeltaError
 
 _LONGEST_CHANGES: Final = 0.5
@@ -91,9 +90,9 @@ class ObjectStoreSync:
         self._sent: list[_Sent] = []
         """What makes up `version`: a whole one, then those of which each is the changes of the one before it."""
         self._summary: DeltaSummary | None = None
+        self._damage = ""
+        """Why that is of no use to any worker."""
         self._taking = asyncio.Lock()
-        self._news = asyncio.Event()
-        """Set, and replaced, when something else is sent than before."""
 
     @property
     def version(self) -> WeightVersion:
@@ -133,12 +132,13 @@ class ObjectStoreSync:
         is_whole = summary is None or summary.is_whole
         self._ranks, self._version, self._is_next_whole = tuple(ranks), version, False
         self._sent = [*([] if is_whole else self._sent), _Sent(version, buckets, summary.num_bytes if summary else 0)]
-        self._news.set()
-        self._news = asyncio.Event()
+        if is_whole:
+            self._damage = ""
 
     def _base_for(self, version: WeightVersion) -> WeightVersion | None:
         """The version of which `version` is best sent as changes; None: it is best sent whole."""
-        if not self._sends_changes or not self._sent or self._is_next_whole or version.life != self._version.life:
+        is_unfit = self._is_next_whole or self._damage or version.life != self._version.life
+        if not self._sends_changes or not self._sent or is_unfit:
             return None
         whole, *changes = self._sent
         # A worker that joins fetches all of them.
@@ -169,48 +169,42 @@ class ObjectStoreSync:
     async def catch_up(self, worker: ActorHandle) -> WeightVersion:
         if not self._sent:
             return self._version  # nothing was published yet: these are the weights that every worker starts with
-        version, news = self._version, self._news
+        version = self._version
         loading = asyncio.ensure_future(self._load(worker))
         try:
             if not (await asyncio.wait({loading}, timeout=self._timeout_s))[0]:
                 raise LateWeightsError(
                     f"weight version {version.number} was not loaded within weight_sync.timeout_s {self._timeout_s:g} s"
                 )
-            if isinstance(loading.exception(), LateWeightsError):
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._timeout_s):
-                        await news.wait()
-                    return NO_VERSION  # so the pool asks for the newer one
             return loading.result()
         finally:
             loading.cancel()
 
     async def _load(self, worker: ActorHandle) -> WeightVersion:
-        """Have a worker load the published version, which is sent once more where it cannot be used.
+        """Have a worker load the published version; what it finds damaged or lost is sent again before.
 
-        Raises what the worker raises, and LateWeightsError where the learner cannot give this version any more."""
+        Raises what the worker raises, and LostWeightsError."""
         sent = self._sent
         try:
-            return WeightVersion(*await resolve(worker.update_weights.remote(*self._arguments())))
+            if not self._damage:
+                return WeightVersion(*await resolve(worker.update_weights.remote(*self._arguments())))
         except Exception as error:
             if not isinstance(raised_by(error), UnfitDeltaError | ObjectLostError):
                 raise
-            await self._send_whole(sent, told(error))
+            if not self._damage and self._sent[:1] == sent[:1]:  # else all of it has been sent anew meanwhile
+                self._damage = f"weight version {self._version.number} is damaged or lost: {told(error)}"
+                self._note(f"{self._damage}; the learner sends its weights again, whole")
+        await self._send_whole()
         return WeightVersion(*await resolve(worker.update_weights.remote(*self._arguments())))
 
-    async def _send_whole(self, sent: Sequence[_Sent], why: str) -> None:
-        """Have the learner export the published version as a whole, once for all workers that could not use `sent`."""
+    async def _send_whole(self) -> None:
+        """Have the learner export the published version again, as a whole, where nobody else has."""
         async with self._taking:
-            if self._sent[:1] != sent[:1]:
-                return  # all of it has been sent anew
-            number, self._is_next_whole = self._version.number, True
-            try:
-                await self._take(self._ranks, self._version, ())
-            except (BicotError, RayError) as error:
-                raise LateWeightsError(
-                    f"weight version {number} is damaged or lost: {why}; it cannot be sent again: {told(error)}"
-                ) from error
-            self._note(f"weight version {number} is damaged or lost: {why}; it was sent again, whole")
+            if self._damage:
+                try:
+                    await self._take(self._ranks, self._version, ())
+                except (BicotError, RayError) as error:
+                    raise LostWeightsError(f"{self._damage}; it cannot be had again: {told(error)}") from error
 
     @property
     def figures(self) -> Mapping[str, float]:

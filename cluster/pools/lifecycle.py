@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from cluster.pools.cancellation import end_tasks, made_in_thread
 from cluster.pools.health import HealthState
-from cluster.pools.member import LateWeightsError, Member, Patience, PoolHooks
+from cluster.pools.member import LateWeightsError, LostWeightsError, Member, Patience, PoolHooks
 from cluster.pools.remote_errors import first_line, resolve
 from configs.errors import RunError
 
@@ -134,6 +134,8 @@ class MemberLife:
         while self.member.state is HealthState.STALE:
             try:
                 held = await self.hooks.weights.catch_up(self.member.handle)
+            except LostWeightsError:
+                return  # it asks again after its next heartbeat: the learner may need its turn before
             except LateWeightsError as error:
                 num_late += 1
                 if num_late == MAX_LATE or not await self._answers():

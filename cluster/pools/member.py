@@ -20,7 +20,11 @@ from rollout.records import WeightVersion
 
 
 class LateWeightsError(WeightSyncError):
-    """A worker has not loaded a weight version in time. It may be at it, over a slow link, or wait for another one."""
+    """A worker has not loaded a weight version in time. It may be at it, over a slow link."""
+
+
+class LostWeightsError(WeightSyncError):
+    """The newest version cannot be had any more. The learner is to publish another one."""
 
 
 class LiveWeights(Protocol):
@@ -31,7 +35,8 @@ class LiveWeights(Protocol):
         """The newest version that was published."""
 
     async def catch_up(self, worker: ActorHandle) -> WeightVersion:
-        """Load that version into one worker; returns the version it now holds. Raises LateWeightsError."""
+        """Load that version into one worker; returns the version it now holds. Raises LateWeightsError and
+        LostWeightsError."""
 
 
 class NoWeights:

@@ -36,7 +36,7 @@ from cluster.pools.cancellation import end_tasks
 from cluster.pools.health import IN_SERVICE, STARTED, HealthState
 from cluster.pools.lifecycle import MemberLife
 from cluster.pools.losses import Losses
-from cluster.pools.member import LateWeightsError, Member, Membership, Patience, PoolHooks
+from cluster.pools.member import LostWeightsError, Member, Membership, Patience, PoolHooks
 from cluster.pools.remote_errors import WorkerLostError, first_line, raised_by, start_error, told
 from cluster.pools.waiting_calls import Turns
 from configs.errors import BicotError, RunError
@@ -147,8 +147,8 @@ class ActorPool(Membership):
             return await ask(member, invoke, timeout_s)
         except LateError as error:
             await self.fell_behind(member, str(error))
-        except LateWeightsError as error:
-            await self.fell_behind(member, f"is late: {first_line(error)}")
+        except LostWeightsError as error:
+            await self.fell_behind(member, f"has to wait: {first_line(error)}")
         except WorkerLostError as error:
             await self._lose(member, f"died: {told(error.__cause__ or error)}")
         except BicotError as error:

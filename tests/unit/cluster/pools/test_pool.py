@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from cluster.benchmarks.local_actors import LocalActor
 from cluster.pools import ActorPool, Patience, PoolHooks
 from cluster.pools.health import HealthState
 from cluster.pools.heartbeats import PingPace
+from cluster.pools.lifecycle import MAX_LATE
 from cluster.pools.losses import MAX_IN_A_ROW
-from cluster.pools.member import LateWeightsError
+from cluster.pools.member import LateWeightsError, LostWeightsError
 from cluster.pools.pool import MAX_FAILED_STARTS
 from cluster.pools.remote_errors import CallFailedError, ObjectsLostError, WorkerLostError
 from configs.errors import DataError, ModelError, RunError
@@ -64,12 +65,17 @@ class Weights:
     published_meanwhile: int = 0
     num_late: int = 0
     """Times that a worker will be late."""
+    num_lost: int = 0
+    """Times that the version cannot be had."""
 
     async def catch_up(self, worker: Any) -> WeightVersion:
         held = self.version
         if self.num_late:
             self.num_late -= 1
             raise LateWeightsError("not loaded within 300 s")
+        if self.num_lost:
+            self.num_lost -= 1
+            raise LostWeightsError("damaged, and the learner has gone on")
         if self.published_meanwhile:
             self.published_meanwhile -= 1
             self.version = WeightVersion(0, self.version.number + 1)
@@ -581,6 +587,33 @@ async def test_a_worker_that_is_late_and_answers_no_ping_is_replaced() -> None:
     await scene.pool.load(scene.pool.members[0], lambda handle: handle.ping.remote(), 0.01)
     await scene.until(1, HealthState.READY)
     assert scene.pool.num_lost == 1
+    await scene.pool.close()
+
+
+async def test_a_worker_whose_weights_cannot_be_had_waits_for_others_and_holds_up_no_turn_of_the_learner() -> None:
+    """Also for longer than one that is late may be, and from its start on."""
+    num_turns = 0
+
+    @contextlib.asynccontextmanager
+    async def loading() -> AsyncIterator[None]:
+        nonlocal num_turns
+        num_turns += 1
+        yield
+
+    scene = await started(Scene(size=1, loading=loading, weights=Weights(num_lost=2 * MAX_LATE)))
+    assert (num_turns, scene.pool.num_lost) == (1 + 2 * MAX_LATE, 0)
+    scene.weights.num_lost = 1
+
+    async def lost() -> None:
+        raise LostWeightsError("damaged, and the learner has gone on")
+
+    (member,) = scene.pool.members
+    assert await scene.pool.load(member, lambda handle: lost(), WAIT_S) is None
+    assert member.state is HealthState.STALE
+    assert scene.notes == [
+        "worker-0 has to wait: damaged, and the learner has gone on; it is given no work until it has caught up"
+    ]
+    assert await scene.call() == id(scene.workers[0])
     await scene.pool.close()
 
 
