@@ -16,7 +16,7 @@ ENGINE_METHODS = (
     "errored", "shutdown", "sleep", "wake_up",
 )  # fmt: skip
 CPU_KERNELS = (
-    "rms_norm", "fused_add_rms_norm", "fused_gumbel_argmax",
+    "fused_add_rms_norm", "fused_gumbel_argmax",
     "cpu_attn_reshape_and_cache", "cpu_attention_with_kv_cache", "get_scheduler_metadata",
 )  # fmt: skip
 LOGPROBS_FIELDS = ("logprob_token_ids", "logprobs", "sampled_token_ranks")
@@ -33,7 +33,7 @@ def check_vllm(variables: Mapping[str, str]) -> None:
     try:
         import torch
         from vllm import envs
-        from vllm.model_executor.layers.layernorm import RMSNorm
+        from vllm.model_executor.layers.rotary_embedding import RotaryEmbedding
         from vllm.model_executor.models.llama import LlamaMLP
         from vllm.outputs import CompletionOutput
         from vllm.platforms import current_platform
@@ -62,7 +62,7 @@ def check_vllm(variables: Mapping[str, str]) -> None:
         require_parameters("vllm", pause, ["mode", "clear_cache"])
     require_parameters("vllm", AsyncLLM.sleep, ["level", "mode"])
     require_parameters("vllm", LlamaMLP.__init__, ["hidden_size", "intermediate_size", "hidden_act", "prefix"])
-    require_attributes("vllm", RMSNorm, ["forward_cpu"])
+    require_attributes("vllm", RotaryEmbedding, ["forward_cpu"])
     require_attributes("vllm", FirstRunnerWorker, ["load_model", "execute_model", "sample_tokens"])
     if variables.get(MODEL_RUNNER_VARIABLE) == "1" and not HAS_TRITON:
         raise ConfigError("rollout.model_runner: the second is written in Triton, which is not here; use first")

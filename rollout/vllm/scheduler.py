@@ -64,7 +64,7 @@ class HoldingScheduler(_Holding, Scheduler):
 
 
 class BurstScheduler(HoldingScheduler):
-    """For engines on a CPU: up to `BURST_TOKENS` tokens a row in one step, by `rollout.vllm.model.bursts`.
+    """For engines on a CPU: up to `BURST_TOKENS` tokens a row in one step, by `rollout.vllm.model.cpu.bursts`.
 
     Such a step ends when a row does, and there is none while a request can join the batch or is in its prompt. So
     nothing waits longer than for a few tokens: a request that comes meanwhile, new weights, an abort.

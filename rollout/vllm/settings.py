@@ -96,7 +96,7 @@ def engine_arguments(settings: EngineSettings, checkpoint: JanusCheckpoint) -> d
     of_platform = _on_a_cpu(config) if _on_cpu(config) else _on_a_gpu(config)
     # On a CPU there is no device that would compute meanwhile.
     schedules_ahead = not (_on_cpu(config) or settings.deterministic)
-    bursts = _on_cpu(config) and config.model_runner == "first"
+    bursts = _on_cpu(config) and config.model_runner == "first" and config.enforce_eager
     scheduler = "BurstScheduler" if bursts else f"Holding{'Async' if schedules_ahead else ''}Scheduler"
     arguments: dict[str, Any] = {
         "model": str(checkpoint.folder),

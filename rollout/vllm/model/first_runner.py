@@ -1,7 +1,7 @@
 """vLLM's first model runner with `TokenSampler` in the place of its own sampler. With `bursts`, all that knows it.
 
 FirstRunnerWorker.load_model ─► model runner ─ hidden states ─► RunnerSampler ─► TokenSampler ─► vLLM's output
-                                                          rollout.vllm.model.bursts: more tokens in the same step
+                                                          rollout.vllm.model.cpu.bursts: more tokens in the same step
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from vllm.v1.outputs import ModelRunnerOutput, SamplerOutput
 
 from configs.library_layout import require_attributes
-from rollout.vllm.model.bursts import Burst, first_token_of, tokens_a_row
+from rollout.vllm.model.cpu.bursts import Burst, first_token_of, tokens_a_row
 from rollout.vllm.model.guided_worker import GuidedWorker
 from rollout.vllm.model.row_settings import logprobs_tensors, settings_of
 from rollout.vllm.model.sampler import Batch, RowSettings, Sampled, TokenSampler
@@ -83,7 +83,8 @@ class FirstRunnerWorker(GuidedWorker):
     def load_model(self, **arguments: Any) -> None:
         super().load_model(**arguments)
         self.model_runner.sampler = sampler = RunnerSampler(self.model_runner)
-        self.model_runner.model.model.rows_that_draw = sampler.rows_that_draw
+        if (on_cpu := self.model_runner.model.model.on_cpu) is not None:
+            on_cpu.rows_that_draw = sampler.rows_that_draw
         self._burst = Burst(self.model_runner, sampler)
         self._tokens_a_row = 1
 

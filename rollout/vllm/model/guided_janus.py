@@ -13,7 +13,7 @@ One vocabulary holds all: text ids as they are, VQ codes behind them. The heads 
 `compute_logits`: which of them a row needs, its phase says, and `rollout.vllm.model.sampler` knows it.
 
 Text needs no unconditional stream: its KV cache is not read later, since a picture is a request of its own. On a GPU it
-is computed all the same, the cost of having both phases in one batch. On a CPU it is not (`cpu_attention`), and the
+is computed all the same, the cost of having both phases in one batch. On a CPU it is not (`cpu`), and the
 streams of a token lie apart: all rows of the first, then those of the second.
 
 This file, `first_runner` and `second_runner` beside it are all that depends on vLLM's model internals.
@@ -21,7 +21,7 @@ This file, `first_runner` and `second_runner` beside it are all that depends on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, Janus
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.rotary_embedding import get_rope
@@ -43,8 +44,7 @@ from configs.learner_sections import LoraConfig
 from rollout.guidance import unconditional_ids
 from rollout.janus_checkpoint import SpecialIds
 from rollout.vllm.model.adapters import Adapters
-from rollout.vllm.model.cpu_attention import CpuAttention, StreamRows
-from rollout.vllm.model.one_kernel import OneKernelRMSNorm
+from rollout.vllm.model.cpu.forward import CpuForward
 from rollout.vllm.model.sampler import TokenSampler
 from rollout.weights.manifest import ENGINE_PARTS
 
@@ -79,22 +79,14 @@ class TwinAttention(nn.Module):
             cache_config=vllm_config.cache_config,
             prefix=f"{prefix}.attn",
         )
-        self.on_cpu = CpuAttention(self.attn, self.num_streams) if current_platform.is_cpu() else None
 
-    def forward(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor, rows: StreamRows | None = None
-    ) -> torch.Tensor:
-        """positions: int64 [T S]; hidden_states: [T S, d], the streams of a token one behind the other, or as `rows`
-        has them."""
+    def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """positions: int64 [T S]; hidden_states: [T S, d], the streams of a token one behind the other."""
         qkv, _ = self.qkv_proj(hidden_states)
         query, key, value = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
         query, key = self.rotary_emb(positions, query, key)
-        if rows is None:
-            num_tokens = hidden_states.shape[0] // self.num_streams
-            output = self.attn(*(heads.reshape(num_tokens, -1) for heads in (query, key, value)))
-        else:
-            assert self.on_cpu is not None
-            output = self.on_cpu(query, key, value, rows)
+        num_tokens = hidden_states.shape[0] // self.num_streams
+        output = self.attn(*(heads.reshape(num_tokens, -1) for heads in (query, key, value)))
         output, _ = self.o_proj(output.view(-1, self.q_size))
         return output
 
@@ -107,23 +99,19 @@ class TwinLayer(nn.Module):
         config = vllm_config.model_config.hf_config.text_config
         self.self_attn = TwinAttention(vllm_config, f"{prefix}.self_attn")
         self.mlp = LlamaMLP(config.hidden_size, config.intermediate_size, config.hidden_act, prefix=f"{prefix}.mlp")
-        self.input_layernorm = OneKernelRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = OneKernelRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
-        self,
-        positions: torch.Tensor,
-        hidden_states: torch.Tensor,
-        residual: torch.Tensor | None,
-        rows: StreamRows | None,
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """hidden_states and residual: [T S, d], or as `rows` has them; both may be changed in place."""
+        """hidden_states and residual: [T S, d]; both may be changed in place."""
         if residual is None:
             residual = hidden_states
             hidden_states = self.input_layernorm(hidden_states)
         else:
             hidden_states, residual = self.input_layernorm(hidden_states, residual)
-        hidden_states = self.self_attn(positions, hidden_states, rows)
+        hidden_states = self.self_attn(positions, hidden_states)
         hidden_states, residual = self.post_attention_layernorm(hidden_states, residual)
         return self.mlp(hidden_states), residual
 
@@ -142,7 +130,7 @@ class TwinLanguageModel(nn.Module):
         self.layers = nn.ModuleList(
             TwinLayer(vllm_config, f"{prefix}.layers.{index}") for index in range(config.num_hidden_layers)
         )
-        self.norm = OneKernelRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 @support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0})
@@ -163,10 +151,7 @@ class GuidedJanusModel(nn.Module):
         self.generation_embeddings = nn.Embedding(self.num_codes, vq_config.embed_dim)
         self.generation_aligner = JanusVQVAEAlignerMLP(vq_config)
         self.generation_head = JanusVQVAEHead(vq_config)
-        first_layer: Any = self.language_model.layers[0]
-        self._on_cpu: CpuAttention | None = first_layer.self_attn.on_cpu
-        self.rows_that_draw: Callable[[], torch.Tensor | None] = lambda: None
-        """int64 [n], ascending: of the batch that is computed; None: all of them may."""
+        self.on_cpu = CpuForward(self) if current_platform.is_cpu() else None
 
     def forward(
         self,
@@ -176,36 +161,19 @@ class GuidedJanusModel(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """input_ids, positions: int64 [T]. Returns [T, S d]: conditional, then unconditional hidden states."""
-        if self._on_cpu is not None and not torch.compiler.is_compiling():
-            return self._forward_on_cpu(input_ids, positions, self._on_cpu.rows(len(input_ids), self.rows_that_draw()))
-        hidden_states = self._embed(self._streams(input_ids))
-        hidden_states = self._run_layers(hidden_states, positions.repeat_interleave(self.num_streams))
-        return hidden_states.view(input_ids.shape[0], -1)
-
-    def _forward_on_cpu(self, input_ids: torch.Tensor, positions: torch.Tensor, rows: StreamRows) -> torch.Tensor:
-        hidden_states = self._embed(input_ids)
-        if self.num_streams == 2:
-            # Each of the second stream's tokens is the first one's or padding.
-            ids = rows.of_second(input_ids)
-            is_same = unconditional_ids(ids, self.special_ids, self.text_vocab_size) == ids
-            padding = self.language_model.embed_tokens(ids.new_tensor([self.special_ids.pad]))
-            second = torch.where(is_same.unsqueeze(-1), rows.of_second(hidden_states), padding)
-            hidden_states = torch.cat([hidden_states, second])
-            positions = torch.cat([positions, rows.of_second(positions)])
-        return rows.by_token(self._run_layers(hidden_states, positions, rows))
-
-    def _run_layers(
-        self, hidden_states: torch.Tensor, positions: torch.Tensor, rows: StreamRows | None = None
-    ) -> torch.Tensor:
+        if self.on_cpu is not None and not torch.compiler.is_compiling():
+            return self.on_cpu(input_ids, positions)
+        hidden_states = self.embed(self._streams(input_ids))
+        positions = positions.repeat_interleave(self.num_streams)
         residual = None
         for layer in self.language_model.layers:
-            hidden_states, residual = layer(positions, hidden_states, residual, rows)
+            hidden_states, residual = layer(positions, hidden_states, residual)
         hidden_states, _ = self.language_model.norm(hidden_states, residual)
-        return hidden_states
+        return hidden_states.view(input_ids.shape[0], -1)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[T, d]: the conditional embeddings."""
-        return self._embed(input_ids)
+        return self.embed(input_ids)
 
     def _streams(self, input_ids: torch.Tensor) -> torch.Tensor:
         """int64 [T S] from int64 [T]: the streams of a token one behind the other."""
@@ -214,13 +182,18 @@ class GuidedJanusModel(nn.Module):
         unconditional = unconditional_ids(input_ids, self.special_ids, self.text_vocab_size)
         return torch.stack([input_ids, unconditional], dim=-1).view(-1)
 
-    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """[N, d] from int64 [N]."""
         codes = ids - self.text_vocab_size
         is_code = codes >= 0
-        code_embeddings = self.generation_aligner(self.generation_embeddings(codes.clamp_(0, self.num_codes - 1)))
+        code_embeddings = self.embed_codes(codes.clamp_(0, self.num_codes - 1))
         text_embeddings = self.language_model.embed_tokens(ids.masked_fill(is_code, self.special_ids.pad))
         return torch.where(is_code.unsqueeze(-1), code_embeddings, text_embeddings)
+
+    def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """[N, d] from int64 [N]."""
+        embeddings: torch.Tensor = self.generation_aligner(self.generation_embeddings(codes))
+        return embeddings
 
 
 class GuidedJanus(nn.Module):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import vllm._C  # noqa: F401  (the kernels)
+from hypothesis import given
+from hypothesis import strategies as st
 from vllm.forward_context import override_forward_context
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
-from rollout.vllm.model.cpu_attention import CpuAttention
+from rollout.vllm.model.cpu.attention import CpuAttention
+from rollout.vllm.model.cpu.rows import first_that_begin_alike
 
 HEADS, KV_HEADS, SIZE, BLOCK_TOKENS, LAYER = 4, 2, 32, 32, "a layer"
+PARTS = [HEADS * SIZE, KV_HEADS * SIZE, KV_HEADS * SIZE]
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -33,9 +38,14 @@ class Sequences:
         self.table = torch.tensor([[7, 2, 9], [1, 11, 3], [4, 5, 8]], dtype=torch.int32)
         self.keys: dict[tuple[int, int], list[torch.Tensor]] = {}
         self.lengths = [0, 0, 0]
+        self.last: Any = None
 
-    def compute(self, counts: list[int], drawing: list[int] | None) -> None:
-        """So many further tokens of each; asserts that each row's answer is the slow one's."""
+    def compute(
+        self, counts: list[int], drawing: list[int] | None, ids: list[int] | None = None, goes_on: bool = False
+    ) -> int:
+        """So many further tokens of each; asserts that each row's answer is the slow one's. With `ids`, what each row
+        reads, rows that begin alike are equal. goes_on: vLLM tells nothing of these tokens, one of each. Returns how
+        many rows are computed."""
         places = [(row, self.lengths[row] + token) for row, count in enumerate(counts) for token in range(count)]
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         step = SimpleNamespace(
@@ -53,18 +63,30 @@ class Sequences:
         rows = [(row, 0) for row, _ in places]
         if self.num_streams == 2:
             rows += [(row, 1) for row, _ in places if row in second]
-        qkv = torch.randn(len(rows), (HEADS + 2 * KV_HEADS) * SIZE, generator=GENERATOR)
-        query, key, value = qkv.split([HEADS * SIZE, KV_HEADS * SIZE, KV_HEADS * SIZE], dim=-1)
-        with override_forward_context(SimpleNamespace(attn_metadata={LAYER: step})):
-            of_pass = self.attention.rows(len(places), None if drawing is None else torch.tensor(drawing).long())
-            found = self.attention(query, key, value, of_pass)
-        expected = torch.stack([self.slow(*row, *parts) for row, *parts in zip(rows, query, key, value, strict=True)])
-        torch.testing.assert_close(found, expected)
+        if goes_on:
+            of_pass = self.attention.next_rows(self.last)
+            assert of_pass.positions.tolist() == [self.lengths[row] - 1 for row, _ in rows]
+        else:
+            with override_forward_context(SimpleNamespace(attn_metadata={LAYER: step})):
+                of_pass = self.attention.rows(len(places), None if drawing is None else torch.tensor(drawing).long())
+        self.last = of_pass
+        if ids is not None:
+            of_pass = self.attention.without_repeats(of_pass, torch.tensor(ids))
+        num_computed = len(rows) if of_pass.computed is None else len(of_pass.computed)
+        qkv = torch.randn(num_computed, (HEADS + 2 * KV_HEADS) * SIZE, generator=GENERATOR)
+        found = self.attention(*qkv.split(PARTS, dim=-1), of_pass)
+        if of_pass.same_as is not None:
+            qkv, of_rows = qkv[of_pass.same_as], found[of_pass.same_as]
+        else:
+            of_rows = found
+        parts = zip(rows, *qkv.split(PARTS, dim=-1), strict=True)
+        torch.testing.assert_close(of_rows, torch.stack([self.slow(*row, *qkv) for row, *qkv in parts]))
         by_token = of_pass.by_token(found).view(len(places), self.num_streams, -1)
-        assert by_token[:, 0].equal(found[: len(places)])
+        assert by_token[:, 0].equal(of_rows[: len(places)])
         assert by_token[:, -1].count_nonzero(-1).bool().tolist() == [
             self.num_streams == 1 or row in second for row, _ in places
         ]
+        return num_computed
 
     def slow(self, row: int, stream: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         past = self.keys.setdefault((row, stream), [])
@@ -80,6 +102,50 @@ def test_rows_attend_to_their_own_sequence_and_stream(drawing: list[int] | None)
     sequences = Sequences(num_streams=2)
     for counts in ([31, 5, 40], *[[1, 1, 1]] * 3, [1, 30, 1]):
         sequences.compute(counts, drawing)
+
+
+@pytest.mark.parametrize("drawing", [None, [], [1], [0, 2]])
+def test_rows_go_on_by_themselves_over_the_end_of_a_block(drawing: list[int] | None) -> None:
+    sequences = Sequences(num_streams=2)
+    sequences.compute([30, 5, 62], drawing)
+    sequences.compute([1, 1, 1], drawing)
+    for _ in range(3):
+        sequences.compute([1, 1, 1], drawing, goes_on=True)
+    sequences.compute([1, 1, 1], drawing)
+
+
+def test_rows_that_begin_alike_are_computed_once() -> None:
+    """What each row reads is a letter; the second stream reads `-` in the place of most."""
+    sequences = Sequences(num_streams=2)
+
+    def compute(first: tuple[str, ...], second: tuple[str, ...]) -> int:
+        return sequences.compute(
+            [len(text) for text in first], None, [ord(letter) for letter in "".join(first + second)]
+        )
+
+    # "abcd", "xy", "e" and, of padding, "---" after the "a" that the first stream has, too, "(" twice, "-(".
+    assert compute(("abcd(", "abcxy(", "abe("), ("a---(", "a----(", "a--(")) == 5 + 3 + 2 + 4 + 2 + 1
+    assert compute(("A", "B", "C"), ("A", "B", "C")) == 6  # one token each is never alike, their keys differ
+    assert compute(("pq", "r", "pq"), ("--", "-", "--")) == 10  # nor are these: what is before them differs
+
+
+def test_rows_after_blocks_that_sequences_share_are_computed_once() -> None:
+    """vLLM's prefix cache: the second sequence has the first one's block, which is computed in the same pass."""
+    sequences = Sequences(num_streams=2)
+    sequences.compute([BLOCK_TOKENS, 3, BLOCK_TOKENS], None)
+    sequences.table[2, 0] = sequences.table[0, 0]
+    sequences.keys[2, 0], sequences.keys[2, 1] = (list(sequences.keys[0, stream]) for stream in (0, 1))
+    ids = [ord(letter) for letter in "ab" + "ab" + "ac" + "--" + "--" + "-("]
+    assert sequences.compute([2, 2, 2], None, ids) == 6 + 6 - 1 - 1
+
+
+@given(st.lists(st.tuples(st.sampled_from("pq"), st.text("ab", min_size=1, max_size=5)), max_size=8))
+def test_the_first_row_that_begins_alike_is_found_as_a_slow_loop_finds_it(sequences: list[tuple[str, str]]) -> None:
+    beginnings = [(context, ids[: end + 1]) for context, ids in sequences for end in range(len(ids))]
+    starts = [0, *accumulate(len(ids) for _, ids in sequences)]
+    ids = [ord(letter) for _, text in sequences for letter in text]
+    found = first_that_begin_alike(ids, starts, [context for context, _ in sequences])
+    assert found == [beginnings.index(beginning) for beginning in beginnings]
 
 
 def test_one_stream_is_attended_to_as_it_is() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import vllm
@@ -30,6 +31,22 @@ def test_the_installed_vllm_has_all_that_is_used_of_it(gpus: float):
     check_vllm(environment(config))
     folder = tiny_janus_folder()
     check_arguments(engine_arguments(EngineSettings(str(folder), config), JanusCheckpoint(folder)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "scheduler"),
+    [
+        ({}, "BurstScheduler"),
+        ({"enforce_eager": False}, "HoldingScheduler"),  # a burst takes the forward pass that is not compiled
+        ({"model_runner": "second"}, "HoldingScheduler"),
+        ({"gpus_per_worker": 1.0}, "HoldingAsyncScheduler"),
+    ],
+)
+def test_a_step_samples_several_tokens_where_bicots_own_forward_pass_runs(changed: dict[str, Any], scheduler: str):
+    config = CONFIG.model_copy(update={"gpus_per_worker": 0.0, "enforce_eager": True, **changed})
+    folder = tiny_janus_folder()
+    arguments = engine_arguments(EngineSettings(str(folder), config), JanusCheckpoint(folder))
+    assert arguments["scheduler_cls"] == f"rollout.vllm.scheduler.{scheduler}"
 
 
 def without_pause(monkeypatch: pytest.MonkeyPatch) -> None:

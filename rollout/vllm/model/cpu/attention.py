@@ -1,6 +1,5 @@
 """vLLM's attention on a CPU by its two kernels alone, to which each stream is a sequence of its own.
 
-    tokens [T] of B sequences ─► rows [T + n]: all tokens in the first stream, then those that draw in the second
     query, key, value of rows ─┬─► keys and values written to the KV cache ─► attention over the cache ─► of rows
                                └─ slots, block table, lengths of rows: `StreamRows`, made once a forward pass
 
@@ -8,12 +7,13 @@ vLLM comes to the same kernels through a custom operation, a look-up of the laye
 and new views of the cache, for each of both kernels: in a small model that takes as long as a third of the kernels.
 
 A block of vLLM's holds the heads of all streams, one behind the other. So the same memory is S blocks of one stream
-each: block b is block b S + s of stream s. A row that writes text needs no second stream, and is not computed in it.
+each: block b is block b S + s of stream s.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,54 +22,13 @@ from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention
 
 from configs.library_layout import require_attributes
+from rollout.vllm.model.cpu.rows import Sequences, StreamRows, first_that_begin_alike
 
 _LAYER_PARTS = (
     "kv_cache", "layer_name", "head_size", "dtype", "num_heads", "num_kv_heads", "_k_scale_float", "_v_scale_float",
 )  # fmt: skip
 _KERNEL_SETTINGS = ("scale", "sliding_window", "kv_cache_dtype")
 _NO_TENSOR, _NO_SOFTCAP, _IS_CAUSAL = None, 0.0, True
-
-
-@dataclass(frozen=True, slots=True)
-class _Sequences:
-    """Where the rows of a forward pass lie in the KV cache, as the kernels take it; n sequences, the streams' own."""
-
-    slots: torch.Tensor
-    """int64 [rows]"""
-    block_table: torch.Tensor
-    """int32 [n, blocks]"""
-    starts: torch.Tensor
-    """int32 [n + 1]: of a sequence's rows."""
-    lengths: torch.Tensor
-    """int32 [n], with these rows."""
-    plan: torch.Tensor
-    """The kernel's own, how it divides its work."""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamRows:
-    """The rows of a forward pass over T tokens in S streams."""
-
-    num_tokens: int
-    num_streams: int
-    drawing: torch.Tensor | None
-    """int64 [n]: the tokens that are in the second stream, too; None: all."""
-    sequences: _Sequences | None
-    """None in a trial run without a cache."""
-
-    def of_second(self, of_tokens: torch.Tensor) -> torch.Tensor:
-        """[n, …] of [T, …]: of the tokens that are in the second stream."""
-        return of_tokens if self.drawing is None else of_tokens[self.drawing]
-
-    def by_token(self, of_rows: torch.Tensor) -> torch.Tensor:
-        """[T, S d] of [rows, d], 0 where a token has no second row."""
-        if self.drawing is None:
-            streams = of_rows.view(self.num_streams, self.num_tokens, -1)
-            return streams.transpose(0, 1).reshape(self.num_tokens, -1)
-        both = of_rows.new_zeros(self.num_tokens, self.num_streams, of_rows.shape[-1])
-        both[:, 0] = of_rows[: self.num_tokens]
-        both[self.drawing, 1] = of_rows[self.num_tokens :]
-        return both.view(self.num_tokens, -1)
 
 
 class CpuAttention:
@@ -112,15 +71,58 @@ class CpuAttention:
             starts = torch.cat([starts, second[2] + num_tokens])
             lengths = torch.cat([lengths, second[3]])
         plan = self._plan(starts, lengths)
-        return StreamRows(num_tokens, self._num_streams, tokens, _Sequences(slots, table, starts, lengths, plan))
+        return StreamRows(num_tokens, self._num_streams, tokens, Sequences(slots, table, starts, lengths, plan))
+
+    def next_rows(self, rows: StreamRows) -> StreamRows:
+        """One more token of each sequence of `rows`, which have one of each; it lies in the block table already."""
+        of = rows.sequences
+        assert of is not None
+        assert not rows.hold_prompts
+        block_size = self._attention.kv_cache.shape[2]
+        blocks = of.block_table.gather(1, (of.lengths // block_size).long().unsqueeze(-1)).squeeze(-1)
+        slots = blocks.long() * block_size + of.lengths % block_size
+        lengths = of.lengths + 1
+        plan = self._plan(of.starts, lengths)
+        return replace(rows, sequences=replace(of, slots=slots, lengths=lengths, plan=plan))
+
+    def without_repeats(self, rows: StreamRows, ids: torch.Tensor) -> StreamRows:
+        """`rows`, of those that are equal only the first computed; ids: int64 [rows], what each reads."""
+        of = rows.sequences
+        assert of is not None
+        starts = of.starts.tolist()
+        firsts = torch.tensor(first_that_begin_alike(ids.tolist(), starts, self._known_contexts(of)))
+        is_computed = firsts == torch.arange(len(firsts))
+        computed = is_computed.nonzero().squeeze(-1)
+        if len(computed) == len(firsts):
+            return rows
+        number = is_computed.cumsum(0)  # of computed rows, with this one
+        ends = torch.cat([number.new_zeros(1), number])[of.starts.long()]
+        has_rows = ends.diff() > 0
+        new_starts = torch.cat([ends[:1], ends[1:][has_rows]]).int()
+        lengths = of.lengths[has_rows]
+        sequences = Sequences(of.slots, of.block_table[has_rows], new_starts, lengths, self._plan(new_starts, lengths))
+        return replace(rows, sequences=sequences, computed=computed, same_as=number[firsts] - 1)
+
+    def _known_contexts(self, of: Sequences) -> list[Hashable]:
+        """Of each sequence, what is equal for two only if the keys and values before their rows are."""
+        block_size = self._attention.kv_cache.shape[2]
+        contexts: list[Hashable] = []
+        num_before = of.lengths - of.starts.diff()
+        for number, (tokens, blocks) in enumerate(zip(num_before.tolist(), of.block_table, strict=True)):
+            # A block that two of them have is the same memory, which vLLM shares where whole blocks are equal.
+            is_shareable = tokens % block_size == 0
+            contexts.append(tuple(blocks[: tokens // block_size].tolist()) if is_shareable else number)
+        return contexts
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: StreamRows) -> torch.Tensor:
-        """[rows, H d] of [rows, H d], [rows, H_kv d], [rows, H_kv d]; H and H_kv: heads of one stream."""
+        """[U, H d] of [U, H d], [U, H_kv d], [U, H_kv d], of computed rows; H and H_kv: heads of one stream."""
         of, attention = rows.sequences, self._attention
         if of is None:
             return torch.zeros_like(query)
         impl, size = attention.impl, attention.head_size
         query, key, value = (heads.view(heads.shape[0], -1, size) for heads in (query, key, value))
+        if rows.same_as is not None:
+            key, value = key[rows.same_as], value[rows.same_as]
         key_cache, value_cache = self._caches()
         scales = attention._k_scale_float, attention._v_scale_float, impl.kv_cache_dtype
         kernels = torch.ops._C

@@ -1,7 +1,7 @@
 """Several tokens for each row in one step of vLLM's scheduler: what a step costs beside its tokens is paid once.
 
     scheduler: rows × L tokens ─► the first, by vLLM's runner ─┬─► [B, n] tokens and log-probabilities, 1 ≤ n ≤ L
-                                  positions + 1, model, sample ┘ until a row writes its stop token
+                                         forward.next, sample ─┘ until a row writes its stop token
 
 Scheduling, the preparation of a batch, messages and their reading take a quarter of a step of a small model, and
 nothing in them depends on what is sampled. `rollout.vllm.scheduler.BurstScheduler` decides L, and tells it as vLLM
@@ -17,17 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from vllm.forward_context import set_forward_context
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
 from configs.library_layout import require_attributes
 from rollout.vllm.model.sampler import Sampled
 
-_RUNNER_PARTS = (
-    "input_ids", "positions", "query_start_loc", "optimistic_seq_lens_cpu", "vllm_config",
-    "_get_slot_mappings", "_build_attention_metadata",
-)  # fmt: skip
-_BATCH_PARTS = ("block_table", "token_ids_cpu", "is_token_ids", "num_tokens_no_spec")
+_BATCH_PARTS = ("token_ids_cpu", "is_token_ids", "num_tokens_no_spec")
 
 
 def tokens_a_row(scheduler_output: Any) -> int:
@@ -56,7 +51,6 @@ class Burst:
 
     def __init__(self, runner: Any, sampler: Any) -> None:
         """sampler: `rollout.vllm.model.first_runner.RunnerSampler`."""
-        require_attributes("vllm", runner, _RUNNER_PARTS, "its model runner")
         require_attributes("vllm", runner.input_batch, _BATCH_PARTS)
         self._runner = runner
         self._sampler = sampler
@@ -80,20 +74,8 @@ class Burst:
 
     def _sample_next(self, num_rows: int, tokens: np.ndarray) -> Sampled:
         """One more token for each row, after `tokens`, of which the runner knows nothing yet."""
-        runner = self._runner
-        runner.input_ids.gpu[:num_rows] = torch.from_numpy(tokens)
-        positions = runner.positions[:num_rows].add_(1)
-        runner.seq_lens[:num_rows].add_(1)
-        runner.optimistic_seq_lens_cpu[:num_rows].add_(1)
-        starts = runner.query_start_loc.gpu[: num_rows + 1]
-        runner.input_batch.block_table.compute_slot_mapping(num_rows, starts, positions)
-        of_groups, of_layers = runner._get_slot_mappings(num_rows, num_rows, num_rows)
-        attention, _ = runner._build_attention_metadata(
-            num_tokens=num_rows, num_reqs=num_rows, max_query_len=1, slot_mappings=of_groups
-        )
-        with set_forward_context(attention, runner.vllm_config, num_tokens=num_rows, slot_mapping=of_layers):
-            hidden = runner.model(input_ids=runner.input_ids.gpu[:num_rows], positions=positions)
-        sampled: Sampled = self._sampler.sample_rows(runner.model.compute_logits(hidden))
+        self._runner.seq_lens[:num_rows].add_(1)
+        sampled: Sampled = self._sampler.sample_rows(self._runner.model.model.on_cpu.next(torch.from_numpy(tokens)))
         return sampled
 
     def _keep(self, tokens: np.ndarray) -> None:
