@@ -66,14 +66,16 @@ class HoldingScheduler(_Holding, Scheduler):
 class BurstScheduler(HoldingScheduler):
     """For engines on a CPU: up to `BURST_TOKENS` tokens a row in one step, by `rollout.vllm.model.cpu.bursts`.
 
-    Such a step ends when a row does, and there is none while a request can join the batch or is in its prompt. So
-    nothing waits longer than for a few tokens: a request that comes meanwhile, new weights, an abort.
+    There is no such step while a request can join the batch or is in its prompt, and a row that ends does not end it: a
+    step for each end would cost more than the few tokens for which its place stays empty. So nothing waits longer than
+    for these: the next request, new weights, an abort.
     """
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         if (length := self._tokens_a_row()) > 1:
             for request in self.running:
-                request.spec_token_ids = [_TO_BE_SAMPLED] * (length - 1)
+                lacking = request.max_tokens - request.num_output_tokens
+                request.spec_token_ids = [_TO_BE_SAMPLED] * (min(length, lacking) - 1)
         return super().schedule(throttle_prefills)
 
     def make_spec_decoding_stats(self, *_: Any, **__: Any) -> None:
@@ -87,11 +89,14 @@ class BurstScheduler(HoldingScheduler):
             or (num_waiting and len(running) < self.max_num_running_reqs)
             # A block for each row is all that it can need. Nobody is preempted for the sake of tokens to come.
             or self.kv_cache_manager.block_pool.get_num_free_blocks() < len(running)
-            or any(request.num_tokens - request.num_computed_tokens != 1 for request in running)
+            or any(_is_in_prompt(request) for request in running)
         ):
             return 1
-        to_the_first_end = min(request.max_tokens - request.num_output_tokens for request in running)
-        return min(BURST_TOKENS, to_the_first_end, self.max_num_scheduled_tokens // len(running))
+        return min(BURST_TOKENS, self.max_num_scheduled_tokens // len(running))
+
+
+def _is_in_prompt(request: Any) -> bool:
+    return request.num_tokens - request.num_computed_tokens != 1 or not request.num_output_tokens
 
 
 class HoldingAsyncScheduler(_Holding, AsyncScheduler):

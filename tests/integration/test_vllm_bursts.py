@@ -7,7 +7,7 @@ a request joins, and both ways can be compared bit for bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,12 +62,13 @@ class Core:
         config = AsyncEngineArgs(**arguments).create_engine_config()
         self.core = EngineCore(config, Executor.get_class(config), log_stats=True)
 
-    def add(self, name: str, draws: bool, seed: int, length: int = 0) -> None:
+    def add(self, name: str, draws: bool, seed: int, length: int = 0, after: Sequence[int] = ()) -> None:
+        """after: tokens that another request has sampled with the same seed."""
         from vllm.v1.request import Request
 
         from rollout.vllm.requests import sampling_params
 
-        ids = [*PROMPT, 24 + seed % 8, *((self.checkpoint.special_ids.begin_of_image,) if draws else ())]
+        ids = [*PROMPT, 24 + seed % 8, *((self.checkpoint.special_ids.begin_of_image,) if draws else ()), *after]
         new = length or (NUM_IMAGE_TOKENS if draws else CONFIG.max_cot_tokens)
         request = SequenceRequest(name, "image" if draws else "cot", np.array(ids, np.int32), new, 1.0, 5.0, seed)
         params = sampling_params(request, self.checkpoint)
@@ -151,7 +152,23 @@ def with_an_abort_and_a_pause(core: Core) -> Sampled:
     return sampled
 
 
-SCENARIOS = (pictures, plans_and_pictures, with_little_cache, with_an_abort_and_a_pause)
+def after_others_that_ended_beside_them(core: Core) -> Sampled:
+    """Rows end one after the other within a step. What they leave in the prefix cache is read by those that come."""
+    for row in range(12):
+        core.add(f"picture {row}", draws=True, seed=row, length=20 + row)  # the cache's first block is full at 26
+    ended = core.run()
+    for row in range(12):
+        core.add(f"more of {row}", draws=True, seed=row, length=4, after=ended.tokens[f"picture {row}"])
+    return core.run(sampled=ended)
+
+
+SCENARIOS = (
+    pictures,
+    plans_and_pictures,
+    with_little_cache,
+    with_an_abort_and_a_pause,
+    after_others_that_ended_beside_them,
+)
 
 
 def _run_all(folder: Path) -> dict[str, tuple[Sampled, Sampled]]:

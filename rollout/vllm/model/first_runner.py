@@ -6,6 +6,7 @@ FirstRunnerWorker.load_model ─► model runner ─ hidden states ─► Runner
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from vllm.v1.outputs import ModelRunnerOutput, SamplerOutput
 
 from configs.library_layout import require_attributes
-from rollout.vllm.model.cpu.bursts import Burst, first_token_of, tokens_a_row
+from rollout.vllm.model.cpu.bursts import Burst, first_token_of, tokens_of_rows
 from rollout.vllm.model.guided_worker import GuidedWorker
 from rollout.vllm.model.row_settings import logprobs_tensors, settings_of
 from rollout.vllm.model.sampler import Batch, RowSettings, Sampled, TokenSampler
@@ -34,8 +35,8 @@ class RunnerSampler(torch.nn.Module):
         self._sample: TokenSampler = runner.model.token_sampler(self.logprobs_mode == "processed_logprobs")
         self._seen: Any = None
         self._batch: Batch | None = None
-        self._stops: list[tuple[int, list[int]]] = []
-        """Rows that end with one of some tokens."""
+        self._stops = np.empty(0, np.int64)
+        """[B]: the token with which a row ends, -1 where there is none."""
 
     def forward(self, logits: torch.Tensor, sampling_metadata: Any, **_: Any) -> SamplerOutput:
         """logits: what `GuidedJanus.compute_logits` returned, hidden states [B, S d]."""
@@ -53,9 +54,10 @@ class RunnerSampler(torch.nn.Module):
         # The tokens so far: those that are computed before this step and those that it computes.
         return self._sample(hidden, self._present_batch(), self._runner.seq_lens[: hidden.shape[0]].long())
 
-    def ends_a_row(self, tokens: np.ndarray) -> bool:
-        """Whether one of these tokens [B] is its row's last."""
-        return any(tokens[row] in stops for row, stops in self._stops)
+    def ends(self, tokens: np.ndarray) -> np.ndarray:
+        """bool [B]: whether a row ends with its token, of int64 [B], before it has as many as it asks for."""
+        is_last: np.ndarray = tokens == self._stops
+        return is_last
 
     def _present_batch(self) -> Batch:
         runner = self._runner
@@ -64,7 +66,8 @@ class RunnerSampler(torch.nn.Module):
             params = [runner.requests[request_id].sampling_params for request_id in runner.input_batch.req_ids]
             self._batch = Batch([settings_of(of_row) for of_row in params], runner.device)
             self._seen = metadata
-            self._stops = [(row, of_row.stop_token_ids) for row, of_row in enumerate(params) if of_row.stop_token_ids]
+            self._stops = np.array([stop for of_row in params for stop in of_row.stop_token_ids or [-1]])
+            assert len(self._stops) == len(params), "a row has several tokens that end it"
         return self._batch
 
     def _rehearse(self, hidden: torch.Tensor) -> SamplerOutput:
@@ -86,19 +89,19 @@ class FirstRunnerWorker(GuidedWorker):
         if (on_cpu := self.model_runner.model.model.on_cpu) is not None:
             on_cpu.rows_that_draw = sampler.rows_that_draw
         self._burst = Burst(self.model_runner, sampler)
-        self._tokens_a_row = 1
+        self._limits: Mapping[str, int] | None = None
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        self._tokens_a_row = tokens_a_row(scheduler_output)
-        return super().execute_model(scheduler_output if self._tokens_a_row == 1 else first_token_of(scheduler_output))
+        self._limits = tokens_of_rows(scheduler_output)
+        return super().execute_model(scheduler_output if self._limits is None else first_token_of(scheduler_output))
 
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: Any) -> Any:
         output = super().sample_tokens(grammar_output)
-        if self._tokens_a_row == 1:
+        if self._limits is None:
             return output
         assert isinstance(output, ModelRunnerOutput)
-        return self._burst.go_on(output, self._tokens_a_row)
+        return self._burst.go_on(output, self._limits)
 
 
 def _as_vllms(sampled: Sampled) -> SamplerOutput:

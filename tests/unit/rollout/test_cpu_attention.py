@@ -114,6 +114,23 @@ def test_rows_go_on_by_themselves_over_the_end_of_a_block(drawing: list[int] | N
     sequences.compute([1, 1, 1], drawing)
 
 
+@pytest.mark.parametrize("drawing", [None, [], [1], [0, 2]])
+def test_a_row_that_has_ended_is_computed_again_in_its_place(drawing: list[int] | None) -> None:
+    """Bit for bit: it reads and writes what it did, while the others go on."""
+    sequences = Sequences(num_streams=2)
+    sequences.compute([31, 5, 62], drawing)
+    sequences.compute([1, 1, 1], drawing)
+    attention, rows = sequences.attention, sequences.last
+    qkv = torch.randn(len(rows.positions), (HEADS + 2 * KV_HEADS) * SIZE, generator=GENERATOR)
+    once = attention(*qkv.split(PARTS, dim=-1), rows)
+    ends = torch.tensor([1, 0, 1], dtype=torch.int32)
+    again = attention.next_rows(rows, ends)
+    steps = rows.by_row(ends)
+    assert again.positions.tolist() == (rows.positions + steps).tolist()
+    assert again.sequences.slots[steps == 0].tolist() == rows.sequences.slots[steps == 0].tolist()
+    assert attention(*qkv.split(PARTS, dim=-1), again)[steps == 0].equal(once[steps == 0])
+
+
 def test_rows_that_begin_alike_are_computed_once() -> None:
     """What each row reads is a letter; the second stream reads `-` in the place of most."""
     sequences = Sequences(num_streams=2)

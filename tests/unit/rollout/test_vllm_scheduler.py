@@ -91,21 +91,22 @@ def running(max_tokens: int = 64, num_output_tokens: int = 3, left_of_prompt: in
 
 
 @pytest.mark.parametrize(
-    ("change", "tokens_a_row"),
+    ("change", "tokens_of_rows"),
     [
-        ({}, BURST_TOKENS),
-        ({"running": [running(), running(num_output_tokens=59)]}, 5),  # the second ends after five
-        ({"running": [running(num_output_tokens=63)]}, 1),
-        ({"running": [running(), running(left_of_prompt=4)]}, 1),
-        ({"waiting": 1}, 1),
-        ({"waiting": 1, "max_num_running_reqs": 2}, BURST_TOKENS),  # it cannot join
-        ({"free_blocks": 1}, 1),
-        ({"_pause_state": PauseState.PAUSED_ALL}, 1),
-        ({"max_num_scheduled_tokens": 7}, 3),
+        ({}, [BURST_TOKENS, BURST_TOKENS]),
+        ({"running": [running(), running(num_output_tokens=59)]}, [BURST_TOKENS, 5]),  # the second ends after five
+        ({"running": [running(num_output_tokens=63)]}, [1]),
+        ({"running": [running(), running(left_of_prompt=4)]}, [1, 1]),
+        ({"running": [running(), running(num_output_tokens=0)]}, [1, 1]),  # its prompt's last token is left
+        ({"waiting": 1}, [1, 1]),
+        ({"waiting": 1, "max_num_running_reqs": 2}, [BURST_TOKENS, BURST_TOKENS]),  # it cannot join
+        ({"free_blocks": 1}, [1, 1]),
+        ({"_pause_state": PauseState.PAUSED_ALL}, [1, 1]),
+        ({"max_num_scheduled_tokens": 7}, [3, 3]),
     ],
 )
 def test_rows_get_many_tokens_a_step_unless_something_waits_for_it(
-    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], tokens_a_row: int
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], tokens_of_rows: list[int]
 ) -> None:
     monkeypatch.setattr(Scheduler, "__init__", lambda self: None)
     monkeypatch.setattr(Scheduler, "schedule", lambda self, throttle_prefills: throttle_prefills)
@@ -122,4 +123,4 @@ def test_rows_get_many_tokens_a_step_unless_something_waits_for_it(
         monkeypatch.setattr(scheduler, name, part, raising=False)
     monkeypatch.setattr(scheduler, "get_request_counts", lambda: (len(given["running"]), given["waiting"]))
     assert scheduler.schedule(True) is True
-    assert {len(request.spec_token_ids) for request in given["running"]} == {tokens_a_row - 1}
+    assert [len(request.spec_token_ids) + 1 for request in given["running"]] == tokens_of_rows

@@ -73,15 +73,19 @@ class CpuAttention:
         plan = self._plan(starts, lengths)
         return StreamRows(num_tokens, self._num_streams, tokens, Sequences(slots, table, starts, lengths, plan))
 
-    def next_rows(self, rows: StreamRows) -> StreamRows:
-        """One more token of each sequence of `rows`, which have one of each; it lies in the block table already."""
+    def next_rows(self, rows: StreamRows, steps: torch.Tensor | None = None) -> StreamRows:
+        """One more token of each sequence of `rows`, which have one of each; it lies in the block table already.
+
+        steps: int32 [B], 0 for a sequence that has its row again; None: none has.
+        """
         of = rows.sequences
         assert of is not None
         assert not rows.hold_prompts
         block_size = self._attention.kv_cache.shape[2]
-        blocks = of.block_table.gather(1, (of.lengths // block_size).long().unsqueeze(-1)).squeeze(-1)
-        slots = blocks.long() * block_size + of.lengths % block_size
-        lengths = of.lengths + 1
+        lengths = of.lengths + (1 if steps is None else rows.by_row(steps))
+        places = lengths - 1
+        blocks = of.block_table.gather(1, (places // block_size).long().unsqueeze(-1)).squeeze(-1)
+        slots = blocks.long() * block_size + places % block_size
         plan = self._plan(of.starts, lengths)
         return replace(rows, sequences=replace(of, slots=slots, lengths=lengths, plan=plan))
 

@@ -43,11 +43,11 @@ class CpuForward:
         self._rows = rows
         return rows.by_token(self._layers(embeddings, positions, rows))
 
-    def next(self, tokens: torch.Tensor) -> torch.Tensor:
+    def next(self, tokens: torch.Tensor, steps: torch.Tensor | None = None) -> torch.Tensor:
         """[B, S d]: hidden states of one more token, int64 [B], of each sequence of the last pass, which has computed
-        one of each."""
+        one of each. steps: int32 [B], 0 for a sequence whose token is the last pass's; None: none is."""
         assert self._rows is not None
-        self._rows = rows = self._layers.attention.next_rows(self._rows)
+        self._rows = rows = self._layers.attention.next_rows(self._rows, steps)
         return rows.by_token(self._layers(self._embed_sampled(tokens, rows), rows.positions, rows))
 
     def _embed(self, input_ids: torch.Tensor, rows: StreamRows) -> tuple[torch.Tensor, torch.Tensor]:

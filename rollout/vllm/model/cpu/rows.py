@@ -62,6 +62,10 @@ class StreamRows:
         """[n, …] of [T, …]: of the tokens that are in the second stream."""
         return of_tokens if self.drawing is None else of_tokens[self.drawing]
 
+    def by_row(self, of_tokens: torch.Tensor) -> torch.Tensor:
+        """[rows, …] of [T, …]."""
+        return of_tokens if self.num_streams == 1 else torch.cat([of_tokens, self.of_second(of_tokens)])
+
     def of_computed(self, of_rows: torch.Tensor) -> torch.Tensor:
         """[U, …] of [rows, …]."""
         return of_rows if self.computed is None else of_rows[self.computed]
