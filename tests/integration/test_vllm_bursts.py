@@ -47,20 +47,21 @@ class Sampled:
 class Core:
     """vLLM's engine core in this process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, guidance_scale: float) -> None:
         from rollout.vllm.plugin import register
         from rollout.vllm.settings import engine_arguments, environment
 
-        os.environ.update(environment(CONFIG))
+        config = CONFIG.model_copy(update={"guidance_scale": guidance_scale})
+        os.environ.update(environment(config))
         register()
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.core import EngineCore
         from vllm.v1.executor.abstract import Executor
 
         self.checkpoint = JanusCheckpoint.from_pretrained(str(folder), None, weights=True)
-        arguments = engine_arguments(EngineSettings(str(folder), CONFIG), self.checkpoint)
-        config = AsyncEngineArgs(**arguments).create_engine_config()
-        self.core = EngineCore(config, Executor.get_class(config), log_stats=True)
+        arguments = engine_arguments(EngineSettings(str(folder), config), self.checkpoint)
+        of_vllm = AsyncEngineArgs(**arguments).create_engine_config()
+        self.core = EngineCore(of_vllm, Executor.get_class(of_vllm), log_stats=True)
 
     def add(self, name: str, draws: bool, seed: int, length: int = 0, after: Sequence[int] = ()) -> None:
         """after: tokens that another request has sampled with the same seed."""
@@ -171,11 +172,11 @@ SCENARIOS = (
 )
 
 
-def _run_all(folder: Path) -> dict[str, tuple[Sampled, Sampled]]:
+def _run_all(folder: Path, guidance_scale: float) -> dict[str, tuple[Sampled, Sampled]]:
     """By scenario: with one token a row in each step, and as shipped."""
     import rollout.vllm.scheduler as of_engines
 
-    core, shipped = Core(folder), of_engines.BURST_TOKENS
+    core, shipped = Core(folder, guidance_scale), of_engines.BURST_TOKENS
     results = {}
     for scenario in SCENARIOS:
         both = []
@@ -186,9 +187,9 @@ def _run_all(folder: Path) -> dict[str, tuple[Sampled, Sampled]]:
     return results
 
 
-@pytest.fixture(scope="module")
-def results() -> dict[str, tuple[Sampled, Sampled]]:
-    return isolated(1, _run_all, tiny_janus_folder(num_kv_heads=2))
+@pytest.fixture(scope="module", params=[5.0, 1.0], ids=["two streams", "one stream"])
+def results(request: pytest.FixtureRequest) -> dict[str, tuple[Sampled, Sampled]]:
+    return isolated(1, _run_all, tiny_janus_folder(num_kv_heads=2), request.param)
 
 
 @pytest.mark.parametrize("scenario", [scenario.__name__ for scenario in SCENARIOS])

@@ -39,6 +39,7 @@ class Sequences:
         self.keys: dict[tuple[int, int], list[torch.Tensor]] = {}
         self.lengths = [0, 0, 0]
         self.last: Any = None
+        self.seq_lens = torch.empty(0)
 
     def compute(
         self, counts: list[int], drawing: list[int] | None, ids: list[int] | None = None, goes_on: bool = False
@@ -59,11 +60,14 @@ class Sequences:
             query_start_loc=torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], dtype=torch.int32),
             seq_lens=torch.tensor(self.lengths, dtype=torch.int32),
         )
+        if not goes_on:
+            self.seq_lens = step.seq_lens
         second = range(3) if drawing is None else drawing
         rows = [(row, 0) for row, _ in places]
         if self.num_streams == 2:
             rows += [(row, 1) for row, _ in places if row in second]
         if goes_on:
+            self.seq_lens += 1  # as the runner's own, which the pass was described by
             of_pass = self.attention.next_rows(self.last)
             assert of_pass.positions.tolist() == [self.lengths[row] - 1 for row, _ in rows]
         else:
@@ -104,9 +108,9 @@ def test_rows_attend_to_their_own_sequence_and_stream(drawing: list[int] | None)
         sequences.compute(counts, drawing)
 
 
-@pytest.mark.parametrize("drawing", [None, [], [1], [0, 2]])
-def test_rows_go_on_by_themselves_over_the_end_of_a_block(drawing: list[int] | None) -> None:
-    sequences = Sequences(num_streams=2)
+@pytest.mark.parametrize(("num_streams", "drawing"), [(1, None), (2, None), (2, []), (2, [1]), (2, [0, 2])])
+def test_rows_go_on_by_themselves_over_the_end_of_a_block(num_streams: int, drawing: list[int] | None) -> None:
+    sequences = Sequences(num_streams)
     sequences.compute([30, 5, 62], drawing)
     sequences.compute([1, 1, 1], drawing)
     for _ in range(3):

@@ -53,7 +53,8 @@ class CpuAttention:
         if metadata is None:
             return StreamRows(num_tokens, self._num_streams, None, None)
         step = metadata[self._attention.layer_name]
-        slots, table, starts, lengths = step.slot_mapping, step.block_table, step.query_start_loc, step.seq_lens
+        slots, table, starts = step.slot_mapping, step.block_table, step.query_start_loc
+        lengths = step.seq_lens.clone()  # vLLM's own is changed by who goes on from this pass
         tokens = None
         if self._num_streams == 2:
             block_size = self._attention.kv_cache.shape[2]

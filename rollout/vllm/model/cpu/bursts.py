@@ -58,7 +58,7 @@ class Burst:
     def go_on(self, first: ModelRunnerOutput, limits: Mapping[str, int]) -> ModelRunnerOutput:
         """`first`, a token a row, with up to so many tokens a row in its place, by request."""
         assert first.logprobs is not None
-        inputs = self._runner.input_ids.gpu[: len(first.req_ids)].numpy()
+        inputs = self._runner.input_ids.gpu[: len(first.req_ids)].numpy()  # what each row has read last
         most = np.array([limits[request_id] for request_id in first.req_ids])
         tokens = [np.array([token for (token,) in first.sampled_token_ids])]
         logprobs = [first.logprobs.logprobs]
