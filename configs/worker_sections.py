@@ -155,7 +155,7 @@ class RolloutConfig(Section):
     kv_cache_gib: float | None = Field(
         None, gt=0, le=2**20, description="KV cache; null: 1 on a CPU, on a GPU what gpu_memory_utilization leaves"
     )
-    enforce_eager: bool = Field(False, description="no graphs, no compilation: slower steps on a GPU, quicker on a CPU")
+    enforce_eager: bool = Field(False, description="no graphs, no compilation: slower steps on a GPU, not on a CPU")
     colocate: bool = Field(
         False, description="engine i takes turns with learner rank i on one GPU, and sleeps while the learner learns"
     )

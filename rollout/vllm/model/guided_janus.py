@@ -16,7 +16,7 @@ Text needs no unconditional stream: its KV cache is not read later, since a pict
 is computed all the same, the cost of having both phases in one batch. On a CPU it is not (`cpu`), and the
 streams of a token lie apart: all rows of the first, then those of the second.
 
-This file, `first_runner` and `second_runner` beside it are all that depends on vLLM's model internals.
+This file, `cpu`, `first_runner` and `second_runner` beside it are all that depends on vLLM's model internals.
 """
 
 from __future__ import annotations

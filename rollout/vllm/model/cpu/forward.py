@@ -35,8 +35,7 @@ class CpuForward:
         """[T, S d] of int64 [T]: vLLM's present pass, as its forward context describes it."""
         rows = self._layers.attention.rows(len(input_ids), self.rows_that_draw())
         ids, embeddings = self._embed(input_ids, rows)
-        if self._num_streams == 2:
-            positions = torch.cat([positions, rows.of_second(positions)])
+        positions = rows.by_row(positions)
         if rows.hold_prompts:
             rows = self._layers.attention.without_repeats(rows, ids)
             embeddings, positions = rows.of_computed(embeddings), rows.of_computed(positions)

@@ -1,6 +1,6 @@
 """The layers of Janus's language model on a CPU, by vLLM's kernels and without the calls around them.
 
-A small model's step is made of such overhead: a layer is a dozen modules, each of which comes to its kernel through
+In a small model's step such overhead counts: a layer is a dozen modules, each of which comes to its kernel through
 half a dozen functions. vLLM computes a norm with eight operations of PyTorch, though it ships a kernel for it; its
 kernel for the activation takes three times as long as the two operations of PyTorch.
 """
